@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The wire types between the host's supervisor and the guest's agent, and the constants of their vsock connections.
+//!
+//! # Connections
+//!
+//! | who connects | vsock port | what flows |
+//! | --- | --- | --- |
+//! | agent to host (CID 2) | [`AGENT_PORT`] | ttrpc; the agent is the server. Opened once, when the agent is ready. |
+//! | host to agent | [`STREAM_PORT`] | one process stream; the host first sends its [stream id](STREAM_ID_LEN). |
+//!
+//! A stream carries raw bytes. For stdin, the host shuts its sending side down at end of file; for stdout and stderr
+//! the agent closes at end of file.
+
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated code")]
+
+/// The host's port that the agent connects to when it is ready to serve.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The guest's port that accepts process streams.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The guest's context id: every sandbox has its own vsock device, so all use the same.
+pub const GUEST_CID: u64 = 3;
+
+/// Length of the header of a stream connection: the stream id, a little-endian `u32` that is not 0.
+pub const STREAM_ID_LEN: usize = 4;
+
+/// The ttrpc code of an error whose details name a program that does not exist (exit status 127).
+pub const ERROR_PROGRAM_NOT_FOUND: ttrpc::Code = ttrpc::Code::NOT_FOUND;
+
+/// The ttrpc code of an error whose details name a program that cannot be executed (exit status 126).
+pub const ERROR_PROGRAM_NOT_EXECUTABLE: ttrpc::Code = ttrpc::Code::PERMISSION_DENIED;
+
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};

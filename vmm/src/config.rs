@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one description of a machine: what the supervisor hands to the VMM, as JSON on a descriptor.
+//!
+//! Every file and socket comes as the number of a descriptor that the VMM inherits, so that it opens nothing once it is
+//! jailed. Only the shared trees come as paths: the VMM binds them into its own mount namespace before it locks itself in.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that a machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The sandbox's id; names the process, nothing else.
+    pub id: String,
+    /// 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest memory, [`MIN_MEM_SIZE_MIB`] or more.
+    pub mem_size_mib: u64,
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm_fd: RawFd,
+    /// The guest kernel, an uncompressed x86-64 ELF.
+    pub kernel_fd: RawFd,
+    /// The guest image, an initramfs.
+    pub initramfs_fd: RawFd,
+    /// Words added to the kernel's command line.
+    #[serde(default)]
+    pub kernel_args: Vec<String>,
+    /// The vsock device's host side.
+    pub vsock: VsockConfig,
+    /// The shared trees of each share device; a device without trees is not made.
+    #[serde(default)]
+    pub private_trees: Vec<ShareTree>,
+    /// As above, for trees that the host may change.
+    #[serde(default)]
+    pub shared_trees: Vec<ShareTree>,
+    /// A file that receives the guest's console output, at most [`CONSOLE_LOG_MAX`] bytes of it.
+    pub console_fd: RawFd,
+    /// A pipe or socket that receives one [`crate::report::Report`] a line, as JSON. When its other end closes, the
+    /// supervisor is gone and the VMM ends.
+    pub report_fd: RawFd,
+    /// Whether to report trace points.
+    #[serde(default)]
+    pub trace: bool,
+}
+
+/// The host side of the vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// A listening Unix stream socket: a client writes `CONNECT <port>\n`, reads `OK <host port>\n`, and is connected to
+    /// that port of the guest.
+    pub listener_fd: RawFd,
+    /// A connected Unix stream socket: what the guest gets when it connects to `agent_port`. Given once; a second
+    /// connection to that port is refused.
+    pub agent_fd: RawFd,
+    /// The host's port that the agent connects to.
+    pub agent_port: u32,
+}
+
+/// A directory or a file of the host that the guest sees at the top of a share device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareTree {
+    /// Its name in the share: 1 to 64 of `[A-Za-z0-9_-]`.
+    pub name: String,
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Enforced by the host's kernel on the VMM's own mount of the tree.
+    pub read_only: bool,
+}
+
+/// Most vCPUs of a machine, as far as the guest kernel is configured.
+pub const MAX_VCPUS: u8 = 64;
+
+/// Least guest memory that boots.
+pub const MIN_MEM_SIZE_MIB: u64 = 64;
+
+/// Most bytes of console output that are kept; what comes after is counted, not kept, but the last 4 KiB always are.
+pub const CONSOLE_LOG_MAX: usize = 256 * 1024;
+
+/// The tag of the share device whose trees nobody else writes: cached hard, with write-back.
+pub const PRIVATE_TAG: &str = "private";
+
+/// The tag of the share device whose trees the host may change.
+pub const SHARED_TAG: &str = "shared";

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The virtual machine monitor: builds and runs the one KVM machine of a sandbox.
+
+pub mod config;
+pub mod report;
