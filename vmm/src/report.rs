@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the VMM tells the supervisor: one JSON object a line on the report descriptor.
 
+use std::fs::File;
+use std::io::Write;
+use std::sync::Mutex;
+
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// One line of the report.
@@ -45,4 +50,44 @@ pub enum End {
     },
     /// The supervisor's end of the report descriptor closed.
     Abandoned,
+}
+
+/// The VMM's end of the report descriptor.
+#[derive(Debug)]
+pub struct Reporter {
+    file: Mutex<File>,
+    trace: bool,
+}
+
+impl Reporter {
+    /// Reports to `file`; trace points only if `trace`.
+    #[must_use]
+    pub fn new(file: File, trace: bool) -> Self {
+        Self { file: Mutex::new(file), trace }
+    }
+
+    /// Sends one line. A supervisor that does not listen any more is found out by the main thread.
+    pub fn send(&self, report: &Report) {
+        if let (Ok(mut line), Ok(mut file)) = (serde_json::to_vec(report), self.file.lock()) {
+            line.push(b'\n');
+            let _ = file.write_all(&line);
+        }
+    }
+
+    /// Does a phase of the start, and reports how long it took if tracing.
+    pub fn phase<T>(&self, name: &str, work: impl FnOnce() -> T) -> T {
+        if !self.trace {
+            return work();
+        }
+        let begin_ns = now_ns();
+        let result = work();
+        self.send(&Report::Trace { name: name.to_owned(), begin_ns, end_ns: now_ns() });
+        result
+    }
+}
+
+/// The host's `CLOCK_MONOTONIC`.
+fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned())
 }

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The guest's console: the two registers of a serial port that the kernel's early console uses, and a log.
+//!
+//! The guest has no driver for it, so a quiet guest never touches it. What it prints goes to a file, bounded; the end of
+//! it stays in memory, since it is the end that says why a guest died.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+
+use crate::config::CONSOLE_LOG_MAX;
+
+/// The first port of the serial port (COM1).
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// How many ports it has.
+pub const SERIAL_PORT_LEN: u16 = 8;
+
+/// Transmit register, when the divisor is not selected.
+const TRANSMIT: u16 = 0;
+/// Line control register; bit 7 selects the divisor.
+const LINE_CONTROL: u16 = 3;
+const DIVISOR_SELECTED: u8 = 1 << 7;
+/// Line status register: transmitter empty and ready.
+const LINE_STATUS: u16 = 5;
+const TRANSMITTER_READY: u8 = 0x60;
+
+/// Longest line that is looked at or held back.
+const LINE_MAX: usize = 512;
+/// How much of the end is always kept.
+const TAIL_MAX: usize = 4096;
+/// How a kernel begins the line that says why it died.
+const PANIC_MARK: &[u8] = b"Kernel panic - not syncing: ";
+/// Longest panic message that is reported.
+const PANIC_MESSAGE_MAX: usize = 256;
+
+/// The console of a machine.
+#[derive(Debug)]
+pub struct Console {
+    log: File,
+    logged: usize,
+    line: Vec<u8>,
+    unlogged_tail: VecDeque<u8>,
+    panic: Option<String>,
+    line_control: u8,
+}
+
+impl Console {
+    /// A console that writes to `log`.
+    #[must_use]
+    pub fn new(log: File) -> Self {
+        Self { log, logged: 0, line: Vec::new(), unlogged_tail: VecDeque::new(), panic: None, line_control: 0 }
+    }
+
+    /// The guest reads the register at `offset` from [`SERIAL_PORT`].
+    #[must_use]
+    pub fn read(&self, offset: u16) -> u8 {
+        match offset {
+            LINE_CONTROL => self.line_control,
+            LINE_STATUS => TRANSMITTER_READY,
+            _ => 0,
+        }
+    }
+
+    /// The guest writes the register at `offset`.
+    pub fn write(&mut self, offset: u16, value: u8) {
+        match offset {
+            TRANSMIT if self.line_control & DIVISOR_SELECTED == 0 => self.transmit(value),
+            LINE_CONTROL => self.line_control = value,
+            _ => {}
+        }
+    }
+
+    fn transmit(&mut self, byte: u8) {
+        if byte == b'\r' {
+            return;
+        }
+        self.line.push(byte);
+        if byte == b'\n' || self.line.len() == LINE_MAX {
+            self.end_line();
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        if self.panic.is_none() {
+            self.panic = panic_message(&line);
+        }
+        let room = CONSOLE_LOG_MAX - TAIL_MAX - self.logged;
+        let (now, later) = line.split_at(line.len().min(room));
+        // A log that cannot be written (a full disk) is not worth a guest's life: the tail is kept all the same.
+        if self.log.write_all(now).is_ok() {
+            self.logged += now.len();
+        }
+        self.unlogged_tail.extend(later);
+        let excess = self.unlogged_tail.len().saturating_sub(TAIL_MAX);
+        self.unlogged_tail.drain(..excess);
+    }
+
+    /// Writes out what is held back; the machine has ended.
+    pub fn finish(&mut self) {
+        self.end_line();
+        let tail: Vec<u8> = self.unlogged_tail.drain(..).collect();
+        // As above: there is nobody left to tell.
+        let _ = self.log.write_all(&tail);
+    }
+
+    /// What the guest's kernel said when it panicked, printable and at most 256 bytes.
+    #[must_use]
+    pub fn panic_message(&self) -> Option<&str> {
+        self.panic.as_deref()
+    }
+}
+
+fn panic_message(line: &[u8]) -> Option<String> {
+    let start = line.windows(PANIC_MARK.len()).position(|window| window == PANIC_MARK)? + PANIC_MARK.len();
+    let message = &line[start..line.len().min(start + PANIC_MESSAGE_MAX)];
+    let printable = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { ' ' };
+    Some(message.iter().map(printable).collect::<String>().trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    fn console() -> (Console, File) {
+        let file = tempfile::tempfile().unwrap();
+        (Console::new(file.try_clone().unwrap()), file)
+    }
+
+    fn say(console: &mut Console, text: &[u8]) {
+        for byte in text {
+            console.write(TRANSMIT, *byte);
+        }
+    }
+
+    fn content(mut file: File) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn lines_are_logged() {
+        let (mut console, file) = console();
+        say(&mut console, b"one\r\ntwo");
+        console.finish();
+        assert_eq!(content(file), b"one\ntwo");
+    }
+
+    #[test]
+    fn the_divisor_is_not_output() {
+        let (mut console, file) = console();
+        console.write(LINE_CONTROL, DIVISOR_SELECTED);
+        console.write(TRANSMIT, b'x');
+        console.write(LINE_CONTROL, 3);
+        console.finish();
+        assert_eq!(content(file), b"");
+        assert_eq!(console.read(LINE_STATUS), TRANSMITTER_READY);
+    }
+
+    #[test]
+    fn a_panic_is_recognised_and_cleaned() {
+        let (mut console, _file) = console();
+        say(&mut console, b"[    0.1] Kernel panic - not syncing: No \x1bworking init.\n");
+        assert_eq!(console.panic_message(), Some("No  working init."));
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_keeps_its_end() {
+        let (mut console, file) = console();
+        for _ in 0..10_000 {
+            say(&mut console, b"0123456789012345678901234567890123456789012345678\n");
+        }
+        say(&mut console, b"the end");
+        console.finish();
+        let bytes = content(file);
+        assert!(bytes.len() <= CONSOLE_LOG_MAX + LINE_MAX);
+        assert!(bytes.ends_with(b"\nthe end"));
+    }
+}

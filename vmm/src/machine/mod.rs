@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Building the machine and running it to its end.
+//!
+//! ```text
+//! main thread       open descriptors, jail, devices, then waits: for the machine's end, or the supervisor's
+//!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
+//!   vcpu-N          runs a vCPU; answers its accesses
+//!   fs-TAG, vsock   a device's worker, from its activation on
+//! ```
+
+pub mod bus;
+pub mod console;
+mod run;
+mod setup;
+
+use std::sync::{Arc, Mutex};
+
+use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
+
+use crate::arch::x86_64::boot::BootError;
+use crate::config::{MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
+use crate::jail::JailError;
+use bus::Bus;
+use console::Console;
+
+pub use run::{describe, run};
+pub use setup::build;
+
+/// A machine that could not be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The configuration asks for something that no machine has.
+    #[error("{what} is {value}; it must be {allowed}")]
+    Config {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it may be.
+        allowed: String,
+    },
+    /// The VMM could not lock itself in.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The memory could not be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest could not be put into memory.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A host resource could not be had.
+    #[error("cannot {doing}")]
+    Host {
+        /// Completes "cannot …".
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A device could not be made.
+    #[error("cannot make the {device} device")]
+    Device {
+        /// The device.
+        device: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Machine {
+    /// Kept for its memory and interrupt controller, which the vCPUs use.
+    _vm: Vm,
+    vcpus: Vec<Vcpu>,
+    bus: Bus,
+    console: Arc<Mutex<Console>>,
+}
+
+/// Checks what the type of the configuration does not.
+fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+        let allowed = format!("1 to {MAX_VCPUS}");
+        return Err(MachineError::Config { what: "the number of vCPUs", value: config.vcpus.into(), allowed });
+    }
+    if config.mem_size_mib < MIN_MEM_SIZE_MIB {
+        let allowed = format!("{MIN_MEM_SIZE_MIB} MiB or more");
+        return Err(MachineError::Config { what: "guest memory in MiB", value: config.mem_size_mib, allowed });
+    }
+    Ok(())
+}
+
+/// What the set-up threads bring back.
+type Parts = (Kvm, Vm, Vec<Vcpu>);

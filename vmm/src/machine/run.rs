@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Running the machine until it ends, or until nobody wants it any more.
+
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use bulkhead_kvm::{Stop, Vcpu, VcpuError};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+use super::bus::Bus;
+use super::console::Console;
+use super::{Machine, MachineError};
+use crate::report::{End, Reporter};
+
+/// How a vCPU thread ended.
+type VcpuEnd = Result<Stop, VcpuError>;
+
+/// Runs the machine. `supervisor` is a descriptor that hangs up when the supervisor is gone.
+///
+/// # Errors
+///
+/// When a thread cannot be started; the guest has not run then, or only in part.
+pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Reporter) -> Result<End, MachineError> {
+    let host = |doing: &'static str| move |source| MachineError::Host { doing, source };
+    let ended = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("make an eventfd"))?);
+    let (sender, receiver) = channel();
+    let Machine { _vm, vcpus, bus, console } = machine;
+    reporter.phase("vcpu threads", || {
+        vcpus.into_iter().try_for_each(|vcpu| {
+            start_vcpu(vcpu, bus.clone(), sender.clone(), Arc::clone(&ended)).map_err(host("start a vCPU thread"))
+        })
+    })?;
+    reporter.phase("kernel entry", || ());
+    let end = match wait(supervisor, &ended, &receiver).map_err(|errno| host("wait for the machine")(errno.into()))? {
+        None => End::Abandoned,
+        Some(vcpu_end) => interpret(vcpu_end, &console),
+    };
+    console.lock().unwrap_or_else(PoisonError::into_inner).finish();
+    Ok(end)
+}
+
+fn start_vcpu(
+    mut vcpu: Vcpu,
+    mut bus: Bus,
+    sender: Sender<VcpuEnd>,
+    ended: Arc<EventFd>,
+) -> Result<(), std::io::Error> {
+    thread::Builder::new().name(format!("vcpu-{}", vcpu.id())).spawn(move || {
+        let end = vcpu.run(&mut bus);
+        // The first end is the machine's; who receives the later ones is gone.
+        let _ = sender.send(end);
+        let _ = ended.write(1);
+    })?;
+    Ok(())
+}
+
+/// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`).
+fn wait(supervisor: BorrowedFd<'_>, ended: &EventFd, receiver: &Receiver<VcpuEnd>) -> Result<Option<VcpuEnd>, Errno> {
+    loop {
+        let mut fds = [PollFd::new(supervisor, PollFlags::empty()), PollFd::new(borrow(ended), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result?,
+        };
+        if let Ok(end) = receiver.try_recv() {
+            return Ok(Some(end));
+        }
+        if fds[0].any() == Some(true) {
+            return Ok(None);
+        }
+    }
+}
+
+/// vmm-sys-util's eventfd offers its descriptor only as a number.
+fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open as long as `event` lives, which the lifetime says.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Tells the ends apart. A guest's kernel that panics resets the machine too: what it printed makes the difference.
+fn interpret(end: VcpuEnd, console: &Mutex<Console>) -> End {
+    let console = console.lock().unwrap_or_else(PoisonError::into_inner);
+    match (end, console.panic_message()) {
+        (Ok(Stop::Reset | Stop::Crash), Some(message)) => End::GuestPanic { message: message.to_owned() },
+        (Ok(Stop::Crash), None) => End::GuestPanic { message: "the guest gave no reason".to_owned() },
+        (Ok(Stop::Reset), None) => End::Shutdown,
+        (Ok(Stop::TripleFault), _) => End::TripleFault,
+        (Err(error), _) => End::KvmError { message: describe(&error) },
+    }
+}
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn console(text: &str) -> Mutex<Console> {
+        let mut console = Console::new(tempfile::tempfile().unwrap());
+        text.bytes().for_each(|byte| console.write(0, byte));
+        Mutex::new(console)
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_is_a_panic() {
+        let console = console("Kernel panic - not syncing: Attempted to kill init!\n");
+        let message = "Attempted to kill init!".to_owned();
+        assert_eq!(interpret(Ok(Stop::Reset), &console), End::GuestPanic { message });
+    }
+
+    #[test]
+    fn a_quiet_reset_is_a_shutdown() {
+        assert_eq!(interpret(Ok(Stop::Reset), &console("hello\n")), End::Shutdown);
+    }
+
+    #[test]
+    fn kvm_errors_say_what_kvm_said() {
+        let error = VcpuError::Internal { id: 0, suberror: 1, rip: 0x1000 };
+        let End::KvmError { message } = interpret(Err(error), &console("")) else { panic!("another end") };
+        assert!(message.contains("suberror 1, at instruction 0x1000"), "{message}");
+    }
+
+    #[test]
+    fn a_supervisor_that_hangs_up_ends_the_wait() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_sender, receiver) = channel();
+        drop(theirs);
+        let end = wait(ours.as_fd(), &EventFd::new(0).unwrap(), &receiver).unwrap();
+        assert!(end.is_none());
+    }
+}

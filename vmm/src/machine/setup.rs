@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Building the machine.
+//!
+//! Three things that wait for the kernel rather than work are done side by side: creating the VM (it waits for a grace
+//! period), loading the kernel (page faults), and building the jail.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
+use bulkhead_virtio::device::VirtioDevice;
+use bulkhead_virtio::fs::{CachePolicy, FsConfig, FsDevice};
+use bulkhead_virtio::mmio::MmioTransport;
+use bulkhead_virtio::rng::RngDevice;
+use bulkhead_virtio::vsock::{VsockConfig as VsockDeviceConfig, VsockDevice};
+
+use super::bus::Bus;
+use super::console::Console;
+use super::{Machine, MachineError, Parts, check};
+use crate::arch::x86_64::boot;
+use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG};
+use crate::jail::{self, Jail};
+use crate::report::Reporter;
+
+/// The guest's end of the kernel's command line: no console device but the early one, no waiting on panic.
+const KERNEL_ARGS: &str = "console=ttynull earlyprintk=serial,0x3f8,115200,keep quiet panic=-1 reboot=k";
+
+/// The guest's context id for vsock: each sandbox has a device of its own, so all are alike.
+const GUEST_CID: u64 = 3;
+
+/// Builds the machine that `config` describes, and locks the calling thread in.
+///
+/// # Errors
+///
+/// When a part cannot be had; the process must end then, since it may be half locked in.
+pub fn build(config: &MachineConfig, reporter: &Reporter) -> Result<Machine, MachineError> {
+    check(config)?;
+    let kvm_device = owned(config.kvm_fd);
+    let (jail, parts, memory) = thread::scope(|scope| {
+        let parts = thread::Builder::new()
+            .name("setup-kvm".into())
+            .spawn_scoped(scope, || reporter.phase("kvm set-up", || create_vm(kvm_device, config.vcpus)))
+            .map_err(|source| MachineError::Host { doing: "start a thread", source })?;
+        let memory = thread::Builder::new()
+            .name("setup-memory".into())
+            .spawn_scoped(scope, || reporter.phase("guest memory", || load_guest(config)))
+            .map_err(|source| MachineError::Host { doing: "start a thread", source })?;
+        let jail = reporter.phase("jail", || jail::enter(config));
+        // A panic in either ends the process, by the hook that `main` installs, before it could be joined.
+        let lost =
+            || MachineError::Host { doing: "set the machine up", source: std::io::Error::other("a thread died") };
+        Ok::<_, MachineError>((jail?, parts.join().map_err(|_| lost())??, memory.join().map_err(|_| lost())??))
+    })?;
+    reporter.phase("devices", || assemble(config, jail, parts, memory))
+}
+
+/// Takes over an inherited descriptor.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the supervisor has opened the descriptor for the VMM alone, and each field of the configuration is taken
+    // over exactly once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn create_vm(device: OwnedFd, vcpus: u8) -> Result<Parts, MachineError> {
+    let kvm = Kvm::new(device)?;
+    let vm = kvm.create_vm()?;
+    vm.create_irqchip()?;
+    let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+    Ok((kvm, vm, vcpus))
+}
+
+/// What the kernel and the image take before the devices are known: their words go to the command line later.
+fn load_guest(config: &MachineConfig) -> Result<(GuestMemory, StartState), MachineError> {
+    let memory = allocate(config.mem_size_mib)?;
+    let mut kernel = File::from(owned(config.kernel_fd));
+    let mut initramfs = File::from(owned(config.initramfs_fd));
+    let start = boot::load(&memory, config.vcpus, &mut kernel, &mut initramfs, &command_line(config))?;
+    Ok((memory, start))
+}
+
+fn device_count(config: &MachineConfig) -> u64 {
+    2 + u64::from(!config.private_trees.is_empty()) + u64::from(!config.shared_trees.is_empty())
+}
+
+fn command_line(config: &MachineConfig) -> String {
+    let windows = (0..device_count(config)).map(|index| Bus::kernel_word(index as usize));
+    let words = std::iter::once(KERNEL_ARGS.to_owned()).chain(windows).chain(config.kernel_args.iter().cloned());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn assemble(
+    config: &MachineConfig,
+    jail: Jail,
+    (kvm, mut vm, vcpus): Parts,
+    (memory, start): (GuestMemory, StartState),
+) -> Result<Machine, MachineError> {
+    vm.set_memory(memory.clone())?;
+    set_up_vcpus(&kvm, &vcpus, start)?;
+    let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
+    let mut bus = Bus::new(Arc::clone(&console));
+    for (name, device) in devices(config, jail)? {
+        let transport = MmioTransport::new(device, memory.clone())
+            .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
+        bus.attach(&vm, transport)?;
+    }
+    Ok(Machine { _vm: vm, vcpus, bus, console })
+}
+
+fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), MachineError> {
+    let count = vcpus.len() as u8; // checked to be at most MAX_VCPUS
+    for vcpu in vcpus {
+        let topology = VcpuTopology { id: vcpu.id(), count };
+        vcpu.set_up(kvm, topology, (vcpu.id() == 0).then_some(start))?;
+    }
+    Ok(())
+}
+
+/// The devices in the order of their windows; as many as [`device_count`] says.
+fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<(String, Box<dyn VirtioDevice>)>, MachineError> {
+    let vsock = VsockDevice::new(VsockDeviceConfig {
+        guest_cid: GUEST_CID,
+        listener: UnixListener::from(owned(config.vsock.listener_fd)),
+        agent: UnixStream::from(owned(config.vsock.agent_fd)),
+        agent_port: config.vsock.agent_port,
+    })
+    .map_err(|source| MachineError::Device { device: "vsock".into(), source: source.into() })?;
+    let mut devices: Vec<(String, Box<dyn VirtioDevice>)> = vec![("vsock".into(), Box::new(vsock))];
+    let trees = [(PRIVATE_TAG, CachePolicy::Private, jail.private), (SHARED_TAG, CachePolicy::Shared, jail.shared)];
+    for (tag, cache, root) in trees {
+        let Some(root) = root else { continue };
+        let doing = "duplicate a descriptor";
+        let proc_self_fd = jail.proc_self_fd.try_clone().map_err(|source| MachineError::Host { doing, source })?;
+        let device = FsDevice::new(FsConfig { tag: tag.into(), root, proc_self_fd, cache })
+            .map_err(|source| MachineError::Device { device: format!("{tag} file system"), source: source.into() })?;
+        devices.push((format!("{tag} file system"), Box::new(device)));
+    }
+    devices.push(("rng".into(), Box::new(RngDevice::new())));
+    Ok(devices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::layout;
+
+    #[test]
+    fn windows_follow_each_other() {
+        assert_eq!(Bus::kernel_word(0), "virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(Bus::kernel_word(2), format!("virtio_mmio.device=4K@0xd0002000:{}", layout::FIRST_IRQ + 2));
+    }
+}
