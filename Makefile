@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+# Build, test and install Bulkhead. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# The built tree has the layout of an installed one.
+TREE := target/bulkhead
+DEST := $(DESTDIR)$(PREFIX)
+PARTS := bin/bulkhead lib/bulkhead/bulkhead-vmm lib/bulkhead/vmlinux lib/bulkhead/initramfs.cpio
+
+# The agent is static. The musl target makes it smaller and is used where it is installed.
+MUSL := x86_64-unknown-linux-musl
+AGENT_TARGET := $(shell [ -d "$$(rustc --print target-libdir --target $(MUSL) 2>/dev/null)" ] && echo $(MUSL) || echo x86_64-unknown-linux-gnu)
+AGENT_FLAGS := -C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no
+AGENT := target/$(AGENT_TARGET)/agent/bulkhead-agent
+
+.PHONY: help
+help: ## Print this
+	@echo 'usage: make TARGET [PREFIX=/usr/local] [DESTDIR=] [KERNEL_SRC=TREE] [BULKHEAD_CACHE=FOLDER]'
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@echo
+	@echo 'tests/kvm-host/run COMMAND runs any command where KVM works, on any machine.'
+
+.PHONY: setup
+setup: ## Install the Debian packages that are missing (apt; as root or through sudo)
+	@.ci/setup
+
+.PHONY: build build-host build-agent build-kernel
+build: build-host build-agent build-kernel ## Build everything into target/bulkhead/, without running it
+	@install -d $(TREE)/bin $(TREE)/lib/bulkhead
+	@install -C -m 755 target/release/bulkhead $(TREE)/bin/bulkhead
+	@install -C -m 755 target/release/bulkhead-vmm $(TREE)/lib/bulkhead/bulkhead-vmm
+	@install -C -m 644 "$$(guest-kernel/build)" $(TREE)/lib/bulkhead/vmlinux
+	@target/release/bulkhead-rootfs-builder initramfs --agent $(AGENT) --output $(TREE)/lib/bulkhead/initramfs.cpio.new
+	@install -C -m 644 $(TREE)/lib/bulkhead/initramfs.cpio.new $(TREE)/lib/bulkhead/initramfs.cpio
+	@rm $(TREE)/lib/bulkhead/initramfs.cpio.new
+	@cd $(TREE) && for part in $(PARTS); do printf '%10d bytes  $(TREE)/%s\n' "$$(stat -c %s $$part)" $$part; done
+
+build-host:
+	$(CARGO) build --release -p bulkhead -p bulkhead-vmm -p bulkhead-rootfs-builder
+
+build-agent:
+	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --profile agent --target $(AGENT_TARGET) -p bulkhead-agent
+
+build-kernel:
+	@guest-kernel/build >/dev/null
+
+.PHONY: run
+run: setup build ## Run a busybox container and show its kernel beside the host's
+	@tests/demo/busybox $(TREE)
+
+.PHONY: test test-unit test-e2e check
+test: setup build ## Everything: format, clippy, unit tests, then end-to-end tests where KVM works
+	@tests/all fmt clippy unit e2e
+
+check: ## Format and clippy
+	@tests/all fmt clippy
+
+test-unit: ## Unit tests (neither KVM nor root)
+	@tests/all unit
+
+test-e2e: build ## End-to-end tests, where KVM works
+	@tests/all e2e
+
+.PHONY: bench bench-icount
+bench: setup build ## Measure starts beside QEMU, runc and crun
+	@tests/bench/run $(BENCH_ARGS)
+
+bench-icount: setup build ## The same on the instruction clock
+	@tests/bench/run --icount $(BENCH_ARGS)
+
+.PHONY: install uninstall
+install: ## Install the built tree into DESTDIR/PREFIX
+	@for part in $(PARTS); do [ -f $(TREE)/$$part ] || { echo "$(TREE)/$$part is not built, building first"; $(MAKE) build; break; }; done
+	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/doc/bulkhead
+	install -m 755 $(TREE)/bin/bulkhead $(DEST)/bin/bulkhead
+	install -m 755 $(TREE)/lib/bulkhead/bulkhead-vmm $(DEST)/lib/bulkhead/bulkhead-vmm
+	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
+	install -m 644 $(wildcard README.md LICENSE docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/
+
+uninstall: ## Remove what install put there
+	rm -f $(addprefix $(DEST)/,$(PARTS))
+	rm -rf $(DEST)/share/doc/bulkhead
+	-rmdir --ignore-fail-on-non-empty $(DEST)/lib/bulkhead
+
+.PHONY: clean
+clean: ## Remove target/ (the cache of kernels stays, see guest-kernel/README.md)
+	rm -rf target
