@@ -25,7 +25,7 @@ AGENT := target/$(AGENT_TARGET)/agent/bulkhead-agent
 help: ## Print this
 	@echo 'usage: make TARGET [PREFIX=/usr/local] [DESTDIR=] [KERNEL_SRC=TREE] [BULKHEAD_CACHE=FOLDER]'
 	@echo
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo
 	@echo 'tests/kvm-host/run COMMAND runs any command where KVM works, on any machine.'
 
