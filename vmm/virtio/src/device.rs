@@ -45,9 +45,30 @@ pub trait VirtioDevice: Send {
     /// The transport answers an error by setting `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// How the driver's notifications reach the device.
+    fn notification(&self) -> Notification {
+        Notification::Event
+    }
+
+    /// The driver has notified queue `queue`, which is one of the device's; only called on an active device whose
+    /// [`Self::notification`] is [`Notification::Call`], on the vCPU's own thread. To be short and never to block.
+    fn notify(&mut self, queue: u16) {
+        let _ = queue;
+    }
+
     /// Stops the device and forgets its queues: the driver has written 0 to the status register, or a worker failed.
     /// Returns only when nothing of the device touches guest memory any more.
     fn reset(&mut self);
+}
+
+/// How a driver's notification of a queue reaches the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notification {
+    /// Through the queue's [`ActiveQueue::event`], on which a thread of the device waits. The VMM registers it as
+    /// ioeventfd, so that the vCPU goes on at once.
+    Event,
+    /// Through [`VirtioDevice::notify`], while the vCPU waits: for devices that are asked rarely, and need no thread.
+    Call,
 }
 
 /// What a device gets to run.
@@ -81,6 +102,14 @@ pub struct ActivateError {
     /// The cause.
     #[source]
     pub source: std::io::Error,
+}
+
+/// Reads `data.len()` bytes at `offset` of a configuration space whose whole content is `config`; bytes beyond it are 0.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+    let count = data.len().min(config.len() - start);
+    data[..count].copy_from_slice(&config[start..start + count]);
+    data[count..].fill(0);
 }
 
 /// `InterruptStatus` bit 0: the device has used buffers (virtio 1.2, section 4.2.2).
