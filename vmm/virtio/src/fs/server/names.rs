@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names: looking them up, removing them, giving a file another.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, RenameFlags, Statx, linkat, renameat_with, unlinkat};
+use rustix::io::Errno;
+
+use super::super::reply::Entry;
+use super::super::request::Name;
+use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
+use super::inode::{Access, Inode};
+use super::{Server, host};
+use crate::fs::CachePolicy;
+
+impl Server {
+    pub(super) fn lookup(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        match self.find(directory, name) {
+            Ok((entry, stat)) => self.reply.entry(entry, &stat),
+            // Trees may yet be added to the top directory.
+            Err(Errno::NOENT) if self.cache == CachePolicy::Private && directory != ROOT_NODE => {
+                self.reply.negative_entry(self.valid_s());
+            }
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    }
+
+    /// Finds a name in a directory and counts a lookup of its node.
+    pub(super) fn find(&mut self, directory: u64, name: Name<'_>) -> Result<(Entry, Statx), Errno> {
+        let parent = self.nodes.get(directory)?;
+        let mount = parent.mount();
+        let descriptor = host::open_path(&parent.descriptor, name.as_c_str())?;
+        let stat = host::stat(&descriptor)?;
+        Ok((self.admit(mount, descriptor, Access::Path, &stat)?, stat))
+    }
+
+    /// Makes a node of a descriptor, or finds the one that there is, and counts a lookup of it. `mount` is that of the
+    /// directory that it was found in.
+    pub(super) fn admit(
+        &mut self,
+        mount: u64,
+        descriptor: OwnedFd,
+        access: Access,
+        stat: &Statx,
+    ) -> Result<Entry, Errno> {
+        let id = match self.nodes.look_up(stat) {
+            Some(id) => id,
+            None => self.nodes.insert(Inode::new(descriptor, access, stat))?,
+        };
+        let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
+        let attr_flags = if is_directory && stat.stx_mnt_id != mount { ATTR_SUBMOUNT } else { 0 };
+        Ok(Entry { node: id.node, generation: id.generation, valid_s: self.valid_s(), attr_flags })
+    }
+
+    pub(super) fn unlink(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        unlinkat(&self.changeable(directory)?.descriptor, name.as_c_str(), AtFlags::empty())
+    }
+
+    pub(super) fn rmdir(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        unlinkat(&self.changeable(directory)?.descriptor, name.as_c_str(), AtFlags::REMOVEDIR)
+    }
+
+    pub(super) fn rename(
+        &mut self,
+        (old_directory, old_name): (u64, Name<'_>),
+        (new_directory, new_name): (u64, Name<'_>),
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let allowed = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT;
+        let flags = RenameFlags::from_bits(flags).filter(|flags| allowed.contains(*flags)).ok_or(Errno::INVAL)?;
+        renameat_with(
+            &self.changeable(old_directory)?.descriptor,
+            old_name.as_c_str(),
+            &self.changeable(new_directory)?.descriptor,
+            new_name.as_c_str(),
+            flags,
+        )
+    }
+
+    pub(super) fn link(&mut self, target: u64, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        let target = self.changeable(target)?;
+        let mount = self.changeable(directory)?.mount();
+        // The magic link is followed, the file that it leads to is not.
+        linkat(
+            &self.proc_self_fd,
+            host::DescriptorName::new(&target.descriptor).as_c_str(),
+            &self.changeable(directory)?.descriptor,
+            name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
+        let descriptor = host::open_path(&self.changeable(directory)?.descriptor, name.as_c_str())?;
+        let stat = host::stat(&descriptor)?;
+        let entry = self.admit(mount, descriptor, Access::Path, &stat)?;
+        self.reply.entry(entry, &stat);
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The thread that owns a device's queues and its file server.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{GuestMemory as _, Permissions};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::buffers::{Buffers, MAX_BUFFERS};
+use super::device::CachePolicy;
+use super::server::{AttachError, Server, Unanswerable};
+use crate::device::{ActiveQueue, GuestMemory, Interrupt};
+
+/// What the thread works with.
+pub(super) struct Worker {
+    pub(super) memory: GuestMemory,
+    pub(super) queues: [ActiveQueue; 2],
+    pub(super) interrupt: Arc<Interrupt>,
+    pub(super) stop: Arc<Stop>,
+    pub(super) root: Arc<OwnedFd>,
+    pub(super) proc_self_fd: Arc<OwnedFd>,
+    pub(super) cache: CachePolicy,
+}
+
+/// How the thread is told to end.
+#[derive(Debug)]
+pub(super) struct Stop {
+    is_set: AtomicBool,
+    event: EventFd,
+}
+
+impl Stop {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { is_set: AtomicBool::new(false), event: EventFd::new(EFD_NONBLOCK)? })
+    }
+
+    pub(super) fn set(&self) {
+        self.is_set.store(true, Ordering::Release);
+        // An eventfd's write fails only when it has been written to before.
+        let _ = self.event.write(1);
+    }
+
+    /// Looked at before each request, so that a driver that never ceases to ask does not keep the thread.
+    fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+}
+
+/// Why the thread has stopped serving. The device then needs a reset.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error("cannot set the file server up")]
+    Attach(#[from] AttachError),
+    #[error("cannot wait for the driver")]
+    Wait(#[from] io::Error),
+    #[error("the driver broke a queue's rings")]
+    Queue(#[from] virtio_queue::Error),
+    #[error("a descriptor chain names memory that is not the guest's")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("a descriptor chain has a readable buffer behind a writable one")]
+    Order,
+    #[error("a descriptor chain names more than {MAX_BUFFERS} buffers")]
+    TooManyBuffers,
+    #[error(transparent)]
+    Unanswerable(#[from] Unanswerable),
+}
+
+/// Starts the thread.
+pub(super) fn spawn(name: &str, worker: Worker) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _guard = AbortOnPanic;
+        let interrupt = Arc::clone(&worker.interrupt);
+        // Whatever the cause, it is the guest's loss alone: there is nobody else to tell.
+        if worker.run().is_err() {
+            interrupt.signal_needs_reset();
+        }
+    })
+}
+
+/// Ends the process when its thread panics.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Worker {
+    /// Serves both queues until told to stop.
+    fn run(self) -> Result<(), WorkerError> {
+        let Self { memory, mut queues, interrupt, stop, root, proc_self_fd, cache } = self;
+        let mut server = Server::attach(&root, proc_self_fd, cache)?;
+        let mut buffers = Buffers::default();
+        let waiter = Waiter::new(&stop.event, &queues)?;
+        loop {
+            for active in &mut queues {
+                drain(active, &memory, (&interrupt, &stop), &mut server, &mut buffers)?;
+            }
+            if stop.is_set() {
+                return Ok(());
+            }
+            waiter.wait(&queues)?;
+        }
+    }
+}
+
+/// Waits for the driver, or for the end.
+struct Waiter(Epoll);
+
+impl Waiter {
+    fn new(stop: &EventFd, queues: &[ActiveQueue; 2]) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let [hiprio, requests] = queues;
+        for (index, event) in [&hiprio.event, &requests.event, stop].into_iter().enumerate() {
+            let interest = EpollEvent::new(EventSet::IN, index as u64);
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
+        }
+        Ok(Self(epoll))
+    }
+
+    fn wait(&self, queues: &[ActiveQueue; 2]) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 3];
+        let count = match self.0.wait(-1, &mut events) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            outcome => outcome.unwrap_or(0),
+        };
+        for event in events.iter().take(count) {
+            if let Some(active) = usize::try_from(event.data()).ok().and_then(|index| queues.get(index)) {
+                // Fails only where there is nothing to be read any more.
+                let _ = active.event.read();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves all that is available in a queue. The driver need not notify meanwhile.
+fn drain<'m>(
+    active: &mut ActiveQueue,
+    memory: &'m GuestMemory,
+    (interrupt, stop): (&Interrupt, &Stop),
+    server: &mut Server,
+    buffers: &mut Buffers<'m>,
+) -> Result<(), WorkerError> {
+    let queue = &mut active.queue;
+    loop {
+        queue.disable_notification(memory)?;
+        while let Some(chain) = queue.iter(memory)?.next() {
+            if stop.is_set() {
+                return Ok(());
+            }
+            let head = chain.head_index();
+            gather(chain, memory, buffers)?;
+            let written = server.serve(buffers)?;
+            buffers.clear();
+            queue.add_used(memory, head, written)?;
+            // At once, not when all is done: another of the guest's CPUs may wait for this one.
+            if queue.needs_notification(memory)? {
+                interrupt.signal_used();
+            }
+        }
+        if !queue.enable_notification(memory)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Finds a chain's buffers in memory.
+fn gather<'m>(
+    chain: impl Iterator<Item = Descriptor>,
+    memory: &'m GuestMemory,
+    buffers: &mut Buffers<'m>,
+) -> Result<(), WorkerError> {
+    buffers.clear();
+    for descriptor in chain {
+        let (direction, access) = if descriptor.is_write_only() {
+            (&mut buffers.writable, Permissions::Write)
+        } else if buffers.writable.is_empty() {
+            (&mut buffers.readable, Permissions::Read)
+        } else {
+            return Err(WorkerError::Order);
+        };
+        let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
+        for slice in memory.get_slices(descriptor.addr(), length, access)? {
+            direction.push(slice?);
+        }
+        if buffers.count() > MAX_BUFFERS {
+            return Err(WorkerError::TooManyBuffers);
+        }
+    }
+    Ok(())
+}
