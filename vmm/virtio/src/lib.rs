@@ -6,3 +6,4 @@ pub mod fs;
 pub mod mmio;
 pub mod rng;
 pub mod vsock;
+pub mod worker;
