@@ -1,2 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runtime.
+//! Bulkhead's command line and supervisor.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | `cli`, `commands` | the command line; one verb a file |
+//! | `spec` | config.json: from bytes to what the guest's agent is told |
+//! | `storage` | which trees of the host the guest gets to see |
+//! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit |
+//! | `install` | where the VMM, the kernel and the guest image lie |
+//! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
+
+mod cli;
+mod commands;
+mod install;
+mod logging;
+mod spec;
+mod storage;
+mod supervisor;
+mod text;
+mod trace;
+
+use std::panic;
+use std::process::ExitCode;
+
+/// Runs the program on the process' arguments and environment.
+#[must_use]
+pub fn main() -> ExitCode {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+        let payload = info.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+        logging::error(format_args!("internal error{place}: {}", text::one_line(message)));
+    }));
+    // What is set up is undone as the stack unwinds; the hook has told the cause.
+    panic::catch_unwind(cli::run).unwrap_or(ExitCode::FAILURE)
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line: options that go before any verb, as runc has them, and the verbs.
+
+use std::env;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{self, check, run, spec};
+use crate::logging::{self, LogFormat};
+use crate::text;
+
+/// Where sandboxes' state lives by default.
+const DEFAULT_ROOT: &str = "/run/bulkhead";
+
+/// What `--version` tells, as runc words it.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("BULKHEAD_COMMIT"), "\nspec: ", "1.2.1",);
+
+/// Runs OCI containers, each in its own KVM virtual machine.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version = VERSION, disable_version_flag = true, infer_long_args = false)]
+struct Cli {
+    /// Where the state of sandboxes is kept; a tmpfs is best [default: $BULKHEAD_ROOT, or /run/bulkhead]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Append log lines to FILE instead of stderr
+    #[arg(long, global = true, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Format of the lines in --log FILE
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
+
+    /// Log what is being done
+    #[arg(long, global = true)]
+    debug: bool,
+
+    /// Write the phases of a run to FILE, in Chrome's trace format
+    #[arg(long, global = true, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// Print the version
+    #[arg(long, short = 'v', action = clap::ArgAction::Version)]
+    version: Option<bool>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Spec(spec::Arguments),
+    Check(check::Arguments),
+}
+
+/// Parses the process' arguments, runs the verb, and tells what failed.
+pub(crate) fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if let Err(error) = logging::init(cli.log.as_deref(), cli.log_format, cli.debug) {
+        let path = cli.log.unwrap_or_default();
+        logging::error(format_args!("cannot open the log file {}: {error}", path.display()));
+        return ExitCode::FAILURE;
+    }
+    let root = cli.root.or_else(|| env::var_os("BULKHEAD_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from));
+    let global = commands::Global { root: root.unwrap_or_else(|| DEFAULT_ROOT.into()), trace: cli.trace };
+    let result = match cli.command {
+        Command::Run(arguments) => run::run(&global, arguments),
+        Command::Spec(arguments) => spec::run(&arguments),
+        Command::Check(arguments) => check::run(&global, &arguments),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            logging::error(format_args!("{}", text::chain(&*failure.error)));
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Help and version go to stdout and are no failure; a usage error is one line, and status 1 as with runc.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    logging::error(format_args!("{}", usage_line(&error.to_string())));
+    ExitCode::FAILURE
+}
+
+/// The message of clap's many lines: the first paragraph, and a pointer to the help.
+fn usage_line(rendered: &str) -> String {
+    let mut line = String::new();
+    for part in rendered.lines().map(str::trim).take_while(|part| !part.is_empty()) {
+        let part = part.strip_prefix("error: ").unwrap_or(part);
+        let _ = write!(line, "{}{part}", if line.is_empty() { "" } else { " " });
+    }
+    line.push_str(" (see `bulkhead --help`)");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn parse_run(line: &str) -> run::Arguments {
+        match parse(line).unwrap().command {
+            Command::Run(arguments) => arguments,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_id() {
+        let before = parse_run("bulkhead run --bundle /b --pid-file /p c1");
+        let after = parse_run("bulkhead run c1 -b /b --pid-file=/p");
+
+        assert_eq!(before, after);
+        assert_eq!(before.id, "c1");
+    }
+
+    #[test]
+    fn global_options_are_those_of_runc() {
+        let cli = parse("bulkhead --root /r --log /l --log-format json --debug --trace /t run c1").unwrap();
+
+        assert_eq!(cli.root, Some("/r".into()));
+        assert_eq!(cli.log, Some("/l".into()));
+        assert_eq!(cli.log_format, LogFormat::Json);
+        assert!(cli.debug);
+        assert_eq!(cli.trace, Some("/t".into()));
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        let absent = parse("bulkhead run").unwrap_err();
+        let unknown = parse("bulkhead frobnicate").unwrap_err();
+        let format = parse("bulkhead --log-format xml run c").unwrap_err();
+
+        assert_eq!(
+            usage_line(&absent.to_string()),
+            "the following required arguments were not provided: <ID> (see `bulkhead --help`)"
+        );
+        assert!(usage_line(&unknown.to_string()).starts_with("unrecognized subcommand 'frobnicate'"));
+        assert!(usage_line(&format.to_string()).starts_with("invalid value 'xml' for '--log-format <FORMAT>'"));
+    }
+
+    #[test]
+    fn the_version_has_the_lines_of_runc() {
+        let text = parse("bulkhead --version").unwrap_err().to_string();
+
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("bulkhead "), "{text}");
+        assert!(lines[1].starts_with("commit: "), "{text}");
+        assert!(lines[2].starts_with("spec: 1.2."), "{text}");
+    }
+}

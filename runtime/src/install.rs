@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the parts lie: the VMM, the guest's kernel and image, the KVM device.
+//!
+//! In falling order of precedence, for each part on its own:
+//!
+//! 1. an environment variable: `BULKHEAD_VMM`, `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_KVM`,
+//!    `BULKHEAD_BOOT_TIMEOUT_MS`; `BULKHEAD_LIB_DIR` for the folder of the first three;
+//! 2. the configuration file, `/etc/bulkhead/config.json` or the one named by `BULKHEAD_CONFIG`: a JSON object with any of
+//!    `vmm`, `kernel`, `initramfs`, `kvm`, `boot_timeout_ms`, `lib_dir`;
+//! 3. `../lib/bulkhead/` from the folder of the program's own file.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+const CONFIG_FILE: &str = "/etc/bulkhead/config.json";
+const KVM_DEVICE: &str = "/dev/kvm";
+const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The first bytes of an ELF file.
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// The first bytes of a `newc` cpio archive.
+const CPIO_MAGIC: &[u8] = b"070701";
+/// The first bytes of a gzip file.
+const GZIP_MAGIC: &[u8] = b"\x1f\x8b";
+/// The first bytes of a zstd frame.
+const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
+
+/// The places of all parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Install {
+    /// The VMM's program.
+    pub(crate) vmm: PathBuf,
+    /// The guest's kernel.
+    pub(crate) kernel: PathBuf,
+    /// The guest's image.
+    pub(crate) initramfs: PathBuf,
+    /// The KVM device.
+    pub(crate) kvm: PathBuf,
+    /// How long a guest may take until its agent answers.
+    pub(crate) boot_timeout: Duration,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile {
+    lib_dir: Option<PathBuf>,
+    vmm: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    kvm: Option<PathBuf>,
+    boot_timeout_ms: Option<u64>,
+}
+
+/// Parts that cannot be named.
+#[derive(Debug, Error)]
+pub(crate) enum FindPartsError {
+    #[error("cannot find the program's own file, so not its parts (BULKHEAD_LIB_DIR can name their folder)")]
+    OwnFile(#[source] io::Error),
+    #[error("cannot read the configuration file {}", .0.display())]
+    ReadConfig(PathBuf, #[source] io::Error),
+    #[error("the configuration file {} is wrong", .0.display())]
+    ParseConfig(PathBuf, #[source] serde_json::Error),
+    #[error("BULKHEAD_BOOT_TIMEOUT_MS is {0:?}, which is not a number of milliseconds from 1 to 3600000")]
+    BootTimeout(OsString),
+    #[error("boot_timeout_ms in {} is {ms}, which is not from 1 to 3600000", path.display())]
+    ConfigBootTimeout { path: PathBuf, ms: u64 },
+}
+
+/// A part that cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum OpenPartError {
+    #[error("cannot open the {part} {}{}", path.display(), hint(part))]
+    Open { part: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot read the {part} {}", path.display())]
+    Read { part: &'static str, path: PathBuf, source: io::Error },
+    #[error("the {part} {} is damaged: it does not begin as {kind} does; install it again", path.display())]
+    Damaged { part: &'static str, path: PathBuf, kind: &'static str },
+}
+
+fn hint(part: &str) -> &'static str {
+    match part {
+        "KVM device" => " (`bulkhead check` says what is missing)",
+        _ => " (is Bulkhead installed completely? `bulkhead check` says)",
+    }
+}
+
+/// The parts that the VMM gets as descriptors.
+#[derive(Debug)]
+pub(crate) struct OpenParts {
+    /// The KVM device, for reading and writing.
+    pub(crate) kvm: File,
+    /// The guest's kernel.
+    pub(crate) kernel: File,
+    /// The guest's image.
+    pub(crate) initramfs: File,
+}
+
+impl Install {
+    /// Finds the parts as the module's documentation says; opens none.
+    ///
+    /// # Errors
+    ///
+    /// The configuration file or a variable is wrong.
+    pub(crate) fn find() -> Result<Self, FindPartsError> {
+        let named = env::var_os("BULKHEAD_CONFIG").map(PathBuf::from);
+        let file = named.as_deref().unwrap_or(Path::new(CONFIG_FILE));
+        let config = match fs::read(file) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map_err(|error| FindPartsError::ParseConfig(file.to_owned(), error))?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => ConfigFile::default(),
+            Err(error) => return Err(FindPartsError::ReadConfig(file.to_owned(), error)),
+        };
+        if let Some(ms) = config.boot_timeout_ms.filter(|ms| !valid_timeout(*ms)) {
+            return Err(FindPartsError::ConfigBootTimeout { path: file.to_owned(), ms });
+        }
+        Self::from_sources(&|name| env::var_os(name).filter(|value| !value.is_empty()), config, &|| {
+            Ok(env::current_exe()?.canonicalize()?)
+        })
+    }
+
+    fn from_sources(
+        variable: &dyn Fn(&str) -> Option<OsString>,
+        config: ConfigFile,
+        own_file: &dyn Fn() -> io::Result<PathBuf>,
+    ) -> Result<Self, FindPartsError> {
+        let lib_dir = match variable("BULKHEAD_LIB_DIR").map(PathBuf::from).or(config.lib_dir) {
+            Some(dir) => dir,
+            None => {
+                let program = own_file().map_err(FindPartsError::OwnFile)?;
+                let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+                prefix.join("lib/bulkhead")
+            }
+        };
+        let place = |name: &str, configured: Option<PathBuf>, file: &str| {
+            variable(name).map(PathBuf::from).or(configured).unwrap_or_else(|| lib_dir.join(file))
+        };
+        let boot_timeout = match (variable("BULKHEAD_BOOT_TIMEOUT_MS"), config.boot_timeout_ms) {
+            (Some(text), _) => {
+                let ms = text.to_str().and_then(|text| text.parse().ok()).filter(|ms| valid_timeout(*ms));
+                Duration::from_millis(ms.ok_or(FindPartsError::BootTimeout(text))?)
+            }
+            (None, Some(ms)) => Duration::from_millis(ms),
+            (None, None) => DEFAULT_BOOT_TIMEOUT,
+        };
+        Ok(Self {
+            vmm: place("BULKHEAD_VMM", config.vmm, "bulkhead-vmm"),
+            kernel: place("BULKHEAD_KERNEL", config.kernel, "vmlinux"),
+            initramfs: place("BULKHEAD_INITRAMFS", config.initramfs, "initramfs.cpio"),
+            kvm: variable("BULKHEAD_KVM").map(PathBuf::from).or(config.kvm).unwrap_or_else(|| KVM_DEVICE.into()),
+            boot_timeout,
+        })
+    }
+
+    /// Opens what the VMM gets as descriptors, and looks at the first bytes of each file.
+    ///
+    /// # Errors
+    ///
+    /// A part that is absent, not readable, or plainly not what it should be.
+    pub(crate) fn open(&self) -> Result<OpenParts, OpenPartError> {
+        Ok(OpenParts { kvm: self.open_kvm()?, kernel: self.open_kernel()?, initramfs: self.open_initramfs()? })
+    }
+
+    /// Opens the KVM device.
+    pub(crate) fn open_kvm(&self) -> Result<File, OpenPartError> {
+        let opened = File::options().read(true).write(true).open(&self.kvm);
+        opened.map_err(|source| OpenPartError::Open { part: "KVM device", path: self.kvm.clone(), source })
+    }
+
+    /// Opens the guest's kernel.
+    pub(crate) fn open_kernel(&self) -> Result<File, OpenPartError> {
+        open_file("guest kernel", &self.kernel, &[ELF_MAGIC], "an ELF file")
+    }
+
+    /// Opens the guest's image.
+    pub(crate) fn open_initramfs(&self) -> Result<File, OpenPartError> {
+        open_file("guest image", &self.initramfs, &[CPIO_MAGIC, GZIP_MAGIC, ZSTD_MAGIC], "a cpio archive")
+    }
+}
+
+fn valid_timeout(ms: u64) -> bool {
+    (1..=3_600_000).contains(&ms)
+}
+
+fn open_file(part: &'static str, path: &Path, magics: &[&[u8]], kind: &'static str) -> Result<File, OpenPartError> {
+    let file = File::open(path).map_err(|source| OpenPartError::Open { part, path: path.to_owned(), source })?;
+    let mut head = [0; 6];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) if magics.iter().any(|magic| head.starts_with(magic)) => Ok(file),
+        Err(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(OpenPartError::Read { part, path: path.to_owned(), source })
+        }
+        _ => Err(OpenPartError::Damaged { part, path: path.to_owned(), kind }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(variables: &[(&str, &str)], config: &str) -> Result<Install, FindPartsError> {
+        let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        Install::from_sources(&variable, serde_json::from_str(config).unwrap(), &|| Ok("/opt/x/bin/bulkhead".into()))
+    }
+
+    #[test]
+    fn parts_lie_beside_the_program_by_default() {
+        let install = find(&[], "{}").unwrap();
+
+        assert_eq!(install.vmm, Path::new("/opt/x/lib/bulkhead/bulkhead-vmm"));
+        assert_eq!(install.kernel, Path::new("/opt/x/lib/bulkhead/vmlinux"));
+        assert_eq!(install.initramfs, Path::new("/opt/x/lib/bulkhead/initramfs.cpio"));
+        assert_eq!(install.kvm, Path::new("/dev/kvm"));
+        assert_eq!(install.boot_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_variable_goes_before_the_file_and_a_part_before_the_folder() {
+        let variables = [("BULKHEAD_LIB_DIR", "/v"), ("BULKHEAD_KERNEL", "/k"), ("BULKHEAD_BOOT_TIMEOUT_MS", "5")];
+        let config = r#"{"lib_dir": "/c", "kernel": "/ck", "initramfs": "/ci", "boot_timeout_ms": 7}"#;
+
+        let install = find(&variables, config).unwrap();
+
+        assert_eq!(install.vmm, Path::new("/v/bulkhead-vmm"));
+        assert_eq!(install.kernel, Path::new("/k"));
+        assert_eq!(install.initramfs, Path::new("/ci"));
+        assert_eq!(install.boot_timeout, Duration::from_millis(5));
+    }
+
+    #[test]
+    fn a_timeout_that_is_no_number_or_out_of_range_is_refused() {
+        for value in ["soon", "0", "-1", "3600001"] {
+            let found = find(&[("BULKHEAD_BOOT_TIMEOUT_MS", value)], "{}");
+            assert!(matches!(found, Err(FindPartsError::BootTimeout(_))), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_short_or_something_else_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinux");
+        for content in [&b""[..], b"\x7fEL", b"PE file or so"] {
+            fs::write(&path, content).unwrap();
+            let opened = open_file("guest kernel", &path, &[ELF_MAGIC], "an ELF file");
+            assert!(matches!(opened, Err(OpenPartError::Damaged { .. })), "{content:?}");
+        }
+    }
+}

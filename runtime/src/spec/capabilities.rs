@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Capability names to the numbers of <linux/capability.h>.
+
+use bulkhead_protocol::agent::Capabilities;
+use oci_spec::runtime::{Capabilities as CapabilitySet, Capability, LinuxCapabilities};
+
+/// The wire form; sets are sorted. Absent sets are empty.
+#[must_use]
+pub(crate) fn translate(capabilities: &LinuxCapabilities) -> Capabilities {
+    Capabilities {
+        bounding: numbers(capabilities.bounding()),
+        effective: numbers(capabilities.effective()),
+        inheritable: numbers(capabilities.inheritable()),
+        permitted: numbers(capabilities.permitted()),
+        ambient: numbers(capabilities.ambient()),
+        ..Capabilities::default()
+    }
+}
+
+fn numbers(set: &Option<CapabilitySet>) -> Vec<u32> {
+    let mut numbers: Vec<u32> = set.iter().flatten().map(|capability| number(*capability)).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn number(capability: Capability) -> u32 {
+    use Capability::*;
+    match capability {
+        Chown => 0,
+        DacOverride => 1,
+        DacReadSearch => 2,
+        Fowner => 3,
+        Fsetid => 4,
+        Kill => 5,
+        Setgid => 6,
+        Setuid => 7,
+        Setpcap => 8,
+        LinuxImmutable => 9,
+        NetBindService => 10,
+        NetBroadcast => 11,
+        NetAdmin => 12,
+        NetRaw => 13,
+        IpcLock => 14,
+        IpcOwner => 15,
+        SysModule => 16,
+        SysRawio => 17,
+        SysChroot => 18,
+        SysPtrace => 19,
+        SysPacct => 20,
+        SysAdmin => 21,
+        SysBoot => 22,
+        SysNice => 23,
+        SysResource => 24,
+        SysTime => 25,
+        SysTtyConfig => 26,
+        Mknod => 27,
+        Lease => 28,
+        AuditWrite => 29,
+        AuditControl => 30,
+        Setfcap => 31,
+        MacOverride => 32,
+        MacAdmin => 33,
+        Syslog => 34,
+        WakeAlarm => 35,
+        BlockSuspend => 36,
+        AuditRead => 37,
+        Perfmon => 38,
+        Bpf => 39,
+        CheckpointRestore => 40,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_sorted_numbers() {
+        let text = r#"{"bounding": ["CAP_KILL", "CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"], "ambient": []}"#;
+        let capabilities: LinuxCapabilities = serde_json::from_str(text).unwrap();
+
+        let wire = translate(&capabilities);
+
+        assert_eq!(wire.bounding, [0, 5, 40]);
+        assert!(wire.ambient.is_empty() && wire.effective.is_empty());
+    }
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The parts of a configuration's `linux` that describe the container: namespaces, sysctls, devices, paths.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bulkhead_protocol::agent::{Device, Namespace, NamespaceKind};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType};
+
+use super::error::{FieldError, without_nul};
+use super::mount_options::propagation_flags;
+
+/// Sysctls of the IPC namespace, besides those under `fs.mqueue.`.
+const IPC_SYSCTLS: &[&str] = &[
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+];
+
+/// The namespaces of a container.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Namespaces(Vec<NamespaceKind>);
+
+impl Namespaces {
+    /// Checks the list. A container in a virtual machine always has a mount and a pid namespace.
+    pub(crate) fn translate(namespaces: &[LinuxNamespace]) -> Result<Self, FieldError> {
+        let mut kinds = Vec::with_capacity(namespaces.len() + 2);
+        for (index, namespace) in namespaces.iter().enumerate() {
+            let field = |name: &str| format!("linux.namespaces[{index}].{name}");
+            if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+                let what = format!("{} is a namespace of the host's kernel; the container has its own", path.display());
+                return Err(FieldError::unsupported(field("path"), what));
+            }
+            let kind = match namespace.typ() {
+                LinuxNamespaceType::Mount => NamespaceKind::MOUNT,
+                LinuxNamespaceType::Pid => NamespaceKind::PID,
+                LinuxNamespaceType::Ipc => NamespaceKind::IPC,
+                LinuxNamespaceType::Uts => NamespaceKind::UTS,
+                LinuxNamespaceType::Cgroup => NamespaceKind::CGROUP,
+                LinuxNamespaceType::Network => NamespaceKind::NETWORK,
+                LinuxNamespaceType::User => return Err(FieldError::unsupported(field("type"), "user namespaces")),
+                LinuxNamespaceType::Time => return Err(FieldError::unsupported(field("type"), "time namespaces")),
+            };
+            if kinds.contains(&kind) {
+                return Err(FieldError::invalid(field("type"), namespace.typ(), "given once only"));
+            }
+            kinds.push(kind);
+        }
+        for kind in [NamespaceKind::MOUNT, NamespaceKind::PID] {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        Ok(Self(kinds))
+    }
+
+    pub(crate) fn to_wire(&self) -> Vec<Namespace> {
+        self.0.iter().map(|kind| Namespace { kind: (*kind).into(), ..Namespace::default() }).collect()
+    }
+
+    fn has(&self, kind: NamespaceKind) -> bool {
+        self.0.contains(&kind)
+    }
+
+    /// Checks a `hostname` or `domainname`, which needs a UTS namespace and fits into 64 bytes.
+    pub(crate) fn check_name(&self, field: &'static str, name: &str) -> Result<(), FieldError> {
+        without_nul(|| field.to_owned(), name)?;
+        if name.len() > 64 {
+            return Err(FieldError::invalid(field, name, "at most 64 bytes long"));
+        }
+        if !name.is_empty() && !self.has(NamespaceKind::UTS) {
+            return Err(FieldError::invalid(field, name, "possible without a uts namespace in linux.namespaces"));
+        }
+        Ok(())
+    }
+
+    /// Checks that each sysctl belongs to a namespace of the container's own, as runc does.
+    pub(crate) fn check_sysctls(&self, sysctls: &HashMap<String, String>) -> Result<(), FieldError> {
+        for (key, value) in sysctls {
+            let field = format!("linux.sysctl[{key:?}]");
+            without_nul(|| field.clone(), key)?;
+            without_nul(|| field.clone(), value)?;
+            let dotted = dotted_sysctl(key);
+            let (kind, name) = if IPC_SYSCTLS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+                (NamespaceKind::IPC, "ipc")
+            } else if dotted.starts_with("net.") {
+                (NamespaceKind::NETWORK, "network")
+            } else if dotted == "kernel.domainname" {
+                (NamespaceKind::UTS, "uts")
+            } else if dotted == "kernel.hostname" {
+                return Err(FieldError::unsupported(field, "use the field hostname instead"));
+            } else {
+                return Err(FieldError::unsupported(field, "it does not belong to a namespace of the container"));
+            };
+            if !self.has(kind) {
+                let what = format!("the container has no {name} namespace in linux.namespaces");
+                return Err(FieldError::unsupported(field, what));
+            }
+            if dotted.split('.').any(|part| part.is_empty() || part == "..") || dotted.contains("/.") {
+                return Err(FieldError::invalid(field, key, "the name of a sysctl"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The dotted form of a name that may be dotted or slashed, as sysctl(8) reads it: the first separator decides, and
+/// then the other character stands for the separator inside a part.
+fn dotted_sysctl(key: &str) -> String {
+    let slashed = key.find(['.', '/']).is_some_and(|at| key.as_bytes()[at] == b'/');
+    if !slashed {
+        return key.to_owned();
+    }
+    key.chars()
+        .map(|c| match c {
+            '/' => '.',
+            '.' => '/',
+            other => other,
+        })
+        .collect()
+}
+
+/// Checks the devices and brings them to their wire form; they are nodes for the guest's own devices.
+pub(crate) fn devices(devices: &[LinuxDevice]) -> Result<Vec<Device>, FieldError> {
+    devices
+        .iter()
+        .enumerate()
+        .map(|(index, device)| {
+            let path = device.path().to_string_lossy().into_owned();
+            let field = |name: &str| format!("linux.devices[{index}].{name}");
+            absolute(|| field("path"), &path)?;
+            match device.typ() {
+                LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::P => {}
+                LinuxDeviceType::B => {
+                    return Err(FieldError::unsupported(field("type"), "handing block devices of the host to a guest"));
+                }
+                LinuxDeviceType::A => return Err(FieldError::invalid(field("type"), "a", "c, u or p")),
+            }
+            // Linux device numbers: 12 bits of major, 20 of minor.
+            for (name, number, max) in [("major", device.major(), 0xfff), ("minor", device.minor(), 0xf_ffff)] {
+                if !(0..=max).contains(&number) {
+                    return Err(FieldError::invalid(field(name), number, format!("from 0 to {max}")));
+                }
+            }
+            let mode = device.file_mode().unwrap_or(0o666);
+            // The file type bits that some engines leave in the mode say nothing that `type` does not.
+            let permissions = mode & !libc::S_IFMT;
+            if permissions > 0o7777 {
+                return Err(FieldError::invalid(field("fileMode"), mode, "permission bits"));
+            }
+            Ok(Device {
+                path,
+                kind: device.typ().as_str().to_owned(),
+                major: device.major(),
+                minor: device.minor(),
+                mode: permissions,
+                uid: device.uid().unwrap_or(0),
+                gid: device.gid().unwrap_or(0),
+                ..Device::default()
+            })
+        })
+        .collect()
+}
+
+/// Checks `maskedPaths` or `readonlyPaths`.
+pub(crate) fn check_paths(list: &'static str, paths: &[String]) -> Result<(), FieldError> {
+    paths.iter().enumerate().try_for_each(|(index, path)| absolute(|| format!("linux.{list}[{index}]"), path))
+}
+
+fn absolute(field: impl Fn() -> String, path: &str) -> Result<(), FieldError> {
+    without_nul(&field, path)?;
+    if Path::new(path).is_absolute() { Ok(()) } else { Err(FieldError::invalid(field(), path, "an absolute path")) }
+}
+
+/// The MS_* flags of `linux.rootfsPropagation`; 0 for the default.
+pub(crate) fn rootfs_propagation(name: &str) -> Result<u64, FieldError> {
+    if name.is_empty() {
+        return Ok(0);
+    }
+    propagation_flags(name)
+        .ok_or_else(|| FieldError::invalid("linux.rootfsPropagation", name, "a propagation mode such as private"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn namespaces(value: Value) -> Result<Namespaces, String> {
+        let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
+        Namespaces::translate(&list).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn mount_and_pid_are_always_there() {
+        let translated = namespaces(json!([{"type": "uts"}, {"type": "pid"}])).unwrap();
+
+        assert_eq!(translated, Namespaces(vec![NamespaceKind::UTS, NamespaceKind::PID, NamespaceKind::MOUNT]));
+    }
+
+    #[test]
+    fn what_cannot_cross_to_a_guest_is_refused() {
+        let cases = [
+            (json!([{"type": "network", "path": "/run/netns/x"}]), "linux.namespaces[0].path: not supported"),
+            (json!([{"type": "user"}]), "linux.namespaces[0].type: not supported: user namespaces"),
+            (json!([{"type": "time"}]), "linux.namespaces[0].type: not supported: time namespaces"),
+            (json!([{"type": "pid"}, {"type": "pid"}]), "linux.namespaces[1].type: \"pid\" is not given once only"),
+        ];
+        for (list, expected) in cases {
+            let error = namespaces(list).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        assert!(namespaces(json!([{"type": "ipc", "path": ""}])).is_ok());
+    }
+
+    #[test]
+    fn sysctls_must_belong_to_a_namespace_of_the_container() {
+        let all = namespaces(json!([{"type": "ipc"}, {"type": "network"}, {"type": "uts"}])).unwrap();
+        let none = namespaces(json!([])).unwrap();
+        let check = |namespaces: &Namespaces, key: &str| {
+            namespaces.check_sysctls(&HashMap::from([(key.to_owned(), "1".to_owned())])).is_ok()
+        };
+
+        for key in ["kernel.sem", "kernel/shmmax", "fs.mqueue.msg_max", "net.core.somaxconn", "net/ipv4/conf/eth0.1/x"]
+        {
+            assert!(check(&all, key), "{key}");
+            assert!(!check(&none, key), "{key}");
+        }
+        for key in ["kernel.hostname", "vm.swappiness", "kernel.panic", "net", "", "net...x", "net/../kernel/panic"] {
+            assert!(!check(&all, key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_hostname_needs_a_uts_namespace() {
+        let with = namespaces(json!([{"type": "uts"}])).unwrap();
+        let without = namespaces(json!([])).unwrap();
+
+        assert!(with.check_name("hostname", "box").is_ok());
+        assert!(with.check_name("hostname", &"x".repeat(65)).is_err());
+        assert!(without.check_name("hostname", "box").is_err());
+        assert!(without.check_name("hostname", "").is_ok());
+    }
+
+    #[test]
+    fn devices_are_checked_and_translated() {
+        let translate = |value: Value| {
+            let list: Vec<LinuxDevice> = serde_json::from_value(json!([value])).unwrap();
+            devices(&list).map_err(|error| error.to_string())
+        };
+
+        let fuse = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o020_666});
+        let fuse = translate(fuse).unwrap().remove(0);
+
+        assert_eq!((fuse.kind.as_str(), fuse.major, fuse.minor, fuse.mode), ("c", 10, 229, 0o666));
+        let cases = [
+            (json!({"path": "dev/x", "type": "c"}), "linux.devices[0].path: \"dev/x\" is not an absolute path"),
+            (json!({"path": "/x", "type": "b"}), "linux.devices[0].type: not supported"),
+            (json!({"path": "/x", "type": "c", "major": 4096}), "linux.devices[0].major: \"4096\" is not from 0"),
+            (json!({"path": "/x", "type": "c", "minor": -1}), "linux.devices[0].minor: \"-1\" is not from 0"),
+        ];
+        for (device, expected) in cases {
+            let error = translate(device).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn propagation_of_the_root_is_a_known_mode() {
+        assert_eq!(rootfs_propagation("").unwrap(), 0);
+        assert_eq!(rootfs_propagation("rslave").unwrap(), libc::MS_SLAVE | libc::MS_REC);
+        assert!(rootfs_propagation("sideways").is_err());
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How large a virtual machine a configuration needs.
+//!
+//! | | from an annotation | else from | else |
+//! | --- | --- | --- | --- |
+//! | vCPUs | `io.bulkhead.vcpus` | `linux.resources.cpu`: quota by period, rounded up, or the number of `cpus`; at most the host's | [`DEFAULT_VCPUS`] |
+//! | memory | `io.bulkhead.memory_mib` | `linux.resources.memory.limit` and [`MEMORY_OVERHEAD_MIB`] | [`DEFAULT_MEMORY_MIB`] |
+//! | more words for the kernel | `io.bulkhead.kernel_args` | | none |
+//!
+//! Guest memory costs the host nothing until the guest touches it.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use bulkhead_vmm::config::{MAX_VCPUS, MIN_MEM_SIZE_MIB};
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+
+use super::error::FieldError;
+use super::resources::DEFAULT_CPU_PERIOD_US;
+
+/// vCPUs of a machine whose configuration says nothing.
+pub(crate) const DEFAULT_VCPUS: u8 = 1;
+
+/// Memory of a machine whose configuration says nothing: enough for a package manager or a compiler.
+pub(crate) const DEFAULT_MEMORY_MIB: u64 = 512;
+
+/// What the guest's kernel and agent need beside the container's memory limit.
+pub(crate) const MEMORY_OVERHEAD_MIB: u64 = 96;
+
+/// Most memory of a machine: 1 TiB.
+const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// Most bytes of added words for the kernel's command line.
+const MAX_KERNEL_ARGS: usize = 1024;
+
+/// Highest CPU number in `cpus`, as in the kernel's largest configuration.
+const MAX_CPU: usize = 8191;
+
+const VCPUS: &str = "io.bulkhead.vcpus";
+const MEMORY_MIB: &str = "io.bulkhead.memory_mib";
+const KERNEL_ARGS: &str = "io.bulkhead.kernel_args";
+const ANNOTATIONS: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGS];
+
+/// The size of a machine, and where it runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// 1 to [`MAX_VCPUS`].
+    pub(crate) vcpus: u8,
+    /// [`MIN_MEM_SIZE_MIB`] or more.
+    pub(crate) mem_size_mib: u64,
+    /// Words added to the kernel's command line.
+    pub(crate) kernel_args: Vec<String>,
+    /// The CPUs of the host that the sandbox may use; empty for all.
+    pub(crate) host_cpus: Vec<usize>,
+}
+
+impl Machine {
+    /// Sizes a machine for a host of `host_cpus` CPUs.
+    pub(crate) fn translate(
+        annotations: &HashMap<String, String>,
+        resources: Option<&LinuxResources>,
+        host_cpu_count: usize,
+    ) -> Result<Self, FieldError> {
+        let unknown =
+            annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !ANNOTATIONS.contains(&key.as_str()));
+        if let Some(key) = unknown {
+            let what = format!("Bulkhead's annotations are {}", ANNOTATIONS.join(", "));
+            return Err(FieldError::unsupported(format!("annotations[{key:?}]"), what));
+        }
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        let host_cpus = match cpu.and_then(|cpu| cpu.cpus().as_deref()).filter(|list| !list.trim().is_empty()) {
+            Some(list) => parse_cpu_list(list)
+                .ok_or_else(|| FieldError::invalid("linux.resources.cpu.cpus", list, "a list of CPUs such as 0-3,7"))?,
+            None => Vec::new(),
+        };
+        let vcpus = match number(annotations, VCPUS, 1, MAX_VCPUS)? {
+            Some(vcpus) => vcpus,
+            None => vcpus_from(cpu, &host_cpus, host_cpu_count),
+        };
+        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit > 0);
+        let mem_size_mib = match (number(annotations, MEMORY_MIB, MIN_MEM_SIZE_MIB, MAX_MEMORY_MIB)?, limit) {
+            (Some(size), _) => size,
+            (None, Some(limit)) => {
+                let limit_mib = limit.unsigned_abs().div_ceil(1 << 20);
+                let size = limit_mib.saturating_add(MEMORY_OVERHEAD_MIB);
+                if size > MAX_MEMORY_MIB {
+                    // Whoever writes "a lot" means "no limit"; the cgroup has the exact value.
+                    DEFAULT_MEMORY_MIB
+                } else {
+                    size
+                }
+            }
+            (None, None) => DEFAULT_MEMORY_MIB,
+        };
+        Ok(Self { vcpus, mem_size_mib, kernel_args: kernel_args(annotations)?, host_cpus })
+    }
+}
+
+fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: usize) -> u8 {
+    let quota = cpu.and_then(LinuxCpu::quota).and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0);
+    let period = cpu.and_then(LinuxCpu::period).filter(|period| *period > 0).unwrap_or(DEFAULT_CPU_PERIOD_US);
+    let wanted = match quota {
+        Some(quota) => usize::try_from(quota.div_ceil(period)).unwrap_or(usize::MAX),
+        None if host_cpus.is_empty() => return DEFAULT_VCPUS,
+        None => host_cpus.len(),
+    };
+    let wanted = wanted.min(host_cpu_count).max(1);
+    u8::try_from(wanted).map_or(MAX_VCPUS, |wanted| wanted.min(MAX_VCPUS))
+}
+
+fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    annotations: &HashMap<String, String>,
+    key: &str,
+    min: T,
+    max: T,
+) -> Result<Option<T>, FieldError> {
+    let Some(text) = annotations.get(key) else {
+        return Ok(None);
+    };
+    match text.parse::<T>().ok().filter(|value| *value >= min && *value <= max) {
+        Some(value) => Ok(Some(value)),
+        None => {
+            Err(FieldError::invalid(format!("annotations[{key:?}]"), text, format!("a number from {min} to {max}")))
+        }
+    }
+}
+
+fn kernel_args(annotations: &HashMap<String, String>) -> Result<Vec<String>, FieldError> {
+    let Some(text) = annotations.get(KERNEL_ARGS) else {
+        return Ok(Vec::new());
+    };
+    if text.len() > MAX_KERNEL_ARGS || !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        let expected = format!("printable ASCII of at most {MAX_KERNEL_ARGS} bytes");
+        return Err(FieldError::invalid(format!("annotations[{KERNEL_ARGS:?}]"), text, expected));
+    }
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// A list such as `0-3,7`, sorted, each CPU once.
+fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > MAX_CPU {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn sized(annotations: Value, resources: Value) -> Result<Machine, String> {
+        let annotations = serde_json::from_value(annotations).unwrap();
+        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
+        Machine::translate(&annotations, Some(&resources), 8).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_silent_configuration_gets_the_defaults() {
+        let machine = Machine::translate(&HashMap::new(), None, 8).unwrap();
+
+        assert_eq!((machine.vcpus, machine.mem_size_mib), (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB));
+        assert!(machine.kernel_args.is_empty() && machine.host_cpus.is_empty());
+    }
+
+    #[test]
+    fn limits_size_the_machine() {
+        let cases = [
+            (json!({"memory": {"limit": 64 << 20}}), 1, 64 + MEMORY_OVERHEAD_MIB),
+            (json!({"memory": {"limit": (1 << 20) + 1}}), 1, 2 + MEMORY_OVERHEAD_MIB),
+            (json!({"memory": {"limit": i64::MAX}}), 1, DEFAULT_MEMORY_MIB),
+            (json!({"memory": {"limit": -1}}), 1, DEFAULT_MEMORY_MIB),
+            (json!({"cpu": {"quota": 150_000}}), 2, DEFAULT_MEMORY_MIB),
+            (json!({"cpu": {"quota": 10_000, "period": 5_000}}), 2, DEFAULT_MEMORY_MIB),
+            (json!({"cpu": {"quota": i64::MAX, "period": 1}}), 8, DEFAULT_MEMORY_MIB),
+            (json!({"cpu": {"quota": -1}}), 1, DEFAULT_MEMORY_MIB),
+            (json!({"cpu": {"cpus": "1-3,2,6"}}), 4, DEFAULT_MEMORY_MIB),
+        ];
+        for (resources, vcpus, mem_size_mib) in cases {
+            let machine = sized(json!({}), resources.clone()).unwrap();
+            assert_eq!((machine.vcpus, machine.mem_size_mib), (vcpus, mem_size_mib), "{resources}");
+        }
+    }
+
+    #[test]
+    fn annotations_win() {
+        let annotations = json!({
+            "io.bulkhead.vcpus": "3", "io.bulkhead.memory_mib": "200", "io.bulkhead.kernel_args": " debug  loglevel=7",
+            "org.example.other": "x",
+        });
+
+        let machine = sized(annotations, json!({"memory": {"limit": 1 << 30}, "cpu": {"quota": 800_000}})).unwrap();
+
+        assert_eq!((machine.vcpus, machine.mem_size_mib), (3, 200));
+        assert_eq!(machine.kernel_args, ["debug", "loglevel=7"]);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused() {
+        let cases = [
+            (
+                json!({"io.bulkhead.vcpus": "0"}),
+                "annotations[\"io.bulkhead.vcpus\"]: \"0\" is not a number from 1 to 64",
+            ),
+            (json!({"io.bulkhead.vcpus": "many"}), "annotations[\"io.bulkhead.vcpus\"]: \"many\" is not a number"),
+            (
+                json!({"io.bulkhead.memory_mib": "63"}),
+                "annotations[\"io.bulkhead.memory_mib\"]: \"63\" is not a number",
+            ),
+            (json!({"io.bulkhead.kernel_args": "a\nb"}), "annotations[\"io.bulkhead.kernel_args\"]: "),
+            (json!({"io.bulkhead.vcpu": "1"}), "annotations[\"io.bulkhead.vcpu\"]: not supported"),
+        ];
+        for (annotations, expected) in cases {
+            let error = sized(annotations, json!({})).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        for list in ["x", "3-1", "0-99999999999", "1,,2", "-1"] {
+            assert!(sized(json!({}), json!({"cpu": {"cpus": list}})).is_err(), "{list}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A bundle's config.json: from bytes to what the guest's agent is told and what machine it runs in.
+//!
+//! Every property of the OCI runtime specification 1.2 is honoured, or refused by name; `docs/oci.md` has the list.
+//! Everything is checked before anything is created.
+
+mod capabilities;
+mod error;
+mod linux;
+mod locate;
+mod machine;
+mod mount_options;
+mod mounts;
+mod process;
+mod resources;
+pub(crate) mod template;
+mod unknown;
+mod unsupported;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::{fs, thread};
+
+use bulkhead_protocol::agent::CreateContainerRequest;
+use oci_spec::runtime::Spec;
+
+pub(crate) use self::error::SpecError;
+use self::error::{FieldError, without_nul};
+use self::linux::Namespaces;
+pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
+use crate::logging;
+use crate::storage::{ShareError, Shares};
+
+/// The name of the configuration in a bundle.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+
+/// Most bytes of a configuration that are read.
+const MAX_CONFIG_SIZE: u64 = 16 << 20;
+
+/// A bundle's configuration, checked and translated.
+#[derive(Debug)]
+pub(crate) struct Translated {
+    /// What the agent is told; the id and the streams are the supervisor's to add.
+    pub(crate) request: CreateContainerRequest,
+    /// What the guest gets to see of the host's files.
+    pub(crate) shares: Shares,
+    /// The machine.
+    pub(crate) machine: Machine,
+}
+
+/// Reads and translates the configuration of a bundle.
+///
+/// # Errors
+///
+/// Names the file, the field, and its value.
+pub(crate) fn load(bundle: &Path) -> Result<Translated, SpecError> {
+    let bundle = fs::canonicalize(bundle).map_err(|error| SpecError::Bundle(bundle.to_owned(), error))?;
+    let path = bundle.join(CONFIG_FILE);
+    let spec = read(&path)?;
+    translate(&spec, &bundle).map_err(|error| SpecError::Field(path, error))
+}
+
+fn read(path: &Path) -> Result<Spec, SpecError> {
+    let failed = |error| SpecError::Read(path.to_owned(), error);
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut text = Vec::new();
+    let read = file.by_ref().take(MAX_CONFIG_SIZE + 1).read_to_end(&mut text).map_err(failed)? as u64;
+    if read > MAX_CONFIG_SIZE {
+        return Err(SpecError::TooLong { path: path.to_owned(), length, max: MAX_CONFIG_SIZE });
+    }
+    let spec: Spec = serde_json::from_slice(&text).map_err(|error| parse_error(path, &text, &error))?;
+    if logging::debug_enabled() {
+        report_unknown(path, &text, &spec);
+    }
+    Ok(spec)
+}
+
+fn parse_error(path: &Path, text: &[u8], error: &serde_json::Error) -> SpecError {
+    let (line, column) = (error.line(), error.column());
+    // The position is said once, in front.
+    let message = error.to_string();
+    let message = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
+    SpecError::Parse {
+        path: path.to_owned(),
+        line,
+        column,
+        field: locate::field_at(text, line, column),
+        message: crate::text::one_line(message),
+    }
+}
+
+fn report_unknown(path: &Path, text: &[u8], spec: &Spec) {
+    if let (Ok(given), Ok(understood)) = (serde_json::from_slice(text), serde_json::to_value(spec)) {
+        for property in unknown::unknown_properties(&given, &understood) {
+            logging::debug(format_args!("{}: the unknown property {property} is ignored", path.display()));
+        }
+    }
+}
+
+fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
+    check_version(spec.version())?;
+    unsupported::refuse_unsupported(spec)?;
+    let Some(process) = spec.process() else {
+        return Err(FieldError::missing("process", "it says what to run"));
+    };
+    let process = process::translate(process)?;
+
+    let linux = spec.linux().as_ref();
+    let namespaces = Namespaces::translate(list(linux.and_then(|linux| linux.namespaces().as_ref())))?;
+    let hostname = spec.hostname().clone().unwrap_or_default();
+    let domainname = spec.domainname().clone().unwrap_or_default();
+    namespaces.check_name("hostname", &hostname)?;
+    namespaces.check_name("domainname", &domainname)?;
+    let sysctls = linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+    namespaces.check_sysctls(&sysctls)?;
+    let masked_paths = linux.and_then(|linux| linux.masked_paths().clone()).unwrap_or_default();
+    let readonly_paths = linux.and_then(|linux| linux.readonly_paths().clone()).unwrap_or_default();
+    linux::check_paths("maskedPaths", &masked_paths)?;
+    linux::check_paths("readonlyPaths", &readonly_paths)?;
+    let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default();
+    let rootfs_propagation = linux::rootfs_propagation(propagation)?;
+    let devices = linux::devices(list(linux.and_then(|linux| linux.devices().as_ref())))?;
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
+
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let host_cpu_count = thread::available_parallelism().map_or(1, usize::from);
+    let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
+
+    let mut shares = Shares::default();
+    let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
+    let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, &mut shares)?;
+    let request = CreateContainerRequest {
+        rootfs: Some(rootfs).into(),
+        rootfs_readonly,
+        rootfs_propagation,
+        hostname,
+        domainname,
+        mounts,
+        devices,
+        namespaces: namespaces.to_wire(),
+        masked_paths,
+        readonly_paths,
+        sysctls,
+        process: Some(process).into(),
+        cgroup_settings,
+        ..CreateContainerRequest::default()
+    };
+    Ok(Translated { request, shares, machine })
+}
+
+/// An absent list is an empty one.
+fn list<T>(list: Option<&Vec<T>>) -> &[T] {
+    list.map_or(&[], Vec::as_slice)
+}
+
+/// Versions with the major number 1 are compatible with each other by the specification's own rule.
+fn check_version(version: &str) -> Result<(), FieldError> {
+    if version.is_empty() {
+        return Err(FieldError::missing("ociVersion", "it says which specification the file follows"));
+    }
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Option<Vec<u32>> = core.split('.').map(|part| part.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some([1, _, _]) => Ok(()),
+        _ => Err(FieldError::invalid("ociVersion", version, "a version 1.x.y")),
+    }
+}
+
+fn translate_root(
+    spec: &Spec,
+    bundle: &Path,
+    shares: &mut Shares,
+) -> Result<(bulkhead_protocol::agent::SharePath, bool), FieldError> {
+    let needed = "it names the folder of the root file system";
+    let root = spec.root().as_ref().ok_or_else(|| FieldError::missing("root", needed))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(FieldError::missing("root.path", needed));
+    }
+    without_nul(|| "root.path".to_owned(), &root.path().to_string_lossy())?;
+    let path: PathBuf = bundle.join(root.path());
+    let read_only = root.readonly().unwrap_or(false);
+    let share = shares.add_rootfs(&path, read_only).map_err(|error| match error {
+        ShareError::Path(error) => FieldError::path("root.path", path, error),
+        other => FieldError::path("root.path", path, std::io::Error::other(other)),
+    })?;
+    Ok((share, read_only))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The fields that are refused by name: what they ask for is not done, and ignoring them would let a container run
+//! with less protection, or with other meaning, than its author wrote.
+
+use oci_spec::runtime::{Hooks, Linux, Process, Spec};
+
+use super::error::FieldError;
+
+/// Refuses a configuration that uses a field which is not honoured. Empty and default values are not uses.
+pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<(), FieldError> {
+    if let Some(hooks) = spec.hooks() {
+        refuse_hooks(hooks)?;
+    }
+    let checks = [
+        (spec.solaris().is_some(), "solaris", "this is a Linux runtime"),
+        (spec.windows().is_some(), "windows", "this is a Linux runtime"),
+        (spec.zos().is_some(), "zos", "this is a Linux runtime"),
+        (spec.vm().is_some(), "vm", "the virtual machine is described by annotations (io.bulkhead.…)"),
+        (used(spec.uid_mappings()), "uidMappings", "user namespaces"),
+        (used(spec.gid_mappings()), "gidMappings", "user namespaces"),
+    ];
+    refuse(&checks)?;
+    if let Some(process) = spec.process() {
+        refuse_process(process)?;
+    }
+    spec.linux().as_ref().map_or(Ok(()), refuse_linux)
+}
+
+fn refuse_hooks(hooks: &Hooks) -> Result<(), FieldError> {
+    #[allow(deprecated, reason = "a configuration may still use it")]
+    let prestart = hooks.prestart();
+    let what = "hooks are not run";
+    refuse(&[
+        (used(prestart), "hooks.prestart", what),
+        (used(hooks.create_runtime()), "hooks.createRuntime", what),
+        (used(hooks.create_container()), "hooks.createContainer", what),
+        (used(hooks.start_container()), "hooks.startContainer", what),
+        (used(hooks.poststart()), "hooks.poststart", what),
+        (used(hooks.poststop()), "hooks.poststop", what),
+    ])
+}
+
+fn refuse_process(process: &Process) -> Result<(), FieldError> {
+    let named = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
+    // "unconfined" is how engines spell that no profile is wanted.
+    let apparmor = process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty() && name != "unconfined");
+    refuse(&[
+        (named(process.command_line()), "process.commandLine", "a Windows field; use process.args"),
+        (named(process.user().username()), "process.user.username", "a Windows field; use process.user.uid"),
+        (apparmor, "process.apparmorProfile", "AppArmor profiles in the guest"),
+        (named(process.selinux_label()), "process.selinuxLabel", "SELinux labels in the guest"),
+        (process.scheduler().is_some(), "process.scheduler", "scheduling policies"),
+        (process.io_priority().is_some(), "process.ioPriority", "I/O priorities"),
+        (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity", "CPU affinity of exec'd processes"),
+    ])
+}
+
+fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
+    let labelled = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
+    let cgroups_path = linux.cgroups_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+    let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    let time_offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
+    refuse(&[
+        (linux.seccomp().is_some(), "linux.seccomp", "system-call filters"),
+        (used(linux.uid_mappings()), "linux.uidMappings", "user namespaces"),
+        (used(linux.gid_mappings()), "linux.gidMappings", "user namespaces"),
+        (cgroups_path, "linux.cgroupsPath", "placing the sandbox in a cgroup of the host"),
+        (labelled, "linux.mountLabel", "SELinux labels in the guest"),
+        (linux.intel_rdt().is_some(), "linux.intelRdt", "cache and bandwidth allocation"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
+        (linux.personality().is_some(), "linux.personality", "execution domains"),
+        (net_devices, "linux.netDevices", "moving host network devices into a guest"),
+        (time_offsets, "linux.timeOffsets", "time namespaces"),
+    ])
+}
+
+fn used<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
+}
+
+fn refuse(checks: &[(bool, &str, &str)]) -> Result<(), FieldError> {
+    match checks.iter().find(|(used, ..)| *used) {
+        Some((_, field, what)) => Err(FieldError::unsupported(*field, *what)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn refused(value: serde_json::Value) -> Option<String> {
+        let spec: Spec = serde_json::from_value(value).unwrap();
+        refuse_unsupported(&spec).err().map(|error| error.field)
+    }
+
+    #[test]
+    fn each_unsupported_field_is_refused_by_name() {
+        let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+        let hook = json!([{"path": "/bin/true"}]);
+        let linux = [
+            ("seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})),
+            ("uidMappings", map.clone()),
+            ("gidMappings", map.clone()),
+            ("cgroupsPath", json!("/x")),
+            ("mountLabel", json!("l")),
+            ("intelRdt", json!({"closID": "c"})),
+            ("personality", json!({"domain": "LINUX32"})),
+            ("netDevices", json!({"eth0": {}})),
+            ("timeOffsets", json!({"boottime": {"secs": 1}})),
+        ];
+        for (field, value) in linux {
+            assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
+        }
+        for field in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
+            assert_eq!(refused(json!({"hooks": {field: hook}})), Some(format!("hooks.{field}")));
+        }
+        let process = [
+            ("apparmorProfile", json!("docker-default")),
+            ("selinuxLabel", json!("l")),
+            ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1})),
+            ("scheduler", json!({"policy": "SCHED_FIFO", "priority": 1})),
+            ("execCPUAffinity", json!({"initial": "0"})),
+            ("commandLine", json!("x")),
+        ];
+        for (field, value) in process {
+            let spec = json!({"process": {"cwd": "/", "user": {}, field: value}});
+            assert_eq!(refused(spec), Some(format!("process.{field}")));
+        }
+    }
+
+    #[test]
+    fn empty_and_default_values_are_not_refused() {
+        let spec = json!({
+            "hooks": {"prestart": [], "poststop": []},
+            "process": {"cwd": "/", "user": {}, "apparmorProfile": "", "selinuxLabel": ""},
+            "linux": {"uidMappings": [], "cgroupsPath": "", "mountLabel": "", "netDevices": {}, "timeOffsets": {}},
+        });
+        assert_eq!(refused(spec), None);
+        assert_eq!(refused(json!({"process": {"cwd": "/", "user": {}, "apparmorProfile": "unconfined"}})), None);
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which files of the host a guest gets to see: its root file system and the sources of its bind mounts, each a tree
+//! of a share device.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use bulkhead_protocol::agent::{ShareDevice, SharePath};
+use bulkhead_vmm::config::ShareTree;
+use nix::sys::stat::{major, minor};
+use thiserror::Error;
+
+/// The name of the tree that holds the root file system.
+const ROOTFS_TREE: &str = "rootfs";
+
+/// Devices of the host that every guest has as well: path in the guest, major, minor.
+const COMMON_DEVICES: &[(&str, u64, u64)] = &[
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// The trees of one sandbox, as they are collected.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Trees that nobody else writes while the sandbox lives.
+    pub(crate) private: Vec<ShareTree>,
+    /// Trees that the host may change at any time.
+    pub(crate) shared: Vec<ShareTree>,
+}
+
+/// Where the guest finds the source of a bind mount.
+#[derive(Debug, PartialEq)]
+pub(crate) enum BindSource {
+    /// In a shared tree.
+    Share {
+        /// The place.
+        path: SharePath,
+        /// Whether it is a directory.
+        is_dir: bool,
+    },
+    /// A device that the guest has itself, under this path.
+    GuestDevice(&'static str),
+}
+
+/// A source that cannot be shared with a guest.
+#[derive(Debug, Error)]
+pub(crate) enum ShareError {
+    #[error(transparent)]
+    Path(#[from] io::Error),
+    #[error("it is a {0}, which cannot be shared with a virtual machine")]
+    Kind(&'static str),
+    #[error("it is not a folder")]
+    NotAFolder,
+}
+
+impl Shares {
+    /// Takes the root file system.
+    ///
+    /// # Errors
+    ///
+    /// It is absent, or not a folder.
+    pub(crate) fn add_rootfs(&mut self, source: &Path, read_only: bool) -> Result<SharePath, ShareError> {
+        let source = fs::canonicalize(source)?;
+        if !fs::metadata(&source)?.is_dir() {
+            return Err(ShareError::NotAFolder);
+        }
+        self.private.push(ShareTree { name: ROOTFS_TREE.to_owned(), source, read_only });
+        Ok(share_path(ShareDevice::PRIVATE, ROOTFS_TREE))
+    }
+
+    /// Takes the source of a bind mount. The same source in the same mode is taken once.
+    ///
+    /// # Errors
+    ///
+    /// It is absent, or something that means nothing in another machine: a socket, a named pipe, most devices.
+    pub(crate) fn add_bind(&mut self, source: &Path, read_only: bool) -> Result<BindSource, ShareError> {
+        let source = fs::canonicalize(source)?;
+        let metadata = fs::metadata(&source)?;
+        let kind = metadata.file_type();
+        if kind.is_char_device() {
+            let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
+            let known = COMMON_DEVICES.iter().find(|(_, a, b)| (*a, *b) == (major, minor));
+            return known
+                .map(|(path, ..)| BindSource::GuestDevice(path))
+                .ok_or(ShareError::Kind("device of the host that the guest does not have"));
+        }
+        if !kind.is_dir() && !kind.is_file() {
+            let kind = match () {
+                () if kind.is_socket() => "Unix socket",
+                () if kind.is_fifo() => "named pipe",
+                () => "block device",
+            };
+            return Err(ShareError::Kind(kind));
+        }
+        let name = self.shared_tree(source, read_only);
+        Ok(BindSource::Share { path: share_path(ShareDevice::SHARED, &name), is_dir: kind.is_dir() })
+    }
+
+    fn shared_tree(&mut self, source: PathBuf, read_only: bool) -> String {
+        let same = self.shared.iter().find(|tree| tree.source == source && tree.read_only == read_only);
+        if let Some(tree) = same {
+            return tree.name.clone();
+        }
+        let name = format!("m{}", self.shared.len());
+        self.shared.push(ShareTree { name: name.clone(), source, read_only });
+        name
+    }
+}
+
+/// The top of a tree.
+fn share_path(device: ShareDevice, tree: &str) -> SharePath {
+    SharePath { device: device.into(), tree: tree.to_owned(), ..SharePath::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn folders_and_files_become_trees_once_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "").unwrap();
+        symlink(&file, dir.path().join("link")).unwrap();
+        let mut shares = Shares::default();
+
+        let folder = shares.add_bind(dir.path(), false).unwrap();
+        let by_name = shares.add_bind(&file, true).unwrap();
+        let by_link = shares.add_bind(&dir.path().join("link"), true).unwrap();
+        shares.add_bind(&file, false).unwrap();
+
+        assert!(matches!(folder, BindSource::Share { is_dir: true, .. }));
+        assert!(matches!(&by_name, BindSource::Share { is_dir: false, path } if path.tree == "m1"));
+        assert_eq!(by_name, by_link);
+        assert_eq!(shares.shared.iter().map(|tree| tree.read_only).collect::<Vec<_>>(), [false, true, false]);
+    }
+
+    #[test]
+    fn common_devices_are_the_guests_own() {
+        let bound = Shares::default().add_bind(Path::new("/dev/null"), false).unwrap();
+
+        assert_eq!(bound, BindSource::GuestDevice("/dev/null"));
+    }
+
+    #[test]
+    fn a_socket_cannot_be_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let _listener = UnixListener::bind(&socket).unwrap();
+
+        let error = Shares::default().add_bind(&socket, false).unwrap_err();
+
+        assert!(matches!(error, ShareError::Kind("Unix socket")), "{error}");
+    }
+
+    #[test]
+    fn an_absent_source_and_a_rootfs_that_is_a_file_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "").unwrap();
+        let mut shares = Shares::default();
+
+        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false), Err(ShareError::Path(_))));
+        assert!(matches!(shares.add_rootfs(&file, false), Err(ShareError::NotAFolder)));
+        assert_eq!(shares, Shares::default());
+    }
+}

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The state directory of a sandbox, `<root>/<id>/`, and the sweeping of those that a killed supervisor left.
+//!
+//! The directory itself carries a lock (flock(2)) that its supervisor holds for as long as it lives; the kernel drops it
+//! with the process, however it ends. So a directory whose lock is free is stale, and whoever gets that lock may remove
+//! it. A new directory is made and locked under a name that cannot be an id (`.new-…`), and then renamed, so that there
+//! is no moment at which a live sandbox's directory is unlocked.
+//!
+//! Sweeping touches only directories that hold Bulkhead's own marker file, and in them only the files that Bulkhead
+//! makes: `--root` may name a directory that has other things in it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, openat, renameat_with, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use thiserror::Error;
+
+use crate::logging;
+
+/// The longest id: a file name of the kernel's.
+const MAX_ID: usize = 255;
+
+/// Marks a directory as a sandbox's.
+const MARKER: &str = "bulkhead";
+/// The VMM's process id and start time.
+const VMM: &str = "vmm";
+/// What the guest's kernel wrote to its console.
+const CONSOLE: &str = "console.log";
+/// The host side of the guest's vsock.
+const VSOCK: &str = "vsock.sock";
+
+const FILES: [&str; 4] = [MARKER, VMM, CONSOLE, VSOCK];
+const NEW_PREFIX: &str = ".new-";
+
+/// Tells apart the directories that one process makes.
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// How often a race with a sweep, or with the end of a sandbox of the same name, is tried again.
+const ATTEMPTS: u32 = 12;
+
+/// A state directory that cannot be made.
+#[derive(Debug, Error)]
+pub(crate) enum StateDirError {
+    #[error(
+        "the container id {0:?} is not valid: it is empty, `.`, `..`, longer than {MAX_ID} bytes, or has other characters than A-Z a-z 0-9 _ + - ."
+    )]
+    Id(String),
+    #[error("a container with the id {0:?} exists already")]
+    InUse(String),
+    #[error("{} is in the way: it is not a state directory of Bulkhead's", .0.display())]
+    Foreign(PathBuf),
+    #[error("cannot {doing} {}{}", path.display(), hint(source))]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot make {}: it is removed again and again", .0.display())]
+    Contended(PathBuf),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => " (--root can name a place with free space)",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => " (--root can name another place)",
+        _ => "",
+    }
+}
+
+/// Checks an id by runc's rule, `^[\w+.-]+$`.
+pub(crate) fn check_id(id: &str) -> Result<(), StateDirError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if id.is_empty()
+        || id.len() > MAX_ID
+        || id == "."
+        || id == ".."
+        || !id.bytes().all(allowed)
+        || id.starts_with(NEW_PREFIX)
+    {
+        return Err(StateDirError::Id(id.to_owned()));
+    }
+    Ok(())
+}
+
+/// A sandbox's state directory, locked; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// Holds the lock.
+    dir: OwnedFd,
+}
+
+impl StateDir {
+    /// Makes the directory for `id` under `root`, which is made too.
+    ///
+    /// # Errors
+    ///
+    /// The id is in use, or the file system does not let it be made.
+    pub(crate) fn create(root: &Path, id: &str) -> Result<Self, StateDirError> {
+        check_id(id)?;
+        let made = DirBuilder::new().mode(0o700).recursive(true).create(root);
+        made.map_err(|source| StateDirError::Io { doing: "make the folder", path: root.to_owned(), source })?;
+        let path = root.join(id);
+        let mut in_use = false;
+        for _ in 0..ATTEMPTS {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let new = root.join(format!("{NEW_PREFIX}{}-{serial}", process::id()));
+            let io = |doing| {
+                let path = new.clone();
+                move |source: io::Error| StateDirError::Io { doing, path, source }
+            };
+            match DirBuilder::new().mode(0o700).create(&new) {
+                Ok(()) => {}
+                // Left by a killed process that had our id.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    sweep_one(&new);
+                    continue;
+                }
+                Err(error) => return Err(io("make the folder")(error)),
+            }
+            // From here on, dropping it removes what there is.
+            let Some(mut state) = Self::lock_new(&new).map_err(|error| io("lock the folder")(error.into()))? else {
+                continue;
+            };
+            state.create_file(MARKER).map_err(io("write into the folder"))?;
+            match renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    state.path = path;
+                    return Ok(state);
+                }
+                Err(Errno::EXIST) => match sweep_one(&path) {
+                    // Or another process is about to sweep it: that takes no time.
+                    Swept::InUse => {
+                        in_use = true;
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                    Swept::Foreign => return Err(StateDirError::Foreign(path)),
+                    Swept::Removed => in_use = false,
+                },
+                Err(error) => return Err(io("rename to the container's id the folder")(error.into())),
+            }
+        }
+        Err(if in_use { StateDirError::InUse(id.to_owned()) } else { StateDirError::Contended(path) })
+    }
+
+    /// Locks a directory that was just made; `None` when a sweep was faster.
+    fn lock_new(path: &Path) -> Result<Option<Self>, Errno> {
+        match lock(path) {
+            Ok(Some(dir)) => Ok(Some(Self { path: path.to_owned(), dir })),
+            Ok(None) | Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create_file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    fn named(&self, doing: &'static str, name: &str) -> impl FnOnce(io::Error) -> StateDirError {
+        let path = self.path.join(name);
+        move |source| StateDirError::Io { doing, path, source }
+    }
+
+    /// Makes the file for the guest's console output.
+    pub(crate) fn create_console_log(&self) -> Result<File, StateDirError> {
+        self.create_file(CONSOLE).map_err(self.named("make the file", CONSOLE))
+    }
+
+    /// Makes the socket that leads to the guest's vsock.
+    pub(crate) fn bind_vsock(&self) -> Result<UnixListener, StateDirError> {
+        UnixListener::bind(self.vsock_path()).map_err(self.named("make the socket", VSOCK))
+    }
+
+    /// The path of the vsock's socket, for this process alone: through the open directory, since a socket's address is
+    /// limited to 107 bytes and `--root` is not.
+    pub(crate) fn vsock_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{VSOCK}", self.dir.as_raw_fd()))
+    }
+
+    /// Notes the VMM's process, so that a sweep can end one that has survived its supervisor.
+    pub(crate) fn record_vmm(&self, pid: u32) -> Result<(), StateDirError> {
+        let start_time = start_time(pid).unwrap_or(0);
+        let written = self.create_file(VMM).and_then(|mut file| writeln!(file, "{pid} {start_time}"));
+        written.map_err(self.named("write the file", VMM))
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if let Err(error) = remove_locked(&self.dir, &self.path) {
+            logging::warn(format_args!("cannot remove the state directory {}: {error}", self.path.display()));
+        }
+    }
+}
+
+/// What became of a directory that was not ours.
+#[derive(Debug, PartialEq, Eq)]
+enum Swept {
+    /// Its supervisor lives.
+    InUse,
+    /// It is none of Bulkhead's.
+    Foreign,
+    /// It is gone.
+    Removed,
+}
+
+/// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
+pub(crate) fn sweep(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || check_id(name).is_ok());
+        if is_ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) && sweep_one(&entry.path()) == Swept::Removed {
+            logging::debug(format_args!("swept the stale state directory {}", entry.path().display()));
+        }
+    }
+}
+
+fn sweep_one(path: &Path) -> Swept {
+    let dir = match lock(path) {
+        Ok(Some(dir)) => dir,
+        Ok(None) => return Swept::InUse,
+        Err(Errno::NOENT) => return Swept::Removed,
+        Err(_) => return Swept::Foreign,
+    };
+    let is_new = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes()));
+    let marked = rustix::fs::statat(&dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    // A new one may not have its marker yet; it is removed only if it is empty.
+    if !marked && !is_new {
+        return Swept::Foreign;
+    }
+    kill_recorded_vmm(&dir);
+    match remove_locked(&dir, path) {
+        Ok(()) => Swept::Removed,
+        Err(error) => {
+            logging::debug(format_args!("cannot sweep {}: {error}", path.display()));
+            Swept::Foreign
+        }
+    }
+}
+
+/// Opens and locks a directory. `None`: the lock is taken, or `path` has come to name another directory meanwhile.
+fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
+    let dir = open(path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let opened = rustix::fs::fstat(&dir)?;
+    match fs::symlink_metadata(path) {
+        Ok(named) if (named.dev(), named.ino()) == (opened.st_dev, opened.st_ino) => Ok(Some(dir)),
+        Ok(_) => Ok(None),
+        Err(_) => Err(Errno::NOENT),
+    }
+}
+
+/// Removes Bulkhead's files and the directory, whose lock is held. The marker goes last.
+fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
+    for name in FILES.iter().rev() {
+        match unlinkat(dir.as_fd(), *name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is
+/// stuck. The start time tells it from a later process with the same id.
+fn kill_recorded_vmm(dir: &OwnedFd) {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(file) = openat(dir, VMM, flags, Mode::empty()) else {
+        return;
+    };
+    let recorded = io::read_to_string(File::from(file)).unwrap_or_default();
+    let mut words = recorded.split_whitespace().map(str::parse::<u64>);
+    let (Some(Ok(pid)), Some(Ok(recorded_start))) = (words.next(), words.next()) else {
+        return;
+    };
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    // The descriptor is taken first: it stays with the process that is then compared.
+    let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else {
+        return;
+    };
+    if u32::try_from(pid).ok().and_then(start_time) == Some(recorded_start) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+}
+
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc_pid_stat(5)).
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name in parentheses, may hold anything.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::process::Command;
+    use std::sync::Mutex;
+
+    fn names(root: &Path) -> Vec<String> {
+        fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Leaves a state directory as a killed supervisor does.
+    fn abandon(state: StateDir) {
+        let dir = state.dir.try_clone().unwrap();
+        std::mem::forget(state);
+        // The lock belongs to the open file, which the forgotten descriptor shares: drop it by hand.
+        flock(&dir, FlockOperation::Unlock).unwrap();
+    }
+
+    #[test]
+    fn ids_follow_the_rule_of_runc() {
+        for id in ["a", "A-b_c+1.2", "...", ".hidden", &"x".repeat(255)] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "a/b", "a b", "ä", "a\n", ".new-1-0", &"x".repeat(256)] {
+            assert!(matches!(check_id(id), Err(StateDirError::Id(_))), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_state_directory_is_private_and_gone_when_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        let under = root.path().join("deep/er");
+
+        let state = StateDir::create(&under, "c1").unwrap();
+        state.create_console_log().unwrap();
+        state.record_vmm(process::id()).unwrap();
+        let _listener = state.bind_vsock().unwrap();
+
+        assert_eq!(fs::metadata(under.join("c1")).unwrap().mode() & 0o777, 0o700);
+        drop(state);
+        assert!(names(&under).is_empty());
+    }
+
+    #[test]
+    fn an_id_is_in_use_while_its_supervisor_lives() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::create(root.path(), "c1").unwrap();
+
+        let second = StateDir::create(root.path(), "c1");
+        sweep(root.path());
+
+        assert!(matches!(second, Err(StateDirError::InUse(_))));
+        assert_eq!(names(root.path()), ["c1"]);
+        drop(state);
+        assert!(StateDir::create(root.path(), "c1").is_ok());
+    }
+
+    #[test]
+    fn a_stale_directory_is_swept_and_its_id_free() {
+        let root = tempfile::tempdir().unwrap();
+        abandon(StateDir::create(root.path(), "c1").unwrap());
+        abandon(StateDir::create(root.path(), "c2").unwrap());
+        fs::create_dir(root.path().join(".new-77-0")).unwrap();
+
+        let state = StateDir::create(root.path(), "c1").unwrap();
+        sweep(root.path());
+
+        assert_eq!(names(root.path()), ["c1"]);
+        drop(state);
+    }
+
+    #[test]
+    fn what_is_not_bulkheads_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("theirs")).unwrap();
+        fs::write(root.path().join("theirs/state.json"), "{}").unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        abandon(StateDir::create(root.path(), "mixed").unwrap());
+        fs::write(root.path().join("mixed/precious"), "").unwrap();
+
+        sweep(root.path());
+        let taken = StateDir::create(root.path(), "theirs");
+
+        assert!(matches!(taken, Err(StateDirError::Foreign(_))));
+        assert!(root.path().join("theirs/state.json").exists());
+        assert!(root.path().join("mixed/precious").exists());
+    }
+
+    #[test]
+    fn a_long_root_does_not_break_the_socket() {
+        let root = tempfile::tempdir().unwrap();
+        let long = root.path().join("x".repeat(200));
+
+        let state = StateDir::create(&long, "c1").unwrap();
+        let _listener = state.bind_vsock().unwrap();
+
+        assert!(std::os::unix::net::UnixStream::connect(state.vsock_path()).is_ok());
+    }
+
+    #[test]
+    fn a_sweep_kills_the_recorded_vmm_but_no_later_process_of_that_id() {
+        let root = tempfile::tempdir().unwrap();
+        let mut stuck = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let first = StateDir::create(root.path(), "c1").unwrap();
+        first.record_vmm(stuck.id()).unwrap();
+        let second = StateDir::create(root.path(), "c2").unwrap();
+        writeln!(second.create_file(VMM).unwrap(), "{} 1", other.id()).unwrap();
+        abandon(first);
+        abandon(second);
+
+        sweep(root.path());
+
+        assert!(!stuck.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn of_many_starts_with_one_id_exactly_one_wins_each_time() {
+        let root = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let won = Mutex::new(HashSet::new());
+            let held = Mutex::new(Vec::new());
+            thread::scope(|scope| {
+                for starter in 0..8 {
+                    let (won, held, root) = (&won, &held, root.path());
+                    scope.spawn(move || {
+                        sweep(root);
+                        if let Ok(state) = StateDir::create(root, "c1") {
+                            won.lock().unwrap().insert(starter);
+                            held.lock().unwrap().push(state);
+                        }
+                    });
+                }
+            });
+            assert_eq!(won.lock().unwrap().len(), 1, "round {round}");
+            abandon(held.into_inner().unwrap().remove(0));
+        }
+    }
+}

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The VMM's process: started with everything that it needs as inherited descriptors, watched through its report and its
+//! pidfd, killed when dropped.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use bulkhead_protocol::AGENT_PORT;
+use bulkhead_vmm::config::{MachineConfig, VsockConfig};
+use bulkhead_vmm::report::{End, Report};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::install::{Install, OpenParts};
+use crate::spec::Machine;
+use crate::storage::Shares;
+use crate::text;
+
+/// Longest line of the report.
+const MAX_REPORT_LINE: u64 = 64 * 1024;
+
+/// Most bytes of the VMM's stderr that are kept: it writes there only when it cannot report.
+const STDERR_SIZE: u64 = 4096;
+
+/// Console output that an error quotes.
+const CONSOLE_TAIL: usize = 1024;
+
+/// A VMM that cannot be started.
+#[derive(Debug, Error)]
+pub(crate) enum SpawnVmmError {
+    #[error("cannot start the VMM {} (is Bulkhead installed completely? `bulkhead check` says)", .0.display())]
+    Spawn(PathBuf, #[source] io::Error),
+    #[error("cannot {0} for the VMM")]
+    Prepare(&'static str, #[source] io::Error),
+    #[error("cannot restrict the sandbox to the CPUs of linux.resources.cpu.cpus")]
+    Affinity(#[source] io::Error),
+}
+
+/// What the VMM is made from besides the parts.
+#[derive(Debug)]
+pub(crate) struct VmmOptions<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) machine: &'a Machine,
+    pub(crate) shares: &'a Shares,
+    pub(crate) vsock: UnixListener,
+    pub(crate) console: File,
+    pub(crate) trace: bool,
+}
+
+/// A running VMM.
+#[derive(Debug)]
+pub(crate) struct Vmm {
+    child: Child,
+    pidfd: OwnedFd,
+    console: File,
+    stderr: File,
+}
+
+/// The supervisor's ends of the VMM's sockets.
+#[derive(Debug)]
+pub(crate) struct VmmSockets {
+    /// Becomes the connection to the agent.
+    pub(crate) agent: UnixStream,
+    /// Carries the report.
+    pub(crate) report: UnixStream,
+}
+
+impl Vmm {
+    /// Starts the VMM. Its machine boots from here on.
+    pub(crate) fn spawn(
+        install: &Install,
+        parts: OpenParts,
+        options: VmmOptions<'_>,
+    ) -> Result<(Self, VmmSockets), SpawnVmmError> {
+        let prepare = |doing| move |error: io::Error| SpawnVmmError::Prepare(doing, error);
+        let (agent, vmm_agent) = UnixStream::pair().map_err(prepare("make a socket"))?;
+        let (report, vmm_report) = UnixStream::pair().map_err(prepare("make a socket"))?;
+        let stderr = sealed_memfd("vmm-stderr", STDERR_SIZE).map_err(prepare("make a file in memory"))?;
+        let console = options.console.try_clone().map_err(prepare("duplicate a descriptor"))?;
+        let vmm_stderr = stderr.try_clone().map_err(prepare("duplicate a descriptor"))?;
+        let config = MachineConfig {
+            id: options.id.to_owned(),
+            vcpus: options.machine.vcpus,
+            mem_size_mib: options.machine.mem_size_mib,
+            kvm_fd: parts.kvm.as_raw_fd(),
+            kernel_fd: parts.kernel.as_raw_fd(),
+            initramfs_fd: parts.initramfs.as_raw_fd(),
+            kernel_args: options.machine.kernel_args.clone(),
+            vsock: VsockConfig {
+                listener_fd: options.vsock.as_raw_fd(),
+                agent_fd: vmm_agent.as_raw_fd(),
+                agent_port: AGENT_PORT,
+            },
+            private_trees: options.shares.private.clone(),
+            shared_trees: options.shares.shared.clone(),
+            console_fd: options.console.as_raw_fd(),
+            report_fd: vmm_report.as_raw_fd(),
+            trace: options.trace,
+        };
+        let config_file = config_memfd(&config).map_err(prepare("describe the machine"))?;
+        let inherited = [
+            config_file.as_fd(),
+            parts.kvm.as_fd(),
+            parts.kernel.as_fd(),
+            parts.initramfs.as_fd(),
+            options.vsock.as_fd(),
+            vmm_agent.as_fd(),
+            options.console.as_fd(),
+            vmm_report.as_fd(),
+        ];
+        // All of these are this function's own and are closed when it returns. Nothing else in the process starts
+        // programs meanwhile, so no other child inherits them.
+        for fd in inherited {
+            fcntl_setfd(fd, FdFlags::empty())
+                .map_err(|error| SpawnVmmError::Prepare("pass a descriptor", error.into()))?;
+        }
+        restrict_cpus(&options.machine.host_cpus)?;
+        let child = Command::new(&install.vmm)
+            .arg("--config-fd")
+            .arg(config_file.as_raw_fd().to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(vmm_stderr))
+            // Ctrl-C on the terminal is for the container.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| SpawnVmmError::Spawn(install.vmm.clone(), error))?;
+        let pidfd = Pid::from_raw(child.id().cast_signed())
+            .ok_or(rustix::io::Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+        match pidfd {
+            Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report })),
+            Err(error) => {
+                let mut child = child;
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(SpawnVmmError::Prepare("watch the process", error.into()))
+            }
+        }
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A second descriptor of the process, for watching it.
+    pub(crate) fn watch(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Ends the process at once, without waiting until the kernel has taken the machine apart.
+    pub(crate) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// How the process ended; call it when the pidfd is readable.
+    pub(crate) fn reap(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// The end of what the guest's kernel said, in one line; empty if it said nothing.
+    pub(crate) fn console_tail(&self) -> String {
+        text::one_line(&String::from_utf8_lossy(&read_tail(&self.console, CONSOLE_TAIL)))
+    }
+
+    /// What the VMM said before it could report, in one line.
+    pub(crate) fn stderr(&self) -> String {
+        let mut said = vec![0; usize::try_from(STDERR_SIZE).unwrap_or(0)];
+        let length = self.stderr.read_at(&mut said, 0).unwrap_or(0);
+        said.truncate(length);
+        said.retain(|byte| *byte != 0);
+        text::one_line(&String::from_utf8_lossy(&said))
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last `max` bytes of a file; what cannot be read is left out.
+fn read_tail(file: &File, max: usize) -> Vec<u8> {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let start = length.saturating_sub(max as u64);
+    let mut tail = vec![0; max];
+    let read = file.read_at(&mut tail, start).unwrap_or(0);
+    tail.truncate(read);
+    tail
+}
+
+/// A file in memory that cannot grow beyond `size`, whatever is written to it.
+fn sealed_memfd(name: &str, size: u64) -> io::Result<File> {
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(size)?;
+    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file)
+}
+
+fn config_memfd(config: &MachineConfig) -> io::Result<File> {
+    let mut file = File::from(memfd_create("machine-config", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+/// Restricts this process, and so the VMM that it starts, to some CPUs of the host.
+fn restrict_cpus(cpus: &[usize]) -> Result<(), SpawnVmmError> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus.iter().filter(|cpu| **cpu < rustix::thread::CpuSet::MAX_CPU) {
+        set.set(*cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &set).map_err(|error| SpawnVmmError::Affinity(error.into()))
+}
+
+/// What the report says as it comes in.
+#[derive(Debug)]
+pub(crate) enum VmmEvent {
+    /// A phase of the start.
+    Trace { name: String, begin_ns: u64, end_ns: u64 },
+    /// The process is gone; with its last word, if it had one.
+    Gone(Option<End>),
+}
+
+/// Follows a VMM until it is gone, which is the last event. Lines that cannot be understood are skipped: the VMM is not
+/// trusted.
+pub(crate) async fn follow(report: tokio::net::UnixStream, pidfd: OwnedFd, events: UnboundedSender<VmmEvent>) {
+    let mut lines = BufReader::new(report);
+    let mut end = None;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut lines).take(MAX_REPORT_LINE).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        match serde_json::from_slice(&line) {
+            // The receiver is gone only when nobody cares any more.
+            Ok(Report::Trace { name, begin_ns, end_ns }) => {
+                let _ = events.send(VmmEvent::Trace { name, begin_ns, end_ns });
+            }
+            Ok(Report::End(said)) => end = Some(said),
+            Err(_) => {}
+        }
+    }
+    // The report has ended because the process has, or is about to; a pidfd is readable from then on.
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which is after its registration: the
+    // `AsyncFd` owns it from here on.
+    if let Ok(pidfd) = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
+        let _ = pidfd.readable().await;
+    }
+    let _ = events.send(VmmEvent::Gone(end));
+}
+
+/// The end of a VMM in words.
+pub(crate) fn describe_end(end: Option<End>, status: io::Result<ExitStatus>, stderr: &str) -> String {
+    match (end, status) {
+        (Some(End::Shutdown), _) => "the guest shut its machine down".to_owned(),
+        (Some(End::GuestPanic { message }), _) => format!("the guest's kernel panicked: {}", text::one_line(&message)),
+        (Some(End::TripleFault), _) => "the guest's processor shut down (triple fault)".to_owned(),
+        (Some(End::KvmError { message }), _) => {
+            format!(
+                "KVM could not run the guest: {} (`bulkhead check` examines this host's KVM)",
+                text::one_line(&message)
+            )
+        }
+        (Some(End::VmmError { message }), _) => format!("the VMM failed: {}", text::one_line(&message)),
+        (Some(End::Abandoned), _) => "the VMM lost its supervisor".to_owned(),
+        (None, Ok(status)) if !stderr.is_empty() => format!("the sandbox's VMM ended ({status}): {stderr}"),
+        (None, Ok(status)) => match status.signal() {
+            Some(signal) => format!("the sandbox's VMM was killed by signal {signal}"),
+            None => format!("the sandbox's VMM ended without a word ({status})"),
+        },
+        (None, Err(error)) => format!("the sandbox's VMM is gone, and its exit status cannot be had: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stderr_in_memory_cannot_grow() {
+        let mut file = sealed_memfd("test", 8).unwrap();
+
+        assert!(file.write_all(&[1; 8]).is_ok());
+        assert!(file.write_all(&[1; 8]).is_err());
+        assert_eq!(file.metadata().unwrap().len(), 8);
+    }
+
+    #[test]
+    fn the_tail_of_a_file_is_its_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+
+        assert_eq!(read_tail(&file, 4), b"6789");
+        assert_eq!(read_tail(&file, 40), b"0123456789");
+    }
+
+    #[test]
+    fn each_end_is_one_clean_line() {
+        let killed = || Ok(ExitStatus::from_raw(9));
+
+        assert_eq!(describe_end(None, killed(), ""), "the sandbox's VMM was killed by signal 9");
+        assert_eq!(
+            describe_end(None, Ok(ExitStatus::from_raw(256)), "no"),
+            "the sandbox's VMM ended (exit status: 1): no"
+        );
+        let panic = End::GuestPanic { message: "a\x1b[2J\nb".to_owned() };
+        assert_eq!(describe_end(Some(panic), killed(), ""), "the guest's kernel panicked: a\u{fffd}[2J | b");
+    }
+
+    #[tokio::test]
+    async fn a_report_is_followed_to_the_end_of_its_process() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).unwrap();
+        let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+        theirs.write_all(b"{\"report\":\"trace\",\"name\":\"x\",\"begin_ns\":1,\"end_ns\":2}\nnonsense\n").unwrap();
+        theirs.write_all(b"{\"report\":\"end\",\"reason\":\"triple-fault\"}\n").unwrap();
+        drop(theirs);
+
+        follow(tokio::net::UnixStream::from_std(ours).unwrap(), pidfd, sender).await;
+
+        assert!(matches!(events.recv().await, Some(VmmEvent::Trace { name, .. }) if name == "x"));
+        assert!(matches!(events.recv().await, Some(VmmEvent::Gone(Some(End::TripleFault)))));
+        assert!(events.recv().await.is_none());
+        child.wait().unwrap();
+    }
+}
