@@ -155,3 +155,6 @@ impl Drop for FsDevice {
         self.reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -523,6 +523,7 @@ impl<'a> Arguments<'a> {
         let mode = self.u32()?;
         self.skip(4)?;
         let (uid, gid) = (self.u32()?, self.u32()?);
+        self.skip(4)?;
         if i64::try_from(size).is_err() || atime_ns >= 1_000_000_000 || mtime_ns >= 1_000_000_000 {
             return Err(DecodeError::Range);
         }
@@ -531,3 +532,6 @@ impl<'a> Arguments<'a> {
         Ok(SetAttr { valid, handle, size, atime, mtime, mode, uid, gid })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -153,12 +153,15 @@ fn drain<'m>(
     buffers: &mut Buffers<'m>,
 ) -> Result<(), WorkerError> {
     let queue = &mut active.queue;
+    let mut is_expected = false;
     loop {
+        let mut is_served = false;
         queue.disable_notification(memory)?;
         while let Some(chain) = queue.iter(memory)?.next() {
             if stop.is_set() {
                 return Ok(());
             }
+            is_served = true;
             let head = chain.head_index();
             gather(chain, memory, buffers)?;
             let written = server.serve(buffers)?;
@@ -169,7 +172,12 @@ fn drain<'m>(
                 interrupt.signal_used();
             }
         }
-        if !queue.enable_notification(memory)? {
+        // A ring that says there is more, and gives nothing, would be asked forever.
+        if is_expected && !is_served {
+            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+        }
+        is_expected = queue.enable_notification(memory)?;
+        if !is_expected {
             return Ok(());
         }
     }
