@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use bulkhead_vmm::report::{End, Report, Reporter};
 use bulkhead_vmm::{jail, machine};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 
 /// Longest machine description.
@@ -88,7 +88,10 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(host("tie itself to the supervisor"))?;
     // Ctrl-C on the caller's terminal is for the container. A process that leads a group already needs no session.
     let _ = nix::unistd::setsid();
-    let mut kept = vec![
+    // A guest that writes past the limit on file sizes gets an error, not a dead machine.
+    // SAFETY: ignoring a signal installs no handler that could run.
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("ignore SIGXFSZ"))?;
+    let kept = vec![
         config.kvm_fd,
         config.kernel_fd,
         config.initramfs_fd,
@@ -97,7 +100,6 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
         config.console_fd,
         config.report_fd,
     ];
-    kept.sort_unstable();
     jail::close_all_but(&kept)
         .map_err(|source| machine::MachineError::Host { doing: "close leaked descriptors", source })?;
     // The file server holds a descriptor for each file that the guest knows.

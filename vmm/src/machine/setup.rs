@@ -14,8 +14,8 @@ use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::rng::RngDevice;
-use bulkhead_virtio::vsock::{VsockConfig as VsockDeviceConfig, VsockDevice};
+use bulkhead_virtio::rng::Rng;
+use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 
 use super::bus::Bus;
 use super::console::Console;
@@ -118,16 +118,18 @@ fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), Mach
     Ok(())
 }
 
+/// A device, and what to call it.
+type NamedDevice = (String, Box<dyn VirtioDevice>);
+
 /// The devices in the order of their windows; as many as [`device_count`] says.
-fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<(String, Box<dyn VirtioDevice>)>, MachineError> {
-    let vsock = VsockDevice::new(VsockDeviceConfig {
+fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<NamedDevice>, MachineError> {
+    let vsock = Vsock::new(VsockConfig {
         guest_cid: GUEST_CID,
         listener: UnixListener::from(owned(config.vsock.listener_fd)),
-        agent: UnixStream::from(owned(config.vsock.agent_fd)),
+        agent: Some(UnixStream::from(owned(config.vsock.agent_fd))),
         agent_port: config.vsock.agent_port,
-    })
-    .map_err(|source| MachineError::Device { device: "vsock".into(), source: source.into() })?;
-    let mut devices: Vec<(String, Box<dyn VirtioDevice>)> = vec![("vsock".into(), Box::new(vsock))];
+    });
+    let mut devices: Vec<NamedDevice> = vec![("vsock".into(), Box::new(vsock))];
     let trees = [(PRIVATE_TAG, CachePolicy::Private, jail.private), (SHARED_TAG, CachePolicy::Shared, jail.shared)];
     for (tag, cache, root) in trees {
         let Some(root) = root else { continue };
@@ -137,7 +139,7 @@ fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<(String, Box<dyn Vi
             .map_err(|source| MachineError::Device { device: format!("{tag} file system"), source: source.into() })?;
         devices.push((format!("{tag} file system"), Box::new(device)));
     }
-    devices.push(("rng".into(), Box::new(RngDevice::new())));
+    devices.push(("rng".into(), Box::new(Rng::new())));
     Ok(devices)
 }
 
