@@ -72,6 +72,7 @@ pub struct MmioTransport {
     queue_events: Vec<EventFd>,
     queues: Vec<Queue>,
     registers: Registers,
+    activation_error: Option<ActivateError>,
 }
 
 impl MmioTransport {
@@ -90,7 +91,15 @@ impl MmioTransport {
             queue_events.push(new_event()?);
         }
         let interrupt = Arc::new(Interrupt::new(new_event()?));
-        Ok(Self { device, memory, interrupt, queue_events, queues, registers: Registers::default() })
+        Ok(Self {
+            device,
+            memory,
+            interrupt,
+            queue_events,
+            queues,
+            registers: Registers::default(),
+            activation_error: None,
+        })
     }
 
     /// The eventfd that stands for the device's interrupt line, to be registered as irqfd (edge-triggered).
@@ -107,6 +116,12 @@ impl MmioTransport {
             Notification::Event => &self.queue_events,
             Notification::Call => &[],
         }
+    }
+
+    /// Why the device could not be started, if that has happened since the last call: the driver sees only that the
+    /// device needs a reset.
+    pub fn take_activation_error(&mut self) -> Option<ActivateError> {
+        self.activation_error.take()
     }
 
     /// The driver reads `data.len()` bytes at `offset` of the window.
@@ -212,7 +227,10 @@ impl MmioTransport {
                 }
                 Step::Start => match self.activate() {
                     Ok(()) => self.registers.status |= status::DRIVER_OK,
-                    Err(_) => return self.interrupt.signal_needs_reset(),
+                    Err(error) => {
+                        self.activation_error = Some(error);
+                        return self.interrupt.signal_needs_reset();
+                    }
                 },
             }
         }

@@ -263,6 +263,7 @@ fn a_device_that_fails_to_start_needs_a_reset_and_recovers_by_it() {
     driver.bring_up();
     assert_eq!(driver.status(), 11 | DEVICE_NEEDS_RESET);
     assert_eq!(driver.read(registers::INTERRUPT_STATUS), 2);
+    assert_eq!(driver.transport.take_activation_error().unwrap().doing, "run");
 
     driver.write(registers::STATUS, 0);
     assert_eq!(driver.status(), 0);

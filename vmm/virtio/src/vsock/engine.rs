@@ -178,4 +178,6 @@ fn wake(queue: &ActiveQueue) {
 }
 
 #[cfg(test)]
+mod guest;
+#[cfg(test)]
 mod tests;
