@@ -185,7 +185,7 @@ fn streams_arrive_whole_with_every_habit_of_a_driver() {
 }
 
 #[test]
-#[ignore = "a minute long: for changes to the data path"]
+#[ignore = "takes seconds in a release build, a minute otherwise: for changes to the data path"]
 fn a_gibibyte_arrives_whole() {
     stream(Habits { event_idx: true, split: false }, 1 << 30);
 }
