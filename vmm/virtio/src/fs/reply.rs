@@ -25,8 +25,10 @@ pub(super) struct Entry {
     /// 0: there is no such name, and the guest may remember that.
     pub(super) node: u64,
     pub(super) generation: u64,
-    /// How long the name and the attributes hold.
+    /// How long the name holds.
     pub(super) valid_s: u64,
+    /// How long the attributes hold.
+    pub(super) attr_valid_s: u64,
     /// [`super::wire::ATTR_SUBMOUNT`] or 0.
     pub(super) attr_flags: u32,
 }
@@ -83,7 +85,7 @@ impl Reply {
         self.u64(entry.node);
         self.u64(entry.generation);
         self.u64(entry.valid_s);
-        self.u64(entry.valid_s);
+        self.u64(entry.attr_valid_s);
         self.zeros(8);
         self.attr(stat, entry.attr_flags);
     }
@@ -198,7 +200,7 @@ mod tests {
             rustix::fs::statx(rustix::fs::CWD, ".", rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::BASIC_STATS)
                 .unwrap();
         let mut reply = Reply::default();
-        let entry = Entry { node: 1, generation: 0, valid_s: 0, attr_flags: 0 };
+        let entry = Entry { node: 1, generation: 0, valid_s: 0, attr_valid_s: 0, attr_flags: 0 };
         let mut measure = |write: &dyn Fn(&mut Reply)| {
             reply.begin();
             write(&mut reply);

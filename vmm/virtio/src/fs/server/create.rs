@@ -17,10 +17,8 @@ use super::super::request::{Header, Name};
 use super::handle::Handle;
 use super::host::{self, DescriptorName};
 use super::inode::Access;
-use super::{Opens, Server};
+use super::{Opens, SET_ID_BITS, Server};
 use crate::fs::CachePolicy;
-
-const SET_ID_BITS: u32 = 0o6000;
 
 impl Server {
     pub(super) fn mkdir(&mut self, header: &Header, name: Name<'_>, mode: u32) -> Result<(), Errno> {

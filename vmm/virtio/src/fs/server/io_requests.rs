@@ -55,7 +55,9 @@ impl Server {
         mode: u32,
     ) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        fallocate(self.file(node, handle, Access::ReadWrite)?, mode, offset, length)
+        let file = self.file(node, handle, Access::ReadWrite)?;
+        // The request does not say whether its user may keep set-id bits: nobody may.
+        host::without_fsetid(|| fallocate(&file, mode, offset, length))
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`; the guest does the other kinds itself.
@@ -79,7 +81,9 @@ impl Server {
         let to = self.file(copy.node_out, copy.handle_out, Access::ReadWrite)?;
         let (mut offset_in, mut offset_out) = (copy.offset_in, copy.offset_out);
         let length = usize::try_from(copy.length.min(MAX_COPY_LEN)).map_err(|_| Errno::INVAL)?;
-        let count = copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), length)?;
+        // As for FALLOCATE.
+        let count =
+            host::without_fsetid(|| copy_file_range(&from, Some(&mut offset_in), &to, Some(&mut offset_out), length))?;
         self.reply.u32(u32::try_from(count).map_err(|_| Errno::IO)?);
         self.reply.zeros(4);
         Ok(())

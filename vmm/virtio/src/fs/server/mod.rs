@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode};
+use rustix::fs::{FileType, Mode, Statx};
 use rustix::io::Errno;
 
 use self::handle::HandleTable;
@@ -48,10 +48,14 @@ mod open;
 mod session;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_by_kernel;
 mod xattr;
 
 /// How long names and attributes of a tree that nobody else changes hold: a day.
 const PRIVATE_VALID_S: u64 = 86_400;
+/// Mode bits that give a program its file's user or group.
+const SET_ID_BITS: u32 = 0o6000;
 
 /// A server could not be set up: what was being done, and why it failed.
 #[derive(Debug, thiserror::Error)]
@@ -263,7 +267,16 @@ impl Server {
         if node == ROOT_NODE { Err(Errno::ROFS) } else { self.nodes.get(node) }
     }
 
-    /// How long names and attributes hold.
+    /// How long a file's attributes hold.
+    ///
+    /// When the guest writes to a file with set-id bits, the server clears them, of which the guest learns nothing: so
+    /// it has to ask for these files' attributes each time, or it would run one with rights that it no longer gives.
+    fn attr_valid_s(&self, stat: &Statx) -> u64 {
+        let is_regular = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::RegularFile;
+        if is_regular && u32::from(stat.stx_mode) & SET_ID_BITS != 0 { 0 } else { self.valid_s() }
+    }
+
+    /// How long names, and attributes in general, hold.
     fn valid_s(&self) -> u64 {
         match self.cache {
             CachePolicy::Private => PRIVATE_VALID_S,

@@ -50,7 +50,8 @@ impl Server {
         };
         let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
         let attr_flags = if is_directory && stat.stx_mnt_id != mount { ATTR_SUBMOUNT } else { 0 };
-        Ok(Entry { node: id.node, generation: id.generation, valid_s: self.valid_s(), attr_flags })
+        let (valid_s, attr_valid_s) = (self.valid_s(), self.attr_valid_s(stat));
+        Ok(Entry { node: id.node, generation: id.generation, valid_s, attr_valid_s, attr_flags })
     }
 
     pub(super) fn unlink(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
