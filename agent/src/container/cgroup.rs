@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container's cgroup (version 2): its limits, its end, and what the kernel counted.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::storage::resolve;
+
+/// How often, and how long apart, removing is tried: the kernel lets go of a cgroup a moment after its last process.
+const REMOVE_ATTEMPTS: u32 = 50;
+const REMOVE_PAUSE: Duration = Duration::from_millis(2);
+
+/// Nesting of cgroups that a container may have made and that is cleaned up after it.
+const MAX_DEPTH: usize = 32;
+
+/// Why a cgroup could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// It could not be made.
+    #[error("cannot make cgroup {}", path.display())]
+    Create {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// One of its settings was refused.
+    #[error("cannot set {file} of the container's cgroup to {value:?}")]
+    Set {
+        /// The file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its processes could not be killed.
+    #[error("cannot kill the processes of cgroup {}", path.display())]
+    Kill {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its processes could not be listed.
+    #[error("cannot list the processes of cgroup {}", path.display())]
+    List {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It could not be removed.
+    #[error("cannot remove cgroup {}", path.display())]
+    Remove {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A container's cgroup.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `id` below `parent` with `settings` (file name and value, in order).
+    pub(crate) fn create(parent: &Path, id: &str, settings: &[(String, String)]) -> Result<Self, CgroupError> {
+        let path = parent.join(id);
+        std::fs::create_dir(&path).map_err(|source| CgroupError::Create { path: path.clone(), source })?;
+        let cgroup = Self { path };
+        for (file, value) in settings {
+            if let Err(source) = std::fs::write(cgroup.path.join(file), value) {
+                // It is empty, so that this cannot fail for long; the setting is the error to tell of.
+                let _ = std::fs::remove_dir(&cgroup.path);
+                return Err(CgroupError::Set { file: file.clone(), value: value.clone(), source });
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The descriptor that clone3(2) takes.
+    pub(crate) fn open(&self) -> Result<OwnedFd, CgroupError> {
+        resolve::own_directory(&self.path).map_err(|source| CgroupError::Create { path: self.path.clone(), source })
+    }
+
+    /// Kills every process in it and below it.
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
+        match std::fs::write(self.path.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CgroupError::Kill { path: self.path.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The pids in it and below it.
+    pub(crate) fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = Vec::new();
+        list(&self.path, &mut pids, MAX_DEPTH)
+            .map_err(|source| CgroupError::List { path: self.path.clone(), source })?;
+        Ok(pids)
+    }
+
+    /// Whether the kernel's OOM killer struck in it.
+    pub(crate) fn oom_killed(&self) -> bool {
+        std::fs::read_to_string(self.path.join("memory.events")).is_ok_and(|events| oom_kills(&events) > 0)
+    }
+
+    /// Removes it and what the container made below it. Its processes must be dead.
+    pub(crate) async fn remove(&self) -> Result<(), CgroupError> {
+        let mut attempt = 0;
+        loop {
+            match remove_tree(&self.path, MAX_DEPTH) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(source) => {
+                    attempt += 1;
+                    if attempt >= REMOVE_ATTEMPTS {
+                        return Err(CgroupError::Remove { path: self.path.clone(), source });
+                    }
+                }
+            }
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
+    }
+}
+
+fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}
+
+fn list(path: &Path, pids: &mut Vec<i32>, depth: usize) -> io::Result<()> {
+    let text = std::fs::read_to_string(path.join("cgroup.procs"))?;
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    let Some(depth) = depth.checked_sub(1) else { return Ok(()) };
+    children(path)?.iter().try_for_each(|child| list(child, pids, depth))
+}
+
+fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
+    if let Some(depth) = depth.checked_sub(1) {
+        children(path)?.iter().try_for_each(|child| remove_tree(child, depth))?;
+    }
+    std::fs::remove_dir(path)
+}
+
+/// The counter `oom_kill` of a `memory.events` file.
+fn oom_kills(events: &str) -> u64 {
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oom_kills_are_counted() {
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 4\noom 2\noom_kill 3\noom_group_kill 0\n"), 3);
+        assert_eq!(oom_kills("oom 2\n"), 0);
+    }
+
+    #[test]
+    fn refused_setting_is_named_and_the_cgroup_undone() {
+        let parent = tempfile::tempdir().unwrap();
+        let settings = [("no-such-directory/file".to_owned(), "7".to_owned())];
+
+        let error = Cgroup::create(parent.path(), "one", &settings).unwrap_err();
+
+        assert!(matches!(&error, CgroupError::Set { value, .. } if value == "7"));
+        assert!(!parent.path().join("one").exists());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nested_cgroups_are_removed_and_removing_again_is_no_error() {
+        let parent = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[]).unwrap();
+        std::fs::create_dir_all(cgroup.path().join("a/b")).unwrap();
+
+        cgroup.remove().await.unwrap();
+        cgroup.remove().await.unwrap();
+
+        assert!(!parent.path().join("one").exists());
+    }
+
+    #[test]
+    fn same_id_twice_is_an_error() {
+        let parent = tempfile::tempdir().unwrap();
+        Cgroup::create(parent.path(), "one", &[]).unwrap();
+        assert!(matches!(Cgroup::create(parent.path(), "one", &[]), Err(CgroupError::Create { .. })));
+    }
+}

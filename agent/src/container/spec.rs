@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container as the engine makes it: the wire's request, checked and in types that cannot be wrong.
+
+use std::ffi::CString;
+
+use bulkhead_protocol::agent as wire;
+use rustix::fs::FileType;
+
+use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
+
+/// Why a request does not describe a container.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The id cannot name a cgroup.
+    #[error("container id {0:?} is not one path component")]
+    BadId(String),
+    /// A message that every container needs is not in the request.
+    #[error("the request has no {0}")]
+    Missing(&'static str),
+    /// A place in a shared tree is wrong.
+    #[error("{what} cannot be used")]
+    Share {
+        /// What the place is for.
+        what: String,
+        /// What is wrong.
+        source: ShareError,
+    },
+    /// A string has a NUL byte in it, which no system call can carry.
+    #[error("{what} {value:?} has a NUL byte in it")]
+    NulByte {
+        /// What the string is for.
+        what: &'static str,
+        /// The string.
+        value: String,
+    },
+    /// A path is not absolute.
+    #[error("{what} {path:?} is not an absolute path")]
+    NotAbsolute {
+        /// What the path is for.
+        what: &'static str,
+        /// The path.
+        path: String,
+    },
+    /// No program to execute.
+    #[error("the process has no args")]
+    NoArgs,
+    /// A namespace that the agent does not make.
+    #[error("{0} namespaces are not supported in the guest")]
+    Namespace(String),
+    /// A device of a kind that there is not.
+    #[error("device {path:?} has unknown kind {kind:?}: expected c, u, b or p")]
+    DeviceKind {
+        /// The device.
+        path: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// A number out of its range.
+    #[error("{what} {value} is out of range")]
+    OutOfRange {
+        /// What the number is for.
+        what: &'static str,
+        /// The number.
+        value: i64,
+    },
+    /// A sysctl that would change the whole guest.
+    #[error("sysctl {0:?} is not in a namespace of the container")]
+    Sysctl(String),
+    /// A cgroup file name with a path in it.
+    #[error("cgroup file {0:?} is not a file name")]
+    CgroupFile(String),
+}
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct ContainerSpec {
+    pub(crate) id: String,
+    pub(crate) rootfs: SharedTree,
+    pub(crate) rootfs_readonly: bool,
+    pub(crate) rootfs_propagation: u64,
+    pub(crate) hostname: String,
+    pub(crate) domainname: String,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) readonly_paths: Vec<String>,
+    /// Path under /proc/sys, value.
+    pub(crate) sysctls: Vec<(String, String)>,
+    /// File name, value.
+    pub(crate) cgroup_settings: Vec<(String, String)>,
+    pub(crate) process: ProcessSpec,
+}
+
+/// Which namespaces are the container's own, beside mount and pid, which always are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Namespaces {
+    pub(crate) ipc: bool,
+    pub(crate) uts: bool,
+    pub(crate) cgroup: bool,
+    pub(crate) network: bool,
+}
+
+impl Namespaces {
+    /// CLONE_NEW* for clone3(2). The cgroup namespace is not among them: it is rooted where its maker is, so it is made
+    /// once the process is in its cgroup.
+    pub(crate) fn clone_flags(self) -> u64 {
+        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        for (wanted, flag) in
+            [(self.ipc, libc::CLONE_NEWIPC), (self.uts, libc::CLONE_NEWUTS), (self.network, libc::CLONE_NEWNET)]
+        {
+            if wanted {
+                flags |= flag;
+            }
+        }
+        // None of these flags is the sign bit.
+        u64::from(flags.cast_unsigned())
+    }
+}
+
+/// One mount of the spec.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    pub(crate) destination: String,
+    pub(crate) source: MountSource,
+    pub(crate) flags: u64,
+    pub(crate) propagation: u64,
+    pub(crate) recursive_set: u64,
+    pub(crate) recursive_clear: u64,
+    pub(crate) data: String,
+    pub(crate) copy_up: bool,
+}
+
+/// What is mounted.
+#[derive(Debug)]
+pub(crate) enum MountSource {
+    /// A place in a shared tree (a bind mount).
+    Share { place: SharedTree, is_directory: bool },
+    /// A file system.
+    FileSystem { fs_type: String, source: String },
+}
+
+/// A device node to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) path: String,
+    pub(crate) kind: FileType,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    /// Permission bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// A process to be started.
+#[derive(Debug)]
+pub(crate) struct ProcessSpec {
+    pub(crate) args: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) cwd: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) additional_gids: Vec<u32>,
+    pub(crate) umask: u32,
+    pub(crate) capabilities: Capabilities,
+    /// RLIMIT_* number, soft limit, hard limit.
+    pub(crate) rlimits: Vec<(u32, u64, u64)>,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) stdio: StdioSpec,
+}
+
+/// The five sets, as bit masks by capability number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) permitted: u64,
+    pub(crate) ambient: u64,
+}
+
+/// What a process reads from and writes to. Streams are the host's names; `None` is `/dev/null`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StdioSpec {
+    pub(crate) terminal: Option<TerminalSize>,
+    pub(crate) stdin: Option<u32>,
+    pub(crate) stdout: Option<u32>,
+    pub(crate) stderr: Option<u32>,
+}
+
+/// A terminal's size in characters; 0 by 0 if unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+impl TerminalSize {
+    /// The size that a request names, checked.
+    pub fn from_wire(rows: u32, columns: u32) -> Result<Self, SpecError> {
+        let narrow = |what, value: u32| {
+            u16::try_from(value).map_err(|_| SpecError::OutOfRange { what, value: i64::from(value) })
+        };
+        Ok(Self { rows: narrow("terminal rows", rows)?, columns: narrow("terminal columns", columns)? })
+    }
+}
+
+impl ContainerSpec {
+    /// The container that a request describes, checked.
+    pub fn from_wire(request: wire::CreateContainerRequest) -> Result<Self, SpecError> {
+        if matches!(request.id.as_str(), "" | "." | "..") || request.id.contains(['/', '\0']) {
+            return Err(SpecError::BadId(request.id));
+        }
+        let share = |what: &str, place: &wire::SharePath| {
+            SharedTree::from_wire(place).map_err(|source| SpecError::Share { what: what.to_owned(), source })
+        };
+        let rootfs = share("the rootfs", request.rootfs.as_ref().ok_or(SpecError::Missing("rootfs"))?)?;
+        let process = request.process.into_option().ok_or(SpecError::Missing("process"))?;
+        for path in request.masked_paths.iter().chain(&request.readonly_paths) {
+            absolute("masked or read-only path", path)?;
+        }
+        Ok(Self {
+            id: request.id,
+            rootfs,
+            rootfs_readonly: request.rootfs_readonly,
+            rootfs_propagation: request.rootfs_propagation,
+            hostname: request.hostname,
+            domainname: request.domainname,
+            mounts: request.mounts.into_iter().map(Mount::from_wire).collect::<Result<_, _>>()?,
+            devices: request.devices.into_iter().map(Device::from_wire).collect::<Result<_, _>>()?,
+            namespaces: namespaces(&request.namespaces)?,
+            masked_paths: request.masked_paths,
+            readonly_paths: request.readonly_paths,
+            sysctls: request.sysctls.into_iter().map(super::sysctl::check).collect::<Result<_, _>>()?,
+            cgroup_settings: request.cgroup_settings.into_iter().map(cgroup_setting).collect::<Result<_, _>>()?,
+            process: ProcessSpec::from_wire(process)?,
+        })
+    }
+
+    /// Every place in a shared tree that the container uses.
+    pub(crate) fn shared_trees(&self) -> Vec<SharedTree> {
+        let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Share { place, .. } => Some(place.clone()),
+            MountSource::FileSystem { .. } => None,
+        });
+        std::iter::once(self.rootfs.clone()).chain(binds).collect()
+    }
+
+    /// Whether any of them comes through the device that is not cached.
+    pub(crate) fn uses_shared_device(&self) -> bool {
+        self.shared_trees().iter().any(|tree| tree.device == ShareDevice::Shared)
+    }
+}
+
+fn namespaces(wire: &[wire::Namespace]) -> Result<Namespaces, SpecError> {
+    let mut namespaces = Namespaces::default();
+    for namespace in wire {
+        match namespace.kind.enum_value() {
+            Ok(wire::NamespaceKind::MOUNT | wire::NamespaceKind::PID) => {}
+            Ok(wire::NamespaceKind::IPC) => namespaces.ipc = true,
+            Ok(wire::NamespaceKind::UTS) => namespaces.uts = true,
+            Ok(wire::NamespaceKind::CGROUP) => namespaces.cgroup = true,
+            Ok(wire::NamespaceKind::NETWORK) => namespaces.network = true,
+            Ok(wire::NamespaceKind::USER) => return Err(SpecError::Namespace("user".to_owned())),
+            Ok(wire::NamespaceKind::TIME) => return Err(SpecError::Namespace("time".to_owned())),
+            Ok(wire::NamespaceKind::NAMESPACE_KIND_UNSPECIFIED) => {
+                return Err(SpecError::Namespace("unspecified".to_owned()));
+            }
+            Err(number) => return Err(SpecError::Namespace(format!("number {number}"))),
+        }
+    }
+    Ok(namespaces)
+}
+
+fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, String), SpecError> {
+    if setting.file.is_empty() || setting.file.starts_with('.') || setting.file.contains(['/', '\0']) {
+        return Err(SpecError::CgroupFile(setting.file));
+    }
+    Ok((setting.file, setting.value))
+}
+
+impl Mount {
+    fn from_wire(wire: wire::Mount) -> Result<Self, SpecError> {
+        absolute("mount destination", &wire.destination)?;
+        for value in [&wire.fs_type, &wire.source, &wire.data] {
+            without_nul("mount option", value)?;
+        }
+        let source = match wire.share.as_ref() {
+            Some(place) => MountSource::Share {
+                place: SharedTree::from_wire(place).map_err(|source| SpecError::Share {
+                    what: format!("the source of the mount at {}", wire.destination),
+                    source,
+                })?,
+                is_directory: wire.source_is_dir,
+            },
+            None if wire.fs_type.is_empty() => return Err(SpecError::Missing("mount source")),
+            None => MountSource::FileSystem { fs_type: wire.fs_type, source: wire.source },
+        };
+        Ok(Self {
+            destination: wire.destination,
+            source,
+            flags: wire.flags,
+            propagation: wire.propagation,
+            recursive_set: wire.recursive_set,
+            recursive_clear: wire.recursive_clear,
+            data: wire.data,
+            copy_up: wire.tmpcopyup,
+        })
+    }
+}
+
+impl Device {
+    fn from_wire(wire: wire::Device) -> Result<Self, SpecError> {
+        absolute("device", &wire.path)?;
+        let kind = match wire.kind.as_str() {
+            "c" | "u" => FileType::CharacterDevice,
+            "b" => FileType::BlockDevice,
+            "p" => FileType::Fifo,
+            _ => return Err(SpecError::DeviceKind { path: wire.path, kind: wire.kind }),
+        };
+        let number = |what, value: i64| u32::try_from(value).map_err(|_| SpecError::OutOfRange { what, value });
+        Ok(Self {
+            kind,
+            major: number("device major number", wire.major)?,
+            minor: number("device minor number", wire.minor)?,
+            mode: wire.mode & 0o7777,
+            uid: wire.uid,
+            gid: wire.gid,
+            path: wire.path,
+        })
+    }
+}
+
+impl ProcessSpec {
+    fn from_wire(wire: wire::Process) -> Result<Self, SpecError> {
+        if wire.args.first().is_none_or(String::is_empty) {
+            return Err(SpecError::NoArgs);
+        }
+        absolute("working directory", &wire.cwd)?;
+        for id in [wire.uid, wire.gid].iter().chain(&wire.additional_gids) {
+            // The kernel takes this number for "unchanged".
+            if *id == u32::MAX {
+                return Err(SpecError::OutOfRange { what: "user or group id", value: i64::from(*id) });
+            }
+        }
+        let stream = |id: u32| (id != 0).then_some(id);
+        let terminal = match wire.terminal {
+            true => Some(TerminalSize::from_wire(wire.terminal_rows, wire.terminal_columns)?),
+            false => None,
+        };
+        let stdio = StdioSpec {
+            terminal,
+            stdin: stream(wire.stdin_stream),
+            stdout: stream(wire.stdout_stream),
+            stderr: if wire.terminal { None } else { stream(wire.stderr_stream) },
+        };
+        Ok(Self {
+            args: c_strings("argument", wire.args)?,
+            env: c_strings("environment variable", wire.env)?,
+            cwd: wire.cwd,
+            uid: wire.uid,
+            gid: wire.gid,
+            additional_gids: wire.additional_gids,
+            umask: wire.umask.unwrap_or(0o022) & 0o777,
+            capabilities: capabilities(wire.capabilities.as_ref())?,
+            rlimits: wire.rlimits.into_iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
+            no_new_privileges: wire.no_new_privileges,
+            oom_score_adj: wire.oom_score_adj,
+            stdio,
+        })
+    }
+}
+
+fn capabilities(wire: Option<&wire::Capabilities>) -> Result<Capabilities, SpecError> {
+    let Some(wire) = wire else { return Ok(Capabilities::default()) };
+    let mask = |numbers: &[u32]| {
+        numbers.iter().try_fold(0_u64, |mask, number| {
+            let bit = 1_u64.checked_shl(*number);
+            let value = i64::from(*number);
+            bit.map(|bit| mask | bit).ok_or(SpecError::OutOfRange { what: "capability", value })
+        })
+    };
+    Ok(Capabilities {
+        bounding: mask(&wire.bounding)?,
+        effective: mask(&wire.effective)?,
+        inheritable: mask(&wire.inheritable)?,
+        permitted: mask(&wire.permitted)?,
+        ambient: mask(&wire.ambient)?,
+    })
+}
+
+fn c_strings(what: &'static str, values: Vec<String>) -> Result<Vec<CString>, SpecError> {
+    let convert = |value: String| {
+        CString::new(value).map_err(|error| SpecError::NulByte {
+            what,
+            value: String::from_utf8_lossy(&error.into_vec()).into_owned(),
+        })
+    };
+    values.into_iter().map(convert).collect()
+}
+
+fn without_nul(what: &'static str, value: &str) -> Result<(), SpecError> {
+    if value.contains('\0') {
+        return Err(SpecError::NulByte { what, value: value.to_owned() });
+    }
+    Ok(())
+}
+
+fn absolute(what: &'static str, path: &str) -> Result<(), SpecError> {
+    without_nul(what, path)?;
+    if !path.starts_with('/') {
+        return Err(SpecError::NotAbsolute { what, path: path.to_owned() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> wire::CreateContainerRequest {
+        let rootfs = wire::SharePath {
+            device: wire::ShareDevice::PRIVATE.into(),
+            tree: "rootfs".to_owned(),
+            ..Default::default()
+        };
+        let process = wire::Process { args: vec!["sh".to_owned()], cwd: "/".to_owned(), ..Default::default() };
+        wire::CreateContainerRequest {
+            id: "one".to_owned(),
+            rootfs: Some(rootfs).into(),
+            process: Some(process).into(),
+            ..Default::default()
+        }
+    }
+
+    fn parse(change: impl FnOnce(&mut wire::CreateContainerRequest)) -> Result<ContainerSpec, SpecError> {
+        let mut request = request();
+        change(&mut request);
+        ContainerSpec::from_wire(request)
+    }
+
+    fn parse_process(change: impl FnOnce(&mut wire::Process)) -> Result<ContainerSpec, SpecError> {
+        parse(|request| change(request.process.as_mut().unwrap()))
+    }
+
+    #[test]
+    fn least_request_is_accepted_with_defaults() {
+        let spec = parse(|_| {}).unwrap();
+        assert_eq!(spec.process.umask, 0o022);
+        assert_eq!(spec.process.capabilities, Capabilities::default());
+        assert_eq!(spec.process.stdio.stdin, None);
+        assert_eq!(spec.shared_trees(), [spec.rootfs]);
+    }
+
+    #[test]
+    fn ids_that_are_paths_are_refused() {
+        for id in ["", ".", "..", "a/b", "a\0"] {
+            assert!(matches!(parse(|request| request.id = id.to_owned()), Err(SpecError::BadId(_))), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn user_and_time_namespaces_are_refused_by_name() {
+        for (kind, name) in [(wire::NamespaceKind::USER, "user"), (wire::NamespaceKind::TIME, "time")] {
+            let namespace = wire::Namespace { kind: kind.into(), ..Default::default() };
+            let error = parse(|request| request.namespaces.push(namespace)).unwrap_err();
+            assert!(matches!(&error, SpecError::Namespace(named) if named == name), "{error}");
+        }
+    }
+
+    #[test]
+    fn asked_namespaces_become_clone_flags() {
+        let namespaces = Namespaces { network: true, cgroup: true, ..Default::default() };
+        let expected = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
+        assert_eq!(namespaces.clone_flags(), u64::from(expected.cast_unsigned()));
+    }
+
+    #[test]
+    fn bad_process_fields_are_refused() {
+        assert!(matches!(parse_process(|process| process.args.clear()), Err(SpecError::NoArgs)));
+        assert!(matches!(parse_process(|process| process.args[0].clear()), Err(SpecError::NoArgs)));
+        assert!(matches!(parse_process(|process| process.args[0] = "a\0".into()), Err(SpecError::NulByte { .. })));
+        assert!(matches!(parse_process(|process| process.cwd = "tmp".into()), Err(SpecError::NotAbsolute { .. })));
+        assert!(matches!(parse_process(|process| process.uid = u32::MAX), Err(SpecError::OutOfRange { .. })));
+        let capabilities = wire::Capabilities { bounding: vec![64], ..Default::default() };
+        let result = parse_process(|process| process.capabilities = Some(capabilities).into());
+        assert!(matches!(result, Err(SpecError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn capability_numbers_become_masks() {
+        let wire = wire::Capabilities { effective: vec![0, 21], ..Default::default() };
+        assert_eq!(capabilities(Some(&wire)).unwrap().effective, 1 | 1 << 21);
+    }
+
+    #[test]
+    fn mounts_without_a_source_and_relative_destinations_are_refused() {
+        let mount = wire::Mount { destination: "/x".to_owned(), ..Default::default() };
+        assert!(matches!(parse(|request| request.mounts.push(mount)), Err(SpecError::Missing(_))));
+        let mount = wire::Mount { destination: "x".to_owned(), fs_type: "tmpfs".to_owned(), ..Default::default() };
+        assert!(matches!(parse(|request| request.mounts.push(mount)), Err(SpecError::NotAbsolute { .. })));
+    }
+
+    #[test]
+    fn unknown_device_kind_is_refused() {
+        let device = wire::Device { path: "/dev/x".to_owned(), kind: "z".to_owned(), ..Default::default() };
+        assert!(matches!(parse(|request| request.devices.push(device)), Err(SpecError::DeviceKind { .. })));
+    }
+
+    #[test]
+    fn cgroup_files_with_paths_are_refused() {
+        for file in ["", "../cgroup.procs", "a/b", ".."] {
+            let setting = wire::CgroupSetting { file: file.to_owned(), ..Default::default() };
+            let result = parse(|request| request.cgroup_settings.push(setting));
+            assert!(matches!(result, Err(SpecError::CgroupFile(_))), "{file:?}");
+        }
+    }
+}

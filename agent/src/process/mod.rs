@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container's process: what it reads and writes, who it is, what it may use, what it executes, how it ends.
+
+pub(crate) mod credentials;
+pub(crate) mod exec;
+mod fd_stream;
+pub(crate) mod pump;
+mod reaper;
+pub(crate) mod rlimits;
+pub(crate) mod stdio;
+mod streams;
+pub(crate) mod terminal;
+pub(crate) mod users;
+
+pub use fd_stream::FdStream;
+pub use reaper::{ExitStatus, Reaper};
+pub use streams::{StreamTable, StreamTableFull};

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The engine's errors as ttrpc statuses: a code by which the host decides, and a line that a person reads.
+
+use std::error::Error;
+
+use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
+use ttrpc::Code;
+
+use crate::container::{
+    CreateError, DeleteError, Failure, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
+};
+
+/// The error and what caused it, on one line.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// An error that the host gets as a status.
+pub(super) trait ToStatus: Error + Sized {
+    /// What kind of error it is.
+    fn code(&self) -> Code;
+
+    /// The error as ttrpc sends it.
+    fn into_status(self) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), error_chain(&self)))
+    }
+}
+
+impl ToStatus for SpecError {
+    fn code(&self) -> Code {
+        Code::INVALID_ARGUMENT
+    }
+}
+
+impl ToStatus for NoSuchContainer {
+    fn code(&self) -> Code {
+        Code::NOT_FOUND
+    }
+}
+
+impl ToStatus for Failure {
+    fn code(&self) -> Code {
+        match self.stage {
+            Stage::ProgramNotFound => ERROR_PROGRAM_NOT_FOUND,
+            Stage::ProgramNotExecutable => ERROR_PROGRAM_NOT_EXECUTABLE,
+            _ => Code::INTERNAL,
+        }
+    }
+}
+
+impl ToStatus for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Spec(error) => error.code(),
+            Self::IdInUse(_) => Code::ALREADY_EXISTS,
+            Self::Setup(failure) => failure.code(),
+            Self::Start(error) => error.code(),
+            Self::Share(_)
+            | Self::Cgroup(_)
+            | Self::Stdio(_)
+            | Self::Clone(_)
+            | Self::Channel(_)
+            | Self::Ended { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl ToStatus for StartError {
+    fn code(&self) -> Code {
+        match self {
+            // Not NOT_FOUND: in the answers to a start, that is a missing program.
+            Self::NoSuchContainer(_) | Self::NotCreated { .. } => Code::FAILED_PRECONDITION,
+            Self::NoStream { .. } => Code::DEADLINE_EXCEEDED,
+            Self::Exec(failure) => failure.code(),
+            Self::Stdio(_) | Self::Channel(_) => Code::INTERNAL,
+        }
+    }
+}
+
+impl ToStatus for SignalError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSuchContainer(error) => error.code(),
+            Self::Finished => Code::FAILED_PRECONDITION,
+            Self::BadSignal(_) => Code::INVALID_ARGUMENT,
+            Self::Cgroup(_) | Self::Kill { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl ToStatus for ResizeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSuchContainer(error) => error.code(),
+            Self::NoTerminal => Code::FAILED_PRECONDITION,
+            Self::Size(error) => error.code(),
+            Self::Resize(_) => Code::INTERNAL,
+        }
+    }
+}
+
+impl ToStatus for DeleteError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSuchContainer(error) => error.code(),
+            Self::Kill(error) => error.code(),
+            Self::StillRunning { .. } => Code::DEADLINE_EXCEEDED,
+            Self::Cgroup(_) | Self::Share(_) => Code::INTERNAL,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_program_has_its_own_code_on_both_ways_to_it() {
+        let failure = Failure::explained(Stage::ProgramNotFound, "exec: \"x\": executable file not found in $PATH");
+        assert_eq!(CreateError::from(failure.clone()).code(), ERROR_PROGRAM_NOT_FOUND);
+        assert_eq!(StartError::from(failure).code(), ERROR_PROGRAM_NOT_FOUND);
+        assert_ne!(StartError::from(NoSuchContainer("x".to_owned())).code(), ERROR_PROGRAM_NOT_FOUND);
+    }
+
+    #[test]
+    fn status_holds_the_whole_chain() {
+        let error = CreateError::Clone(std::io::Error::from_raw_os_error(libc::EAGAIN));
+        let ttrpc::Error::RpcStatus(status) = error.into_status() else { panic!("not a status") };
+        assert!(status.message().starts_with("cannot make the container's first process: Resource temporarily"));
+    }
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//! System calls that no safe wrapper offers in the form needed here. The agent's `unsafe` lives in this file.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What [`clone_process`] returns: once in the caller, once in the new process.
+#[derive(Debug)]
+pub(crate) enum Cloned {
+    /// In the caller: the new process's pid.
+    Parent(i32),
+    /// In the new process.
+    Child,
+}
+
+/// `struct clone_args` of <linux/sched.h>, as of Linux 5.7.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Flag of clone3(2): signal handlers are not inherited.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+/// Flag of clone3(2): the new process starts in the cgroup named in the arguments.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Makes a child process, as fork(2) does, in new namespaces and in a cgroup of its own.
+///
+/// `namespaces` are CLONE_NEW* flags. The child has no signal handlers.
+///
+/// The caller must be the only thread of its process: the child has only a copy of that thread, and a lock that
+/// another thread held would stay locked in it for ever.
+pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut args = CloneArgs {
+        flags: namespaces | CLONE_CLEAR_SIGHAND,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` is a live, initialised `struct clone_args` of the size given. Memory is not shared with the child
+    // (no CLONE_VM), so it runs on a copy of this stack, and nothing it does is seen here.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match i32::try_from(result) {
+        Ok(0) => Ok(Cloned::Child),
+        Ok(pid) if pid > 0 => Ok(Cloned::Parent(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `struct mount_attr` of <linux/mount.h>.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountAttributes {
+    /// MOUNT_ATTR_* to set.
+    pub(crate) set: u64,
+    /// MOUNT_ATTR_* to clear.
+    pub(crate) clear: u64,
+    /// One of MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE; 0 to leave it.
+    pub(crate) propagation: u64,
+    /// A user namespace for an idmapped mount; not used.
+    pub(crate) userns_fd: u64,
+}
+
+/// Changes the attributes of the mount whose root is `mount`, and with `recursive` of all below it.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: MountAttributes) -> io::Result<()> {
+    let recursive_flag = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated constant and `attributes` a live `struct mount_attr` of the size given; the
+    // kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive_flag,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends signal number `signal` (1 to 64, real-time ones too) to `pid`.
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes two numbers and touches no memory of this process.
+    let result = unsafe { libc::kill(pid, signal) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives every signal its default action and blocks none, as a program expects to find them.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. The signals that cannot be changed (KILL, STOP and the two that the C
+        // library keeps for itself) are refused, which is harmless: they have their default action.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// Sets the NIS domain name of this UTS namespace.
+pub(crate) fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`, which the kernel only reads.
+    let result = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Ends this process at once, without running exit handlers or destructors.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit ends the process; there is nothing that it could leave in a bad state.
+    unsafe { libc::_exit(status) }
+}
+
+/// Turns a network interface on.
+pub(crate) fn set_interface_up(socket: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    // SAFETY: an all-zero `ifreq` is valid: it is plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let name = name.to_bytes();
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: both requests read and write one `ifreq`, and `request` is one, live and initialised.
+    let result = unsafe {
+        let result = libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request);
+        if result < 0 {
+            result
+        } else {
+            request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+            libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+        }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Registers a descriptor with the current tokio runtime.
+pub(crate) fn watch_descriptor(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor from its making to its drop.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
+    Ok(watched?)
+}
+
+/// Marks every descriptor from `first` on to be closed by execve.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: the flag only marks descriptors; none is closed here.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Closes every descriptor but 0, 1, 2 and those in `kept`.
+///
+/// For a process that was just cloned and will never drop what it got from its parent: the owners of the closed
+/// descriptors are in its memory still.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|descriptor| descriptor.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for descriptor in kept {
+        if descriptor > first {
+            close_range(first, descriptor - 1)?;
+        }
+        first = first.max(descriptor + 1);
+    }
+    close_range(first, libc::c_uint::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the caller, `close_all_but`, is for processes that drop none of the descriptors' owners.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
