@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
 
+use super::server::Server;
 use super::worker::{self, Stop, Worker};
 use crate::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
 
@@ -24,7 +25,8 @@ const QUEUE_MAX_SIZES: [u16; 2] = [128, 512];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CachePolicy {
     /// Nobody else changes the trees: names and attributes, also that a name is not there, hold for a day, data is kept
-    /// and written back late. Where no tree is read-only, files are not even opened one by one.
+    /// and written back late. Where no tree is read-only, files are not even opened one by one. A file that the guest
+    /// has written to stays open for writing until the guest drops it from its cache, so the host cannot run it sooner.
     Private,
     /// The host may change the trees at any time: names and attributes are asked for at each use, cached data is
     /// dropped when the file's size or time has changed and when it is opened, writes go through at once.
@@ -38,7 +40,7 @@ pub struct FsConfig {
     pub tag: String,
     /// The top directory; may be `O_PATH`. Its children are the shared trees. The guest cannot change the top itself.
     pub root: OwnedFd,
-    /// The directory `/proc/self/fd` of this process; may be `O_PATH`.
+    /// The directory `/proc/self/fd`, opened by this process; may be `O_PATH`.
     pub proc_self_fd: OwnedFd,
     /// How the guest may cache.
     pub cache: CachePolicy,
@@ -59,7 +61,7 @@ pub struct TagError {
 pub struct FsDevice {
     tag: String,
     config_space: [u8; CONFIG_LEN],
-    root: Arc<OwnedFd>,
+    root: OwnedFd,
     proc_self_fd: Arc<OwnedFd>,
     cache: CachePolicy,
     running: Option<Running>,
@@ -86,7 +88,7 @@ impl FsDevice {
             _ => return Err(TagError { tag }),
         }
         queue_count.copy_from_slice(&1_u32.to_le_bytes());
-        let (root, proc_self_fd) = (Arc::new(root), Arc::new(proc_self_fd));
+        let proc_self_fd = Arc::new(proc_self_fd);
         Ok(Self { tag, config_space, root, proc_self_fd, cache, running: None })
     }
 
@@ -103,9 +105,7 @@ impl FsDevice {
             queues: [hiprio, requests],
             interrupt,
             stop: Arc::clone(&stop),
-            root: Arc::clone(&self.root),
-            proc_self_fd: Arc::clone(&self.proc_self_fd),
-            cache: self.cache,
+            server: Server::new(&self.root, Arc::clone(&self.proc_self_fd), self.cache)?,
         };
         Ok(Running { thread: worker::spawn(&format!("fs-{}", self.tag), worker)?, stop })
     }

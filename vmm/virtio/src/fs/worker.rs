@@ -2,7 +2,7 @@
 //! The thread that owns a device's queues and its file server.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -14,8 +14,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffers::{Buffers, MAX_BUFFERS};
-use super::device::CachePolicy;
-use super::server::{AttachError, Server, Unanswerable};
+use super::server::{Server, Unanswerable};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 
 /// What the thread works with.
@@ -24,9 +23,7 @@ pub(super) struct Worker {
     pub(super) queues: [ActiveQueue; 2],
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) stop: Arc<Stop>,
-    pub(super) root: Arc<OwnedFd>,
-    pub(super) proc_self_fd: Arc<OwnedFd>,
-    pub(super) cache: CachePolicy,
+    pub(super) server: Server,
 }
 
 /// How the thread is told to end.
@@ -56,10 +53,10 @@ impl Stop {
 /// Why the thread has stopped serving. The device then needs a reset.
 #[derive(Debug, thiserror::Error)]
 enum WorkerError {
-    #[error("cannot set the file server up")]
-    Attach(#[from] AttachError),
+    #[error("cannot give the file server's thread its own working directory")]
+    EnterThread(#[source] io::Error),
     #[error("cannot wait for the driver")]
-    Wait(#[from] io::Error),
+    Wait(#[source] io::Error),
     #[error("the driver broke a queue's rings")]
     Queue(#[from] virtio_queue::Error),
     #[error("a descriptor chain names memory that is not the guest's")]
@@ -98,10 +95,10 @@ impl Drop for AbortOnPanic {
 impl Worker {
     /// Serves both queues until told to stop.
     fn run(self) -> Result<(), WorkerError> {
-        let Self { memory, mut queues, interrupt, stop, root, proc_self_fd, cache } = self;
-        let mut server = Server::attach(&root, proc_self_fd, cache)?;
+        let Self { memory, mut queues, interrupt, stop, mut server } = self;
+        server.enter_thread().map_err(WorkerError::EnterThread)?;
         let mut buffers = Buffers::default();
-        let waiter = Waiter::new(&stop.event, &queues)?;
+        let waiter = Waiter::new(&stop.event, &queues).map_err(WorkerError::Wait)?;
         loop {
             for active in &mut queues {
                 drain(active, &memory, (&interrupt, &stop), &mut server, &mut buffers)?;
@@ -109,7 +106,7 @@ impl Worker {
             if stop.is_set() {
                 return Ok(());
             }
-            waiter.wait(&queues)?;
+            waiter.wait(&queues).map_err(WorkerError::Wait)?;
         }
     }
 }

@@ -57,15 +57,6 @@ const PRIVATE_VALID_S: u64 = 86_400;
 /// Mode bits that give a program its file's user or group.
 const SET_ID_BITS: u32 = 0o6000;
 
-/// A server could not be set up: what was being done, and why it failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {doing}")]
-pub(super) struct AttachError {
-    pub(super) doing: &'static str,
-    #[source]
-    pub(super) source: io::Error,
-}
-
 /// A request that cannot even be answered with an error: the device needs a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unanswerable {
@@ -89,7 +80,7 @@ enum Opens {
     ByNode,
 }
 
-/// A session with the guest. It belongs to one thread, whose file mode mask and working directory are its own.
+/// A session with the guest. It belongs to one thread.
 #[derive(Debug)]
 pub(super) struct Server {
     /// `/proc/self/fd`.
@@ -107,22 +98,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Makes a server for the calling thread, which gets file system attributes of its own: a file mode mask of 0, since
-    /// the guest applies its masks itself, and `/proc/self/fd` as its working directory, since some calls on a
-    /// descriptor's file only take a path. These stay with the thread.
-    pub(super) fn attach(root: &OwnedFd, proc_self_fd: Arc<OwnedFd>, cache: CachePolicy) -> Result<Self, AttachError> {
-        let failed = |doing| move |errno: Errno| AttachError { doing, source: errno.into() };
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).map_err(|errno| AttachError {
-            doing: "give the file server's thread its own working directory",
-            source: errno.into(),
-        })?;
-        rustix::process::umask(Mode::empty());
-        rustix::process::fchdir(&proc_self_fd).map_err(failed("enter /proc/self/fd"))?;
-        let root = rustix::io::fcntl_dupfd_cloexec(root, 0).map_err(failed("duplicate the share's top directory"))?;
-        let stat = host::stat(&root).map_err(failed("examine the share's top directory"))?;
+    /// Makes a server; the thread that is going to run it then calls [`Self::enter_thread`].
+    pub(super) fn new(root: &OwnedFd, proc_self_fd: Arc<OwnedFd>, cache: CachePolicy) -> io::Result<Self> {
+        let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
+        let stat = host::stat(&root)?;
         let root = Inode::new(root, Access::Path, &stat);
         if root.kind != FileType::Directory {
-            return Err(failed("share what is not a directory")(Errno::NOTDIR));
+            return Err(Errno::NOTDIR.into());
         }
         Ok(Self {
             proc_self_fd,
@@ -136,6 +118,16 @@ impl Server {
             request: Vec::new(),
             scratch: Vec::new(),
         })
+    }
+
+    /// Gives the calling thread file system attributes of its own, for good: a file mode mask of 0, since the guest
+    /// applies its masks itself, and `/proc/self/fd` as its working directory, since some calls on a descriptor's file
+    /// only take a path.
+    pub(super) fn enter_thread(&self) -> io::Result<()> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        rustix::process::umask(Mode::empty());
+        rustix::process::fchdir(&self.proc_self_fd)?;
+        Ok(())
     }
 
     /// Serves the request in `buffers`, and says how many bytes of answer there are in them.

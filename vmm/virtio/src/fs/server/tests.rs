@@ -34,7 +34,8 @@ impl Guest {
         fs::create_dir(folder.path().join("tree")).unwrap();
         let root = openat(folder.path());
         let proc_self_fd = Arc::new(openat(Path::new("/proc/self/fd")));
-        let server = Server::attach(&root, proc_self_fd, cache).unwrap();
+        let server = Server::new(&root, proc_self_fd, cache).unwrap();
+        server.enter_thread().unwrap();
         Self { folder, server }
     }
 
