@@ -26,7 +26,7 @@ use crate::jail::{self, Jail};
 use crate::report::Reporter;
 
 /// The guest's end of the kernel's command line: no console device but the early one, no waiting on panic.
-const KERNEL_ARGS: &str = "console=ttynull earlyprintk=serial,0x3f8,115200,keep quiet panic=-1 reboot=k";
+const KERNEL_ARGS: &str = "quiet console=ttynull earlyprintk=serial,0x3f8,115200,keep panic=-1 reboot=k";
 
 /// The guest's context id for vsock: each sandbox has a device of its own, so all are alike.
 const GUEST_CID: u64 = 3;
