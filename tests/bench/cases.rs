@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is measured: each runtime with each bundle, and the bare machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::bundle::{self, Bundle, ECHO_OUTPUT, GUEST_MEM_SIZE_MIB};
+use crate::error::{BenchError, file};
+use crate::image;
+use crate::stage::Stage;
+
+/// Where the Bulkhead under test is on the stage.
+const TREE: &str = "/bulkhead";
+/// Files of the QEMU case.
+const KERNEL: &str = "/qemu/vmlinux";
+const INITRAMFS: &str = "/qemu/initramfs.cpio";
+const FIRMWARE: &str = "/usr/share/qemu";
+
+/// The line of the QEMU guest's program.
+const USER_SPACE: &str = "bench: user space";
+
+/// One thing that is started again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    /// Unique, for people and for `--cases`.
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// What standard output must hold in the end; the time of first output is taken when this has come.
+    pub(crate) output: &'static str,
+}
+
+/// How a case is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bulkhead(Bundle),
+    Runc(Bundle),
+    Crun(Bundle),
+    /// QEMU's microvm with Bulkhead's own guest kernel.
+    Qemu,
+}
+
+/// The cases, in the order in which they take turns.
+pub(crate) const CASES: [Case; 7] = [
+    Case { name: "bulkhead-echo", kind: Kind::Bulkhead(Bundle::Echo), output: ECHO_OUTPUT },
+    Case { name: "bulkhead-true", kind: Kind::Bulkhead(Bundle::True), output: "" },
+    Case { name: "qemu-microvm", kind: Kind::Qemu, output: USER_SPACE },
+    Case { name: "runc-echo", kind: Kind::Runc(Bundle::Echo), output: ECHO_OUTPUT },
+    Case { name: "runc-true", kind: Kind::Runc(Bundle::True), output: "" },
+    Case { name: "crun-echo", kind: Kind::Crun(Bundle::Echo), output: ECHO_OUTPUT },
+    Case { name: "crun-true", kind: Kind::Crun(Bundle::True), output: "" },
+];
+
+/// Where the programs are on the stage; `None` of those that no chosen case needs.
+#[derive(Debug, Default)]
+pub(crate) struct Programs {
+    bulkhead: Option<PathBuf>,
+    runc: Option<PathBuf>,
+    crun: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+}
+
+/// A program and its arguments, ready to be started in a folder.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) folder: PathBuf,
+}
+
+impl Invocation {
+    fn of(program: Option<&Path>, args: &[&str], folder: &Path) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self {
+            program: program.unwrap_or_else(|| Path::new("/not-staged")).to_owned(),
+            args,
+            folder: folder.to_owned(),
+        }
+    }
+}
+
+impl Programs {
+    /// Copies what `kinds` need to the stage: the Bulkhead installed in `tree`, the peers from PATH, the guest's only
+    /// program `guest_init`.
+    ///
+    /// # Errors
+    ///
+    /// What is missing or cannot be copied.
+    pub(crate) fn copy(stage: &Stage, kinds: &[Kind], tree: &Path, guest_init: &Path) -> Result<Self, BenchError> {
+        let mut programs = Self::default();
+        for kind in kinds {
+            match kind {
+                Kind::Bulkhead(_) if programs.bulkhead.is_none() => {
+                    let path = Path::new(TREE).join("bin/bulkhead");
+                    stage.copy_folder(&tree.join("bin"), &Path::new(TREE).join("bin"))?;
+                    stage.copy_folder(&tree.join("lib/bulkhead"), &Path::new(TREE).join("lib/bulkhead"))?;
+                    stage.libraries(&tree.join("bin/bulkhead"))?;
+                    stage.libraries(&tree.join("lib/bulkhead/bulkhead-vmm"))?;
+                    programs.bulkhead = Some(path);
+                }
+                Kind::Runc(_) if programs.runc.is_none() => programs.runc = Some(stage.program("runc")?),
+                Kind::Crun(_) if programs.crun.is_none() => programs.crun = Some(stage.program("crun")?),
+                Kind::Qemu if programs.qemu.is_none() => {
+                    programs.qemu = Some(stage.program("qemu-system-x86_64")?);
+                    stage.copy_folder(Path::new(FIRMWARE), Path::new(FIRMWARE))?;
+                    stage.copy(tree.join("lib/bulkhead/vmlinux"), KERNEL)?;
+                    let init = fs::read(guest_init).map_err(file("read", guest_init))?;
+                    let initramfs = stage.at(INITRAMFS);
+                    image::initramfs(&init)
+                        .and_then(|image| fs::write(&initramfs, image))
+                        .map_err(file("write", &initramfs))?;
+                }
+                _ => {}
+            }
+        }
+        let busybox = stage.program("busybox")?;
+        bundle::write_all(stage, &busybox)?;
+        Ok(programs)
+    }
+
+    /// How to start `kind` as container `id`, with more options for Bulkhead.
+    pub(crate) fn invocation(&self, kind: Kind, id: &str, options: &[&str]) -> Invocation {
+        match kind {
+            Kind::Bulkhead(bundle) => {
+                let args = [&["--root", "/run/bulkhead"], options, &["run", id]].concat();
+                Invocation::of(self.bulkhead.as_deref(), &args, bundle.folder())
+            }
+            Kind::Runc(bundle) => {
+                Invocation::of(self.runc.as_deref(), &["--root", "/run/runc", "run", id], bundle.folder())
+            }
+            Kind::Crun(bundle) => {
+                Invocation::of(self.crun.as_deref(), &["--root", "/run/crun", "run", id], bundle.folder())
+            }
+            Kind::Qemu => self.qemu(false),
+        }
+    }
+
+    /// QEMU's smallest machine, without firmware tables, legacy timers and option ROMs. The kernel's words are those
+    /// that Bulkhead gives it, but for the way to end: this machine has no keyboard controller to reset it.
+    pub(crate) fn qemu(&self, idle: bool) -> Invocation {
+        let memory = GUEST_MEM_SIZE_MIB.to_string();
+        let words = "console=ttynull earlyprintk=serial,0x3f8,115200,keep quiet panic=-1 reboot=t";
+        let words = if idle { format!("{words} -- idle") } else { words.to_owned() };
+        let machine = "microvm,acpi=off,pic=off,pit=off,rtc=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=on";
+        // Without xsave: the emulated host cannot virtualize it right, and the kernel loses time on telling so.
+        #[rustfmt::skip]
+        let args = [
+            "-M", machine, "-accel", "kvm", "-cpu", "host,-xsave", "-m", &memory, "-smp", "1",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+            "-kernel", KERNEL, "-initrd", INITRAMFS, "-append", &words,
+        ];
+        Invocation::of(self.qemu.as_deref(), &args, Path::new("/"))
+    }
+}
