@@ -121,7 +121,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     linux::check_paths("readonlyPaths", &readonly_paths)?;
     let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default();
     let rootfs_propagation = linux::rootfs_propagation(propagation)?;
-    let devices = linux::devices(list(linux.and_then(|linux| linux.devices().as_ref())))?;
+    let mut devices = linux::devices(list(linux.and_then(|linux| linux.devices().as_ref())))?;
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
 
@@ -132,13 +132,14 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let mut shares = Shares::default();
     let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
     let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, &mut shares)?;
+    devices.extend(mounts.devices);
     let request = CreateContainerRequest {
         rootfs: Some(rootfs).into(),
         rootfs_readonly,
         rootfs_propagation,
         hostname,
         domainname,
-        mounts,
+        mounts: mounts.mounts,
         devices,
         namespaces: namespaces.to_wire(),
         masked_paths,

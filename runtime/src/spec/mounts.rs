@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use bulkhead_protocol::agent::Mount;
+use bulkhead_protocol::agent::{Device, Mount};
 use libc::MS_BIND;
 use oci_spec::runtime::Mount as OciMount;
 
@@ -16,12 +16,29 @@ use crate::storage::{BindSource, ShareError, Shares};
 /// has only that.
 const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
-/// Checks the mounts, takes the sources of bind mounts into `shares`, and brings all to their wire form.
-pub(crate) fn translate(mounts: &[OciMount], bundle: &Path, shares: &mut Shares) -> Result<Vec<Mount>, FieldError> {
-    mounts.iter().enumerate().map(|(index, mount)| translate_one(index, mount, bundle, shares)).collect()
+/// The mounts in their wire form, and the devices that stand for bound devices.
+#[derive(Debug, Default)]
+pub(crate) struct Translated {
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
 }
 
-fn translate_one(index: usize, mount: &OciMount, bundle: &Path, shares: &mut Shares) -> Result<Mount, FieldError> {
+/// Checks the mounts, takes the sources of bind mounts into `shares`, and brings all to their wire form.
+pub(crate) fn translate(mounts: &[OciMount], bundle: &Path, shares: &mut Shares) -> Result<Translated, FieldError> {
+    let mut translated = Translated::default();
+    for (index, mount) in mounts.iter().enumerate() {
+        translate_one(index, mount, bundle, shares, &mut translated)?;
+    }
+    Ok(translated)
+}
+
+fn translate_one(
+    index: usize,
+    mount: &OciMount,
+    bundle: &Path,
+    shares: &mut Shares,
+    translated: &mut Translated,
+) -> Result<(), FieldError> {
     let destination = clean_destination(mount.destination());
     let field = |name: &str| format!("mounts[{index}].{name} (destination {})", crate::text::one_line(&destination));
     without_nul(|| field("destination"), &destination)?;
@@ -58,8 +75,23 @@ fn translate_one(index: usize, mount: &OciMount, bundle: &Path, shares: &mut Sha
         if let Some(option) = options.data.first() {
             return Err(FieldError::invalid(field("options"), option, "an option of a bind mount"));
         }
-        bind(&mut wire, &source, bundle, shares, options.read_only(), &field)?;
-        return Ok(wire);
+        if source.as_os_str().is_empty() {
+            return Err(FieldError::missing(field("source"), "it names what is bound"));
+        }
+        let source = bundle.join(source);
+        match shares.add_bind(&source, options.read_only()) {
+            Ok(BindSource::Share { path, is_dir }) => {
+                wire.share = Some(path).into();
+                wire.source_is_dir = is_dir;
+                translated.mounts.push(wire);
+            }
+            Ok(BindSource::GuestDevice { major, minor }) => {
+                translated.devices.push(guest_device(destination.clone(), major, minor));
+            }
+            Err(ShareError::Path(error)) => return Err(FieldError::path(field("source"), source, error)),
+            Err(error) => return Err(FieldError::path(field("source"), source, io::Error::other(error))),
+        }
+        return Ok(());
     }
     if !FILE_SYSTEMS.contains(&fs_type) {
         let expected = format!("bind, or one of {}", FILE_SYSTEMS.join(", "));
@@ -68,32 +100,13 @@ fn translate_one(index: usize, mount: &OciMount, bundle: &Path, shares: &mut Sha
     wire.fs_type = if fs_type == "cgroup" { "cgroup2" } else { fs_type }.to_owned();
     wire.source = source.to_string_lossy().into_owned();
     without_nul(|| field("source"), &wire.source)?;
-    Ok(wire)
+    translated.mounts.push(wire);
+    Ok(())
 }
 
-fn bind(
-    wire: &mut Mount,
-    source: &Path,
-    bundle: &Path,
-    shares: &mut Shares,
-    read_only: bool,
-    field: &dyn Fn(&str) -> String,
-) -> Result<(), FieldError> {
-    if source.as_os_str().is_empty() {
-        return Err(FieldError::missing(field("source"), "it names what is bound"));
-    }
-    let source = bundle.join(source);
-    match shares.add_bind(&source, read_only) {
-        Ok(BindSource::Share { path, is_dir }) => {
-            wire.share = Some(path).into();
-            wire.source_is_dir = is_dir;
-        }
-        // Without a share, the source of a bind is the guest's own.
-        Ok(BindSource::GuestDevice(device)) => device.clone_into(&mut wire.source),
-        Err(ShareError::Path(error)) => return Err(FieldError::path(field("source"), source, error)),
-        Err(error) => return Err(FieldError::path(field("source"), source, io::Error::other(error))),
-    }
-    Ok(())
+/// The guest's own device in the place of a bind mount of the host's same one.
+fn guest_device(path: String, major: i64, minor: i64) -> Device {
+    Device { path, kind: "c".to_owned(), major, minor, mode: 0o666, ..Device::default() }
 }
 
 /// The destination as a path that starts at the container's root and has no `.` or `..`; links are the agent's to
@@ -121,7 +134,7 @@ mod tests {
         let mount: OciMount = serde_json::from_value(mount).unwrap();
         let mut shares = Shares::default();
         let result = translate(&[mount], bundle, &mut shares);
-        (result.map(|mut mounts| mounts.remove(0)).map_err(|error| error.to_string()), shares)
+        (result.map(|mut translated| translated.mounts.remove(0)).map_err(|error| error.to_string()), shares)
     }
 
     #[test]
@@ -165,12 +178,13 @@ mod tests {
     #[test]
     fn a_bound_device_is_the_guests() {
         let mount = json!({"destination": "/dev/x", "source": "/dev/zero", "options": ["bind"]});
+        let mount: OciMount = serde_json::from_value(mount).unwrap();
+        let mut shares = Shares::default();
 
-        let (mount, shares) = translated(mount, Path::new("/b"));
+        let translated = translate(&[mount], Path::new("/b"), &mut shares).unwrap();
 
-        let mount = mount.unwrap();
-        assert_eq!(mount.source, "/dev/zero");
-        assert!(mount.share.is_none() && !mount.source_is_dir);
+        assert!(translated.mounts.is_empty());
+        assert_eq!(translated.devices, [guest_device("/dev/x".to_owned(), 1, 5)]);
         assert_eq!(shares, Shares::default());
     }
 

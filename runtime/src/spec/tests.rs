@@ -73,7 +73,7 @@ fn broken_json_is_told_with_line_column_and_field() {
     assert_eq!(refusal(&bundle_of("")), "BUNDLE/config.json, line 1, column 0: EOF while parsing a value");
     assert_eq!(
         refusal(&bundle_of("{\"process\": {\"cwd\": \"/\", \"user\": {\"uid\": -1}}}")),
-        "BUNDLE/config.json, line 1, column 42: process.user.uid: invalid value: integer `-1`, expected u32"
+        "BUNDLE/config.json, line 1, column 43: process.user.uid: invalid value: integer `-1`, expected u32"
     );
 }
 

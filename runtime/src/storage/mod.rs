@@ -15,15 +15,8 @@ use thiserror::Error;
 /// The name of the tree that holds the root file system.
 const ROOTFS_TREE: &str = "rootfs";
 
-/// Devices of the host that every guest has as well: path in the guest, major, minor.
-const COMMON_DEVICES: &[(&str, u64, u64)] = &[
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
+/// Devices of the host that every guest has as well, major and minor number: null, zero, full, random, urandom, tty.
+const COMMON_DEVICES: &[(u64, u64)] = &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)];
 
 /// The trees of one sandbox, as they are collected.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,8 +37,13 @@ pub(crate) enum BindSource {
         /// Whether it is a directory.
         is_dir: bool,
     },
-    /// A device that the guest has itself, under this path.
-    GuestDevice(&'static str),
+    /// A character device that the guest has itself.
+    GuestDevice {
+        /// Its major number.
+        major: i64,
+        /// Its minor number.
+        minor: i64,
+    },
 }
 
 /// A source that cannot be shared with a guest.
@@ -84,11 +82,11 @@ impl Shares {
         let metadata = fs::metadata(&source)?;
         let kind = metadata.file_type();
         if kind.is_char_device() {
-            let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
-            let known = COMMON_DEVICES.iter().find(|(_, a, b)| (*a, *b) == (major, minor));
-            return known
-                .map(|(path, ..)| BindSource::GuestDevice(path))
-                .ok_or(ShareError::Kind("device of the host that the guest does not have"));
+            let number = (major(metadata.rdev()), minor(metadata.rdev()));
+            if !COMMON_DEVICES.contains(&number) {
+                return Err(ShareError::Kind("device of the host that the guest does not have"));
+            }
+            return Ok(BindSource::GuestDevice { major: number.0.cast_signed(), minor: number.1.cast_signed() });
         }
         if !kind.is_dir() && !kind.is_file() {
             let kind = match () {
@@ -147,7 +145,7 @@ mod tests {
     fn common_devices_are_the_guests_own() {
         let bound = Shares::default().add_bind(Path::new("/dev/null"), false).unwrap();
 
-        assert_eq!(bound, BindSource::GuestDevice("/dev/null"));
+        assert_eq!(bound, BindSource::GuestDevice { major: 1, minor: 3 });
     }
 
     #[test]

@@ -78,13 +78,13 @@ pub(crate) fn ends_a_start(signal: Signal) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::pthread::{pthread_kill, pthread_self};
+    use nix::sys::signal::raise;
 
     #[tokio::test]
     async fn blocked_signals_arrive_in_the_stream() {
         let stream = BlockedSignals::block().unwrap().into_stream().unwrap();
 
-        pthread_kill(pthread_self(), Signal::SIGUSR1).unwrap();
+        raise(Signal::SIGUSR1).unwrap();
 
         assert_eq!(stream.next().await.unwrap(), Signal::SIGUSR1);
     }
