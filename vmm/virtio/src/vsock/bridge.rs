@@ -50,20 +50,20 @@ impl Bridge {
         }
     }
 
-    /// A packet from the guest, with as much data as its header says, if any.
-    pub(super) fn receive(&mut self, header: &Header, data: Option<&VolatileSlice<'_>>) {
-        let len = data.map_or(0, |data| u32::try_from(data.len()).unwrap_or(u32::MAX));
-        match (self.connection.receive(header, len), data) {
-            (Outcome::Connected, _) => {
+    /// A packet from the guest, with its data, if it has any, in pieces.
+    pub(super) fn receive(&mut self, header: &Header, data: &[VolatileSlice<'_>]) {
+        let len: usize = data.iter().map(VolatileSlice::len).sum();
+        match self.connection.receive(header, u32::try_from(len).unwrap_or(u32::MAX)) {
+            Outcome::Connected => {
                 let answer = format!("OK {}\n", header.dst_port);
                 // Nothing else is in the socket yet, so a line goes in as a whole or the client is gone.
                 if self.socket.write_vectored(&[IoSlice::new(answer.as_bytes())]) != Transfer::Moved(answer.len()) {
                     self.host_stops_receiving();
                 }
             }
-            (Outcome::Data, Some(data)) => self.forward(data),
-            (Outcome::Violation, _) => self.broken = true,
-            (Outcome::Noted | Outcome::ShutDown | Outcome::Gone | Outcome::Data, _) => {}
+            Outcome::Data => data.iter().for_each(|piece| self.forward(piece)),
+            Outcome::Violation => self.broken = true,
+            Outcome::Noted | Outcome::ShutDown | Outcome::Gone => {}
         }
     }
 
@@ -72,7 +72,7 @@ impl Bridge {
         self.broken = true;
     }
 
-    /// The guest's data goes to the socket, and what the socket does not take into the buffer.
+    /// A piece of the guest's data goes to the socket, and what the socket does not take into the buffer.
     fn forward(&mut self, data: &VolatileSlice<'_>) {
         let mut rest = *data;
         while self.connection.host_receives() && self.tx.is_empty() && !rest.is_empty() {

@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | breaks a ring (index out of range, ring out of memory) | all connections are closed, the device needs a reset |
 //! | sends a chain that holds no header | ignored |
-//! | announces data that the chain does not hold, or more than 64 KiB | that connection is reset |
+//! | announces data that the chain does not hold, or more than 64 KiB, or in over 64 pieces | that connection is reset |
 //! | sends from a context id that is not its own | ignored |
 //! | sends to another than the host's context id, or not of type stream | reset |
 //! | sends a packet of no connection, other than a good request | reset, unless it is one |

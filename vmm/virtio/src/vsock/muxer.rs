@@ -116,8 +116,8 @@ impl Muxer {
     /// What a chain of the transmit queue holds.
     pub fn receive(&mut self, from_guest: &FromGuest<'_>) {
         let (header, data, lost) = match from_guest {
-            FromGuest::Packet(header, data) => (header, data.as_ref(), false),
-            FromGuest::DataLost(header) => (header, None, true),
+            FromGuest::Packet(header, data) => (header, &data[..], false),
+            FromGuest::DataLost(header) => (header, &[][..], true),
             FromGuest::Nothing => return,
         };
         if header.src_cid != self.guest_cid {

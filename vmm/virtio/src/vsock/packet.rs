@@ -3,7 +3,7 @@
 
 use virtio_queue::DescriptorChain;
 use virtio_vsock::packet::VsockPacket;
-use vm_memory::{Bytes, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
 
 pub use virtio_vsock::packet::PKT_HEADER_SIZE as HEADER_SIZE;
 
@@ -123,51 +123,81 @@ impl Header {
             fwd_cnt: u32_at(40),
         }
     }
-
-    fn of(packet: &VsockPacket<'_, ()>) -> Self {
-        Self {
-            src_cid: packet.src_cid(),
-            dst_cid: packet.dst_cid(),
-            src_port: packet.src_port(),
-            dst_port: packet.dst_port(),
-            len: packet.len(),
-            kind: packet.type_(),
-            op: packet.op(),
-            flags: packet.flags(),
-            buf_alloc: packet.buf_alloc(),
-            fwd_cnt: packet.fwd_cnt(),
-        }
-    }
 }
+
+/// Most pieces that a packet's data may lie in. A Linux driver makes no more than 18.
+pub const MAX_DATA_PIECES: usize = 64;
 
 /// What a chain of the transmit queue holds.
 #[derive(Debug)]
 pub enum FromGuest<'a> {
     /// A packet. Its data, as many bytes as the header says, still lies in guest memory and may change there.
-    Packet(Header, Option<VolatileSlice<'a>>),
-    /// A header without the data that it announces, or with more than [`MAX_DATA_SIZE`]: bytes of the stream are lost.
+    Packet(Header, Vec<VolatileSlice<'a>>),
+    /// A header without the data that it announces, or with more than [`MAX_DATA_SIZE`] of it or in more than
+    /// [`MAX_DATA_PIECES`]: bytes of the stream are lost.
     DataLost(Header),
     /// Not even a header.
     Nothing,
 }
 
-/// Reads the packet of a chain of the transmit queue. The header may share a descriptor with the data.
+/// Reads the packet of a chain of the transmit queue, however header and data are spread over its descriptors: Linux sends
+/// larger pieces of data as several.
 #[must_use]
-pub fn parse_transmitted<'a>(memory: &'a GuestMemory, mut chain: DescriptorChain<&GuestMemory>) -> FromGuest<'a> {
-    let mut again = chain.clone();
-    if let Ok(packet) = VsockPacket::from_tx_virtq_chain(memory, &mut chain, MAX_DATA_SIZE) {
-        return FromGuest::Packet(Header::of(&packet), packet.data_slice().copied());
-    }
+pub fn parse_transmitted<'a>(memory: &'a GuestMemory, chain: DescriptorChain<&GuestMemory>) -> FromGuest<'a> {
     let mut bytes = [0; HEADER_SIZE];
-    match again.next() {
-        Some(head)
-            if !head.is_write_only()
-                && head.len() as usize >= HEADER_SIZE
-                && memory.read_slice(&mut bytes, head.addr()).is_ok() =>
-        {
-            FromGuest::DataLost(Header::from_bytes(&bytes))
+    let mut pieces = Pieces { memory, chain, rest: None };
+    let mut filled = 0;
+    while filled < HEADER_SIZE {
+        let Some(piece) = pieces.next_of(HEADER_SIZE - filled) else { return FromGuest::Nothing };
+        piece.copy_to(&mut bytes[filled..]);
+        filled += piece.len();
+    }
+    let header = Header::from_bytes(&bytes);
+    let mut data = Vec::new();
+    let mut missing = header.len as usize;
+    if header.len > MAX_DATA_SIZE {
+        return FromGuest::DataLost(header);
+    }
+    while missing > 0 {
+        match pieces.next_of(missing) {
+            Some(piece) if data.len() < MAX_DATA_PIECES => {
+                missing -= piece.len();
+                data.push(piece);
+            }
+            _ => return FromGuest::DataLost(header),
         }
-        _ => FromGuest::Nothing,
+    }
+    FromGuest::Packet(header, data)
+}
+
+/// The readable memory that a chain describes, piece by piece.
+struct Pieces<'a, 'm> {
+    memory: &'a GuestMemory,
+    chain: DescriptorChain<&'m GuestMemory>,
+    /// Where the current descriptor goes on, and how many bytes of it are left.
+    rest: Option<(GuestAddress, usize)>,
+}
+
+impl<'a> Pieces<'a, '_> {
+    /// The next piece, of `wanted` bytes at most and at least one; `None` at the chain's end, or where it stops being
+    /// readable memory.
+    fn next_of(&mut self, wanted: usize) -> Option<VolatileSlice<'a>> {
+        let (address, len) = match self.rest.take() {
+            Some(rest) => rest,
+            None => self.next_descriptor()?,
+        };
+        let piece = self.memory.get_slices(address, len.min(wanted), Permissions::Read).ok()?.next()?.ok()?;
+        let left = len - piece.len();
+        if left > 0 {
+            self.rest = Some((address.checked_add(piece.len() as u64)?, left));
+        }
+        Some(piece)
+    }
+
+    fn next_descriptor(&mut self) -> Option<(GuestAddress, usize)> {
+        let descriptor = self.chain.by_ref().find(|descriptor| descriptor.len() > 0)?;
+        let len = usize::try_from(descriptor.len()).ok()?;
+        (!descriptor.is_write_only()).then_some((descriptor.addr(), len))
     }
 }
 
@@ -211,7 +241,7 @@ mod tests {
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
     use virtio_queue::{Queue, QueueOwnedT};
-    use vm_memory::GuestAddress;
+    use vm_memory::Bytes;
 
     const WRITE: u16 = 2;
     const AT: u64 = 0x10_0000;
@@ -240,7 +270,7 @@ mod tests {
             .iter()
             .map(|&(address, len, flags)| RawDescriptor::from(Descriptor::new(address, len, flags, 0)))
             .collect();
-        let mock = MockSplitQueue::new(memory, 16);
+        let mock = MockSplitQueue::new(memory, 128);
         mock.build_desc_chain(&descriptors).unwrap();
         let mut queue: Queue = mock.create_queue().unwrap();
         queue.iter(memory).unwrap().next().unwrap()
@@ -259,13 +289,48 @@ mod tests {
         memory.write_slice(b"HELLO", GuestAddress(AT + 0x1000)).unwrap();
 
         for (parts, expected) in [(&[(AT, 49, 0)][..], b"hello"), (&[(AT, 44, 0), (AT + 0x1000, 5, 0)], b"HELLO")] {
-            let FromGuest::Packet(read, Some(data)) = parse_transmitted(&memory, chain(&memory, parts)) else {
+            let FromGuest::Packet(read, data) = parse_transmitted(&memory, chain(&memory, parts)) else {
                 panic!("no packet in {parts:?}");
             };
-            let mut bytes = [0; 5];
-            data.copy_to(&mut bytes);
-            assert_eq!((read, &bytes), (header(), expected));
+            assert_eq!((read, &content(&data)[..]), (header(), &expected[..]));
         }
+    }
+
+    #[test]
+    fn a_packet_is_read_from_any_number_of_descriptors() {
+        let memory = memory();
+        memory.write_slice(&header().to_bytes(), GuestAddress(AT)).unwrap();
+        for (offset, byte) in b"hello".iter().enumerate() {
+            memory.write_slice(&[*byte], GuestAddress(AT + 0x1000 * (offset as u64 + 1))).unwrap();
+        }
+        let mut parts = vec![(AT, 20, 0), (0, 0, 0), (AT + 20, 24, 0)];
+        parts.extend((1..=5).map(|page| (AT + 0x1000 * page, 1, 0)));
+
+        let parsed = parse_transmitted(&memory, chain(&memory, &parts));
+
+        let FromGuest::Packet(read, data) = parsed else { panic!("{parsed:?}") };
+        assert_eq!((read, data.len(), content(&data)), (header(), 5, b"hello".to_vec()));
+    }
+
+    #[test]
+    fn data_in_too_many_pieces_is_lost() {
+        let memory = memory();
+        let long = Header { len: MAX_DATA_PIECES as u32 + 1, ..header() };
+        memory.write_slice(&long.to_bytes(), GuestAddress(AT)).unwrap();
+        let mut parts = vec![(AT, 44, 0)];
+        parts.extend([(AT + 0x1000, 1, 0)].repeat(MAX_DATA_PIECES + 1));
+
+        assert!(matches!(parse_transmitted(&memory, chain(&memory, &parts)), FromGuest::DataLost(_)));
+    }
+
+    fn content(data: &[VolatileSlice<'_>]) -> Vec<u8> {
+        let mut content = Vec::new();
+        for piece in data {
+            let mut bytes = vec![0; piece.len()];
+            piece.copy_to(&mut bytes);
+            content.extend(bytes);
+        }
+        content
     }
 
     #[test]

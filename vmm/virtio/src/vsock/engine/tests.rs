@@ -224,7 +224,7 @@ fn without_receive_buffers_data_waits_and_nothing_spins() {
     let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let (rx, tx) = (queue(0x1_0000), queue(0x2_0000));
     let mut engine = Engine::new(memory.clone(), rx, tx, interrupt, muxer).unwrap();
-    engine.muxer.receive(&FromGuest::Packet(agent_request(), None));
+    engine.muxer.receive(&FromGuest::Packet(agent_request(), Vec::new()));
     agent.write_all(b"waits").unwrap();
     engine.tx.event.write(1).unwrap();
 
