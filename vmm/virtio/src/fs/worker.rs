@@ -106,38 +106,33 @@ impl Worker {
             if stop.is_set() {
                 return Ok(());
             }
-            waiter.wait(&queues).map_err(WorkerError::Wait)?;
+            waiter.wait().map_err(WorkerError::Wait)?;
         }
     }
 }
 
 /// Waits for the driver, or for the end.
+///
+/// Edge-triggered: each notification wakes the thread once, and no eventfd has to be read for that.
 struct Waiter(Epoll);
 
 impl Waiter {
     fn new(stop: &EventFd, queues: &[ActiveQueue; 2]) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let [hiprio, requests] = queues;
-        for (index, event) in [&hiprio.event, &requests.event, stop].into_iter().enumerate() {
-            let interest = EpollEvent::new(EventSet::IN, index as u64);
+        for event in [&hiprio.event, &requests.event, stop] {
+            let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         }
         Ok(Self(epoll))
     }
 
-    fn wait(&self, queues: &[ActiveQueue; 2]) -> io::Result<()> {
-        let mut events = [EpollEvent::default(); 3];
-        let count = match self.0.wait(-1, &mut events) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            outcome => outcome.unwrap_or(0),
-        };
-        for event in events.iter().take(count) {
-            if let Some(active) = usize::try_from(event.data()).ok().and_then(|index| queues.get(index)) {
-                // Fails only where there is nothing to be read any more.
-                let _ = active.event.read();
-            }
+    /// Returns when anything has been notified since the last time; the caller then looks at everything.
+    fn wait(&self) -> io::Result<()> {
+        match self.0.wait(-1, &mut [EpollEvent::default(); 3]) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
