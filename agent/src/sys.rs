@@ -104,12 +104,34 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `struct sigaction` as the kernel has it on x86-64; all zero is the default action.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSignalAction {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
 /// Gives every signal its default action and blocks none, as a program expects to find them.
 pub(crate) fn reset_signals() -> io::Result<()> {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. The signals that cannot be changed (KILL, STOP and the two that the C
-        // library keeps for itself) are refused, which is harmless: they have their default action.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    let default = KernelSignalAction::default();
+    for signal in (1..=64).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+        // SAFETY: the kernel reads one action of the layout given, and its mask has the length given. The default action
+        // runs no code of this process. The C library's wrapper would leave out the two signals it keeps for itself.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<KernelSignalAction>(),
+                size_of::<u64>(),
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     Ok(())

@@ -4,7 +4,7 @@
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bulkhead_agent::container::{ContainerSpec, CreateError, Engine, EngineConfig};
@@ -59,8 +59,11 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if let Some(cgroup) = &self.cgroup {
-            // Fails if a container's cgroup is left, and then it shows.
-            std::fs::remove_dir(cgroup).expect("no cgroup is left");
+            if std::thread::panicking() {
+                end_everything_in(cgroup);
+            } else {
+                std::fs::remove_dir(cgroup).expect("no cgroup is left");
+            }
         }
     }
 }
@@ -83,13 +86,20 @@ impl World {
             rootfs_mount_point: folder.path().join("mount-point"),
             device_scratch: folder.path().join("devices"),
         };
-        let reaper = Reaper::start().expect("a reaper starts");
+        // One for the whole process: each would take the children of all.
+        static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();
+        let reaper = Arc::clone(REAPER.get_or_init(|| Reaper::start().expect("a reaper starts")));
         let engine = Arc::new(Engine::new(config, reaper, Arc::clone(&streams)));
         Self { engine, streams, folder, cgroup }
     }
 
     pub(crate) fn has_cgroups(&self) -> bool {
         self.cgroup.is_some()
+    }
+
+    /// A file of the cgroup that holds the containers'; a path that is not there on a machine without cgroup v2.
+    pub(crate) fn cgroup_file(&self, name: &str) -> PathBuf {
+        self.cgroup.clone().unwrap_or_default().join(name)
     }
 
     /// A file of the container's root file system.
@@ -168,6 +178,19 @@ fn make_rootfs(path: &Path) {
     }
     let passwd = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
     std::fs::write(path.join("etc/passwd"), passwd).expect("a file");
+}
+
+/// After a failed case: takes away its containers' processes and cgroups, as far as that goes.
+fn end_everything_in(cgroup: &Path) {
+    let _ = std::fs::write(cgroup.join("cgroup.kill"), "1");
+    for _ in 0..100 {
+        let children = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
+        children.for_each(|child| drop(std::fs::remove_dir(child.path())));
+        if std::fs::remove_dir(cgroup).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A cgroup for the case's containers, if this machine has version 2 where one can be made.

@@ -43,6 +43,7 @@ fn run_all() -> ExitCode {
     for (name, _) in selected {
         let output = Command::new(&program)
             .env(CASE, name)
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .output()
             .expect("a test can start its own program");
