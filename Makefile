@@ -67,7 +67,7 @@ check: ## Format and clippy
 test-unit: ## Unit tests (neither KVM nor root)
 	@tests/all unit
 
-test-e2e: build ## End-to-end tests, where KVM works
+test-e2e: build ## End-to-end tests, where KVM works (E2E_ARGS="--filter NAME")
 	@tests/all e2e
 
 .PHONY: bench bench-icount
