@@ -116,8 +116,15 @@ mod tests {
     use crate::agent_binary::tests::static_elf;
     use cpio::newc::Reader;
 
-    /// Name, mode, rdev, mtime and content of each entry.
-    fn decode(image: &[u8]) -> Vec<(String, u32, (u32, u32), u32, Vec<u8>)> {
+    struct Decoded {
+        name: String,
+        mode: u32,
+        device: (u32, u32),
+        mtime: u32,
+        content: Vec<u8>,
+    }
+
+    fn decode(image: &[u8]) -> Vec<Decoded> {
         let mut rest = image;
         let mut found = Vec::new();
         loop {
@@ -128,13 +135,13 @@ mod tests {
             let mut content = Vec::new();
             std::io::Read::read_to_end(&mut reader, &mut content).unwrap();
             let entry = reader.entry();
-            found.push((
-                entry.name().to_owned(),
-                entry.mode(),
-                (entry.rdev_major(), entry.rdev_minor()),
-                entry.mtime(),
+            found.push(Decoded {
+                name: entry.name().to_owned(),
+                mode: entry.mode(),
+                device: (entry.rdev_major(), entry.rdev_minor()),
+                mtime: entry.mtime(),
                 content,
-            ));
+            });
             rest = reader.finish().unwrap();
         }
     }
@@ -145,11 +152,11 @@ mod tests {
 
         let entries = decode(&encode(&agent).unwrap());
 
-        let names: Vec<&str> = entries.iter().map(|entry| entry.0.as_str()).collect();
+        let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(names, ["dev", "dev/console", "init", "proc", "run", "sys"]);
-        assert_eq!((entries[1].1, entries[1].2), (0o020_600, (5, 1)));
-        assert_eq!((entries[2].1, &entries[2].4), (0o100_755, &agent));
-        assert!(entries.iter().all(|entry| entry.3 == 0), "every time is 0");
+        assert_eq!((entries[1].mode, entries[1].device), (0o020_600, (5, 1)));
+        assert_eq!((entries[2].mode, &entries[2].content), (0o100_755, &agent));
+        assert!(entries.iter().all(|entry| entry.mtime == 0), "every time is 0");
     }
 
     #[test]

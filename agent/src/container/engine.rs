@@ -91,11 +91,9 @@ impl Engine {
         self.containers().insert(spec.id.clone(), None);
         let mut reservation = Reservation { engine: self, id: &spec.id, kept: false };
         let instance = self.make(spec, trace).await?;
-        if start {
-            if let Err(error) = self.start_instance(&instance, trace).await {
-                self.undo(&instance).await;
-                return Err(error.into());
-            }
+        if start && let Err(error) = self.start_instance(&instance, trace).await {
+            self.undo(&instance).await;
+            return Err(error.into());
         }
         let pid = instance.pid;
         self.containers().insert(spec.id.clone(), Some(Arc::new(instance)));
@@ -392,9 +390,9 @@ async fn kill_and_wait(instance: &Instance) -> Result<(), DeleteError> {
 }
 
 async fn remove_cgroup(cgroup: Option<&Cgroup>) {
-    if let Some(cgroup) = cgroup {
-        if let Err(error) = cgroup.remove().await {
-            crate::log::write(crate::log::Level::Warning, &error.to_string());
-        }
+    if let Some(cgroup) = cgroup
+        && let Err(error) = cgroup.remove().await
+    {
+        crate::log::write(crate::log::Level::Warning, &error.to_string());
     }
 }

@@ -92,6 +92,7 @@ mod tests {
 
         let mut waiting = Vec::new();
         for (script, expected) in cases {
+            #[expect(clippy::zombie_processes, reason = "the reaper waits for it")]
             let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
             waiting.push((script, reaper.expect(i32::try_from(child.id()).unwrap()), expected));
         }

@@ -59,11 +59,9 @@ impl AsyncRead for HostConnection {
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
         };
-        if over {
-            if let Some(closed) = self.closed.take() {
-                // The receiver lives as long as the server.
-                let _ = closed.send(());
-            }
+        if over && let Some(closed) = self.closed.take() {
+            // The receiver lives as long as the server.
+            let _ = closed.send(());
         }
         result
     }

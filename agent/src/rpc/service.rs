@@ -51,7 +51,7 @@ impl AgentService {
             return Ok(());
         }
         let mounted = self.shared_mounted.get_or_try_init(|| async { mount() }).await;
-        mounted.map(|()| ()).map_err(|message| status(Code::INTERNAL, message))
+        mounted.map(drop).map_err(|message| status(Code::INTERNAL, message))
     }
 }
 

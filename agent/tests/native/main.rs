@@ -5,6 +5,8 @@
 //! or without a static busybox, everything is skipped and said so. A word on the command line selects the cases whose
 //! names hold it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a test program without the harness")]
+
 mod cases;
 mod fixture;
 
