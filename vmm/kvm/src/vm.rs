@@ -15,7 +15,10 @@ use crate::vcpu::Vcpu;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// The descriptor is not KVM's, or KVM speaks another version.
-    #[error("KVM's API version is {found}, not {KVM_API_VERSION}")]
+    #[error(
+        "{}", if *found < 0 { "the device is not KVM".to_owned() }
+              else { format!("KVM's API version is {found}, not {KVM_API_VERSION}") }
+    )]
     ApiVersion {
         /// What `KVM_GET_API_VERSION` answered; -1 for a descriptor that is not KVM.
         found: i32,

@@ -51,6 +51,11 @@ pub enum BootError {
     Tables(#[from] GuestMemoryError),
 }
 
+/// What went wrong, without the layers that repeat it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
+}
+
 /// Puts everything into memory that the kernel needs, and says where to begin.
 ///
 /// # Errors
