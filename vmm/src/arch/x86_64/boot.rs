@@ -22,9 +22,10 @@ const E820_RESERVED: u32 = 2;
 pub enum BootError {
     /// The kernel is not a whole x86-64 ELF executable, or does not fit.
     #[error(
-        "cannot load the guest kernel: it is damaged, or not an uncompressed x86-64 ELF, or larger than guest memory"
+        "cannot load the guest kernel: it is damaged, not an uncompressed x86-64 ELF, or too large for guest memory ({})",
+        innermost(.0)
     )]
-    Kernel(#[source] linux_loader::loader::Error),
+    Kernel(linux_loader::loader::Error),
     /// The image could not be looked at.
     #[error("cannot read the guest image")]
     ReadInitramfs(#[source] std::io::Error),
