@@ -123,7 +123,7 @@ impl Install {
             return Err(FindPartsError::ConfigBootTimeout { path: file.to_owned(), ms });
         }
         Self::from_sources(&|name| env::var_os(name).filter(|value| !value.is_empty()), config, &|| {
-            Ok(env::current_exe()?.canonicalize()?)
+            env::current_exe()?.canonicalize()
         })
     }
 

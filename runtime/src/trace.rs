@@ -99,14 +99,14 @@ impl Trace {
     /// Records the guest's phases.
     pub(crate) fn add_guest(&mut self, points: &[TracePoint]) {
         for point in points {
-            let (begin_ns, end_ns) = (self.from_guest(point.begin_ns), self.from_guest(point.end_ns));
+            let (begin_ns, end_ns) = (self.guest_to_host(point.begin_ns), self.guest_to_host(point.end_ns));
             self.add(Track::Guest, &point.name, begin_ns, end_ns);
         }
     }
 
     /// A time of the guest's clock on the host's.
     #[must_use]
-    pub(crate) fn from_guest(&self, guest_ns: u64) -> u64 {
+    pub(crate) fn guest_to_host(&self, guest_ns: u64) -> u64 {
         guest_ns.wrapping_add_signed(self.guest_offset_ns)
     }
 

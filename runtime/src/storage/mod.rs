@@ -2,6 +2,8 @@
 //! Which files of the host a guest gets to see: its root file system and the sources of its bind mounts, each a tree
 //! of a share device.
 
+pub(crate) mod mount_points;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -73,6 +73,8 @@ pub(crate) enum RunError {
     SpawnVmm(#[from] SpawnVmmError),
     #[error(transparent)]
     OpenStream(#[from] OpenStreamError),
+    #[error("cannot make the mount point {} in the root file system {}", path.display(), rootfs.display())]
+    MountPoint { path: PathBuf, rootfs: PathBuf, source: io::Error },
     #[error("cannot write the pid file {}", path.display())]
     PidFile { path: PathBuf, source: io::Error },
     #[error("cannot start the container")]

@@ -48,6 +48,8 @@ use self::vmm::{Vmm, VmmEvent, VmmOptions, VmmSockets};
 use crate::install::Install;
 use crate::logging;
 use crate::spec;
+use crate::storage::Shares;
+use crate::storage::mount_points::{self, Kind};
 use crate::trace::{Trace, Track, now_ns};
 
 /// How long a VMM may take to be gone after its connections are.
@@ -93,6 +95,7 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     trace.since("spec", begin_ns);
 
     let begin_ns = now_ns();
+    make_mount_points(&request, &translated.shares)?;
     let state = StateDir::create(&options.root, &options.id)?;
     let vmm_options = VmmOptions {
         id: &options.id,
@@ -123,6 +126,23 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
     let sandbox = Sandbox { raw: None, vmm, state, terminal, size, streams, outputs: None, phase: Phase::Booting };
     runtime.block_on(sandbox.supervise(options, &request, sockets, signals, install.boot_timeout, trace))
+}
+
+/// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
+fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
+    let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
+        return Ok(());
+    };
+    let mounts = request.mounts.iter().map(|mount| {
+        let file = mount.share.is_some() && !mount.source_is_dir;
+        (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
+    });
+    let points = mounts.chain([(request.process.cwd.as_str(), Kind::Folder)]);
+    mount_points::make(&rootfs.source, points).map_err(|(path, source)| RunError::MountPoint {
+        path,
+        rootfs: rootfs.source.clone(),
+        source,
+    })
 }
 
 /// What there is of a running sandbox, in the order in which it is undone.
@@ -176,7 +196,7 @@ impl Sandbox {
             pid_file::write(path).map_err(|source| RunError::PidFile { path: path.clone(), source })?;
         }
         let exit = self.wait(&agent, &mut events).await?;
-        let exited_ns = events.trace.from_guest(exit.exited_at_ns);
+        let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
         events.trace.add(Track::Supervisor, "running", started_ns, now_ns());
 
         self.phase = Phase::Draining;

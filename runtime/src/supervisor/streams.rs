@@ -363,9 +363,8 @@ mod tests {
         });
         let result = handshake(path, 7).await;
         let result = result.map(|stream| {
-            stream.map(|stream| {
+            stream.inspect(|stream| {
                 stream.shutdown(Shutdown::Write).unwrap();
-                stream
             })
         });
         (result, guest.join().unwrap())
