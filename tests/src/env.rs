@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What one case works with: the runtime, its own folders, its own ids.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::failure::{Context as _, Result, skip};
+
+/// Which runtime is tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bulkhead,
+    /// Another OCI runtime (runc, crun), to check the cases.
+    Other,
+}
+
+/// The surroundings of one case.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) runtime: PathBuf,
+    pub(crate) kind: Kind,
+    /// The case's own folder, removed after it.
+    pub(crate) work: PathBuf,
+    /// The `--root` that every run uses unless told otherwise; nothing may be left below it.
+    pub(crate) root: PathBuf,
+    debian: Option<PathBuf>,
+    ids: Cell<u32>,
+    mounts: RefCell<Vec<PathBuf>>,
+}
+
+impl Env {
+    pub(crate) fn new(runtime: &Path, work: &Path) -> Result<Self> {
+        let name = runtime.file_name().unwrap_or_default();
+        let kind = if name == "runc" || name == "crun" { Kind::Other } else { Kind::Bulkhead };
+        let root = work.join("root");
+        fs::create_dir_all(&root).context(|| format!("making {}", root.display()))?;
+        Ok(Self {
+            runtime: runtime.to_owned(),
+            kind,
+            work: work.to_owned(),
+            root,
+            debian: std::env::var_os("BULKHEAD_TEST_DEBIAN").filter(|path| !path.is_empty()).map(PathBuf::from),
+            ids: Cell::new(0),
+            mounts: RefCell::new(Vec::new()),
+        })
+    }
+
+    /// A container id that no other case uses.
+    pub(crate) fn id(&self) -> String {
+        self.ids.set(self.ids.get() + 1);
+        format!("{}{}", self.id_prefix(), self.ids.get())
+    }
+
+    /// What all ids of this case begin with.
+    pub(crate) fn id_prefix(&self) -> String {
+        format!("e2e-{}-", std::process::id())
+    }
+
+    /// A new folder of that name.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.work.join(name);
+        fs::create_dir_all(&path).context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Skips the case unless it is Bulkhead that is tested.
+    pub(crate) fn only_bulkhead(&self) -> Result {
+        match self.kind {
+            Kind::Bulkhead => Ok(()),
+            Kind::Other => skip!("holds for Bulkhead only"),
+        }
+    }
+
+    /// The Debian root file system, or a skip that says how to get it.
+    pub(crate) fn debian(&self) -> Result<&Path> {
+        match &self.debian {
+            Some(path) if path.join("etc/debian_version").exists() => Ok(path),
+            Some(path) => skip!("BULKHEAD_TEST_DEBIAN={} is no Debian root file system", path.display()),
+            None => skip!("BULKHEAD_TEST_DEBIAN is not set (tests/rootfs/make-debian makes the root file system)"),
+        }
+    }
+
+    /// Removes what killed runs left below the root, by the runtime's own means.
+    pub(crate) fn clean_up(&self) -> Result {
+        match self.kind {
+            // Any command sweeps what a killed one left.
+            Kind::Bulkhead => self.call(["check"]).output().map(drop),
+            Kind::Other => {
+                for entry in fs::read_dir(&self.root)? {
+                    let id = entry?.file_name();
+                    self.call(["delete".into(), "--force".into(), id]).output()?.expect_code(0)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Mounts something for this case; it is unmounted at its end.
+    pub(crate) fn mount(&self, kind: &str, source: &str, target: &Path, options: &str) -> Result {
+        mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
+            .context(|| format!("mounting {kind} on {}", target.display()))?;
+        self.mounts.borrow_mut().push(target.to_owned());
+        Ok(())
+    }
+
+    /// Undoes [`Self::mount`]. A mount that something still uses is an error.
+    pub(crate) fn unmount_all(&self) -> Result {
+        while let Some(target) = self.mounts.borrow_mut().pop() {
+            umount2(&target, MntFlags::empty()).context(|| format!("unmounting {}", target.display()))?;
+        }
+        Ok(())
+    }
+}

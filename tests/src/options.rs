@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub(crate) const HELP: &str = "\
+usage: bulkhead-e2e [OPTION...]
+
+Runs the end-to-end cases; root, on a machine whose KVM runs guests.
+
+  --runtime PATH   the runtime (default: target/bulkhead/bin/bulkhead; `runc` checks the cases themselves)
+  --filter SUBSTR  only cases whose name contains SUBSTR (may be repeated: any of them)
+  --skip-slow      leave out the cases that take minutes
+  --jobs N         cases at once (default 1)
+  --keep           keep the folders of failed cases
+  --list           print the names and end
+
+Environment: BULKHEAD_TEST_DEBIAN names a Debian root file system (tests/rootfs/make-debian makes one).
+";
+
+const DEFAULT_RUNTIME: &str = "target/bulkhead/bin/bulkhead";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) runtime: PathBuf,
+    pub(crate) filters: Vec<String>,
+    pub(crate) skip_slow: bool,
+    pub(crate) jobs: usize,
+    pub(crate) keep: bool,
+    pub(crate) list: bool,
+    /// Set for the process that runs one case.
+    pub(crate) case: Option<String>,
+    /// The folder of that one case.
+    pub(crate) work: PathBuf,
+}
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Help,
+    Usage(String),
+}
+
+impl Options {
+    pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Stop> {
+        let mut options = Self {
+            runtime: DEFAULT_RUNTIME.into(),
+            filters: Vec::new(),
+            skip_slow: false,
+            jobs: 1,
+            keep: false,
+            list: false,
+            case: None,
+            work: PathBuf::new(),
+        };
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            let argument = text(argument)?;
+            let mut value = || arguments.next().ok_or_else(|| Stop::Usage(format!("{argument} needs a value")));
+            match argument.as_str() {
+                "--runtime" => options.runtime = value()?.into(),
+                "--filter" => options.filters.push(text(value()?)?),
+                "--case" => options.case = Some(text(value()?)?),
+                "--work" => options.work = value()?.into(),
+                "--jobs" => {
+                    let jobs = text(value()?)?;
+                    options.jobs = jobs
+                        .parse()
+                        .ok()
+                        .filter(|jobs| (1..=64).contains(jobs))
+                        .ok_or_else(|| Stop::Usage(format!("--jobs {jobs} is not from 1 to 64")))?;
+                }
+                "--skip-slow" => options.skip_slow = true,
+                "--keep" => options.keep = true,
+                "--list" => options.list = true,
+                "--help" | "-h" => return Err(Stop::Help),
+                other => return Err(Stop::Usage(format!("unknown option {other}"))),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn text(argument: OsString) -> Result<String, Stop> {
+    argument.into_string().map_err(|argument| Stop::Usage(format!("{} is not UTF-8", argument.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, Stop> {
+        Options::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn filters_add_up() {
+        let options = parse("--filter a --filter b --skip-slow --jobs 3").unwrap();
+
+        assert_eq!(options.filters, ["a", "b"]);
+        assert!(options.skip_slow);
+        assert_eq!(options.jobs, 3);
+    }
+
+    #[test]
+    fn wrong_options_are_usage_errors() {
+        for line in ["--jobs 0", "--jobs", "--frobnicate", "--runtime"] {
+            assert!(matches!(parse(line), Err(Stop::Usage(_))), "{line}");
+        }
+    }
+}

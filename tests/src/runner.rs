@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs cases: each in a process of its own that can be killed, and one line about each.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_child_subreaper;
+
+use crate::cases::{self, Case};
+use crate::env::Env;
+use crate::failure::{Context as _, Failure, Result, fail};
+use crate::leftovers::Before;
+use crate::options::Options;
+use crate::processes;
+
+const PASSED: u8 = 0;
+const FAILED: u8 = 1;
+const SKIPPED: u8 = 77;
+
+/// How a case ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+/// The cases that the options name.
+pub(crate) fn selected(options: &Options) -> Vec<&'static Case> {
+    let wanted = |case: &&Case| {
+        options.filters.is_empty() || options.filters.iter().any(|filter| case.name().contains(filter.as_str()))
+    };
+    cases::all().filter(wanted).collect()
+}
+
+/// Runs the selected cases and tells of each.
+pub(crate) fn run_all(options: &Options) -> ExitCode {
+    match Suite::new(options).and_then(|mut suite| suite.run()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(Failure::Failed(reason) | Failure::Skipped(reason)) => {
+            eprintln!("bulkhead-e2e: {reason}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+#[derive(Debug)]
+struct Suite<'a> {
+    options: &'a Options,
+    runtime: PathBuf,
+    work: PathBuf,
+    counts: Counts,
+    running: Vec<Running>,
+}
+
+impl<'a> Suite<'a> {
+    fn new(options: &'a Options) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            fail!("needs root");
+        }
+        let runtime = find_program(&options.runtime)?;
+        let base = std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).unwrap_or_else(|| "/tmp".into());
+        let work = Path::new(&base).join(format!("bulkhead-e2e.{}", std::process::id()));
+        fs::create_dir_all(&work).context(|| format!("making {}", work.display()))?;
+        set_child_subreaper(true)?;
+        Ok(Self { options, runtime, work, counts: Counts::default(), running: Vec::new() })
+    }
+
+    fn run(&mut self) -> Result<bool> {
+        let started = Instant::now();
+        let mut waiting = selected(self.options).into_iter();
+        loop {
+            while self.running.len() < self.options.jobs {
+                let Some(case) = waiting.next() else { break };
+                if case.slow && self.options.skip_slow {
+                    self.tell(case, Duration::ZERO, &Verdict::Skipped("slow".to_owned()));
+                } else {
+                    let running = Running::start(case, self.options, &self.runtime, &self.work)?;
+                    self.running.push(running);
+                }
+            }
+            if self.running.is_empty() {
+                break;
+            }
+            self.collect()?;
+            thread::sleep(Duration::from_millis(10));
+        }
+        let Counts { passed, failed, skipped } = self.counts;
+        println!("e2e: {passed} passed, {failed} failed, {skipped} skipped");
+        eprintln!("bulkhead-e2e: {} s", started.elapsed().as_secs());
+        let _ = fs::remove_dir(&self.work);
+        Ok(failed == 0)
+    }
+
+    /// Tells of the cases that have ended or have to.
+    fn collect(&mut self) -> Result {
+        let mut index = 0;
+        while index < self.running.len() {
+            let Some(verdict) = self.running[index].poll()? else {
+                index += 1;
+                continue;
+            };
+            let ended = self.running.swap_remove(index);
+            let keep = self.options.keep && matches!(verdict, Verdict::Failed(_));
+            if !keep {
+                let _ = fs::remove_dir_all(&ended.work);
+            }
+            self.tell(ended.case, ended.started.elapsed(), &verdict);
+        }
+        let own: Vec<i32> = self.running.iter().map(|running| running.child.id().cast_signed()).collect();
+        processes::reap_orphans(&own);
+        Ok(())
+    }
+
+    fn tell(&mut self, case: &Case, elapsed: Duration, verdict: &Verdict) {
+        let (word, reason) = match verdict {
+            Verdict::Passed => {
+                self.counts.passed += 1;
+                ("ok", None)
+            }
+            Verdict::Failed(reason) => {
+                self.counts.failed += 1;
+                ("FAIL", Some(reason))
+            }
+            Verdict::Skipped(reason) => {
+                self.counts.skipped += 1;
+                ("skip", Some(reason))
+            }
+        };
+        let reason = reason.map(|reason| format!(" [{}]", reason.trim().replace('\n', " | "))).unwrap_or_default();
+        println!("{word} {} ({:.1} s){reason}", case.name(), elapsed.as_secs_f64());
+        let _ = io::stdout().flush();
+    }
+}
+
+/// A case that is being run by another process.
+#[derive(Debug)]
+struct Running {
+    case: &'static Case,
+    child: Child,
+    work: PathBuf,
+    started: Instant,
+}
+
+impl Running {
+    fn start(case: &'static Case, options: &Options, runtime: &Path, work: &Path) -> Result<Self> {
+        let work = work.join(case.name().replace("::", "-"));
+        fs::create_dir_all(&work)?;
+        let log = File::create(work.join("log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--case").arg(case.name()).arg("--work").arg(&work).arg("--runtime").arg(runtime);
+        if options.skip_slow {
+            command.arg("--skip-slow");
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let child = command.spawn().context(|| "starting a case".to_owned())?;
+        Ok(Self { case, child, work, started: Instant::now() })
+    }
+
+    /// How it ended, if it did; past its time limit it is killed with all that it started.
+    fn poll(&mut self) -> Result<Option<Verdict>> {
+        let log = || fs::read_to_string(self.work.join("log")).unwrap_or_default();
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(Some(match status.code() {
+                Some(code) if code == i32::from(PASSED) => Verdict::Passed,
+                Some(code) if code == i32::from(SKIPPED) => Verdict::Skipped(log()),
+                Some(code) if code == i32::from(FAILED) => Verdict::Failed(log()),
+                _ => Verdict::Failed(format!(
+                    "the case ended with {:?}, signal {:?}: {}",
+                    status.code(),
+                    status.signal(),
+                    log()
+                )),
+            }));
+        }
+        if self.started.elapsed() < self.case.limit {
+            return Ok(None);
+        }
+        let below: Vec<String> = processes::descendants(self.child.id().cast_signed())
+            .iter()
+            .map(|process| format!("{} {}", process.pid, process.command_line()))
+            .collect();
+        processes::kill_tree(self.child.id().cast_signed());
+        self.child.wait()?;
+        Ok(Some(Verdict::Failed(format!(
+            "no end after {:?}, killed with [{}]: {}",
+            self.case.limit,
+            below.join(", "),
+            log()
+        ))))
+    }
+}
+
+/// Runs one case in this process; its reason for not passing goes to stdout.
+pub(crate) fn run_one(options: &Options, name: &str) -> ExitCode {
+    let Some(case) = cases::all().find(|case| case.name() == name) else {
+        println!("no case {name}");
+        return ExitCode::from(FAILED);
+    };
+    match run_case(options, case) {
+        Ok(()) => ExitCode::from(PASSED),
+        Err(Failure::Failed(reason)) => {
+            println!("{reason}");
+            ExitCode::from(FAILED)
+        }
+        Err(Failure::Skipped(reason)) => {
+            println!("{reason}");
+            ExitCode::from(SKIPPED)
+        }
+    }
+}
+
+fn run_case(options: &Options, case: &Case) -> Result {
+    isolate()?;
+    let env = Env::new(&options.runtime, &options.work)?;
+    let before = Before::record();
+    let result = (case.run)(&env);
+    let mut left = env.unmount_all().and_then(|()| before.check(&env));
+    if let (Err(Failure::Failed(reason)), Err(Failure::Failed(found))) = (&result, &left) {
+        left = Err(Failure::Failed(format!("{reason}; and then: {found}")));
+        return left;
+    }
+    result.and(left)
+}
+
+/// Makes this process the reaper of all that it will start, in a mount namespace of its own whose mounts propagate among
+/// its children as those of a host under systemd do.
+fn isolate() -> Result {
+    set_child_subreaper(true)?;
+    unshare(CloneFlags::CLONE_NEWNS).context(|| "making a mount namespace".to_owned())?;
+    for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>)
+            .context(|| "setting the propagation of mounts".to_owned())?;
+    }
+    Ok(())
+}
+
+/// The absolute path of a program, looked up as a shell does.
+fn find_program(program: &Path) -> Result<PathBuf> {
+    if program.components().count() > 1 {
+        let path = std::path::absolute(program)?;
+        if !path.is_file() {
+            fail!("there is no {} (`make build` makes it; --runtime names another)", path.display());
+        }
+        return Ok(path);
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => fail!("there is no {} in PATH", program.display()),
+    }
+}
