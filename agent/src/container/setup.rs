@@ -53,8 +53,7 @@ impl Setup<'_> {
                 .map_err(|error| Failure::new(Stage::OomScore, adjustment.to_string(), error))?;
         }
         self.enter_namespaces()?;
-        let rootfs = Rootfs::attach(&self.config.shares, &self.spec.rootfs, &self.config.rootfs_mount_point)?;
-        let terminal = self.populate(&rootfs)?;
+        let (rootfs, terminal) = self.make_root()?;
         rootfs.enter()?;
         rootfs.seal(self.spec.rootfs_readonly, self.spec.rootfs_propagation)?;
         self.install_stdio(terminal.as_ref())?;
@@ -83,6 +82,23 @@ impl Setup<'_> {
         }
         network::bring_loopback_up()?;
         sysctl::apply(&self.spec.sysctls)
+    }
+
+    /// Makes the root file system, and the container's end of its terminal in it.
+    ///
+    /// The host shares the tree of a read-only root read-only. If something is missing in it that a mount needs, it is
+    /// made in a file system over the tree, which becomes read-only in the end.
+    fn make_root(&self) -> Result<(Rootfs, Option<OwnedFd>), Failure> {
+        let (shares, tree, place) = (&self.config.shares, &self.spec.rootfs, &self.config.rootfs_mount_point);
+        let rootfs = Rootfs::attach(shares, tree, place)?;
+        match self.populate(&rootfs) {
+            Err(failure) if failure.errno == libc::EROFS && self.spec.rootfs_readonly => {
+                rootfs.detach(place)?;
+                let rootfs = Rootfs::attach_writable(shares, tree, place)?;
+                self.populate(&rootfs).map(|terminal| (rootfs, terminal))
+            }
+            result => result.map(|terminal| (rootfs, terminal)),
+        }
     }
 
     /// Puts into the root file system what the spec wants there. Returns the container's end of its terminal.

@@ -33,6 +33,7 @@ cases![
     filesystem::bind_of_a_missing_source_is_told,
     filesystem::destinations_through_links_stay_in_the_rootfs,
     filesystem::readonly_rootfs_cannot_be_written,
+    filesystem::readonly_tree_need_not_have_the_places_of_mounts,
     filesystem::masked_paths_are_empty_and_readonly_paths_readonly,
     filesystem::sysctls_are_set_in_the_namespace,
     filesystem::loopback_is_up_and_alone,

@@ -214,6 +214,26 @@ pub(crate) async fn readonly_rootfs_cannot_be_written() {
     assert!(!world.rootfs("x").exists());
 }
 
+pub(crate) async fn readonly_tree_need_not_have_the_places_of_mounts() {
+    use rustix::mount::{MountFlags, mount_bind_recursive, mount_remount};
+    let world = World::new();
+    with_data(&world);
+    let tree = world.rootfs("");
+    mount_bind_recursive(&tree, &tree).unwrap();
+    mount_remount(&tree, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    let readonly = |request: &mut Request| {
+        request.rootfs_readonly = true;
+        request.process.as_mut().unwrap().cwd = "/not/there".into();
+        request.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
+        request.mounts.push(bind("/made", "data", "", true, 0));
+    };
+    let script = "cat /made/file; echo; pwd; stat -c %a /; echo x > /dev/null; cat /etc/passwd | head -n 1; \
+                  (echo x > /x) 2>/dev/null || echo refused";
+    let expected = "data\n/not/there\n755\nroot:x:0:0:root:/root:/bin/sh\nrefused";
+    assert_eq!(world.script(script, readonly).await, expected);
+    assert!(!world.rootfs("made").exists());
+}
+
 pub(crate) async fn masked_paths_are_empty_and_readonly_paths_readonly() {
     let world = World::new();
     let hide = |request: &mut Request| {
