@@ -138,7 +138,7 @@ impl Programs {
     /// that Bulkhead gives it, but for the way to end: this machine has no keyboard controller to reset it.
     pub(crate) fn qemu(&self, idle: bool) -> Invocation {
         let memory = GUEST_MEM_SIZE_MIB.to_string();
-        let words = "console=ttynull earlyprintk=serial,0x3f8,115200,keep quiet panic=-1 reboot=t";
+        let words = "quiet console=ttynull earlyprintk=serial,0x3f8,115200,keep panic=-1 reboot=t";
         let words = if idle { format!("{words} -- idle") } else { words.to_owned() };
         let machine = "microvm,acpi=off,pic=off,pit=off,rtc=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=on";
         // Without xsave: the emulated host cannot virtualize it right, and the kernel loses time on telling so.
