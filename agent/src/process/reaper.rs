@@ -90,6 +90,9 @@ mod tests {
         let reaper = Reaper::start().unwrap();
         let cases = [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)];
 
+        // Nobody waits for this one, as for the orphans that pid 1 gets.
+        #[expect(clippy::zombie_processes, reason = "the reaper waits for it")]
+        let _orphan = Command::new("/bin/true").spawn().unwrap();
         let mut waiting = Vec::new();
         for (script, expected) in cases {
             #[expect(clippy::zombie_processes, reason = "the reaper waits for it")]
@@ -100,5 +103,13 @@ mod tests {
         for (script, status, expected) in waiting {
             assert_eq!(status.await.unwrap().code, expected, "{script}");
         }
+        let no_child_left = || matches!(rustix::process::wait(WaitOptions::NOHANG), Err(Errno::CHILD));
+        for _ in 0..100 {
+            if no_child_left() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the orphan is left");
     }
 }
