@@ -55,11 +55,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Sizes a machine for a host of `host_cpus` CPUs.
+    /// Sizes a machine; `host_cpu_count` is asked only where it matters.
     pub(crate) fn translate(
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
-        host_cpu_count: usize,
+        host_cpu_count: impl FnOnce() -> usize,
     ) -> Result<Self, FieldError> {
         let unknown =
             annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !ANNOTATIONS.contains(&key.as_str()));
@@ -96,7 +96,7 @@ impl Machine {
     }
 }
 
-fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: usize) -> u8 {
+fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: impl FnOnce() -> usize) -> u8 {
     let quota = cpu.and_then(LinuxCpu::quota).and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0);
     let period = cpu.and_then(LinuxCpu::period).filter(|period| *period > 0).unwrap_or(DEFAULT_CPU_PERIOD_US);
     let wanted = match quota {
@@ -104,7 +104,7 @@ fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: usize
         None if host_cpus.is_empty() => return DEFAULT_VCPUS,
         None => host_cpus.len(),
     };
-    let wanted = wanted.min(host_cpu_count).max(1);
+    let wanted = wanted.min(host_cpu_count()).max(1);
     u8::try_from(wanted).map_or(MAX_VCPUS, |wanted| wanted.min(MAX_VCPUS))
 }
 
@@ -160,12 +160,12 @@ mod tests {
     fn sized(annotations: Value, resources: Value) -> Result<Machine, String> {
         let annotations = serde_json::from_value(annotations).unwrap();
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        Machine::translate(&annotations, Some(&resources), 8).map_err(|error| error.to_string())
+        Machine::translate(&annotations, Some(&resources), || 8).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_silent_configuration_gets_the_defaults() {
-        let machine = Machine::translate(&HashMap::new(), None, 8).unwrap();
+        let machine = Machine::translate(&HashMap::new(), None, || 8).unwrap();
 
         assert_eq!((machine.vcpus, machine.mem_size_mib), (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB));
         assert!(machine.kernel_args.is_empty() && machine.host_cpus.is_empty());

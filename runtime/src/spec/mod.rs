@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Spec, SpecError> {
     let failed = |error| SpecError::Read(path.to_owned(), error);
     let mut file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(usize::try_from(length.min(MAX_CONFIG_SIZE)).unwrap_or(0) + 1);
     let read = file.by_ref().take(MAX_CONFIG_SIZE + 1).read_to_end(&mut text).map_err(failed)? as u64;
     if read > MAX_CONFIG_SIZE {
         return Err(SpecError::TooLong { path: path.to_owned(), length, max: MAX_CONFIG_SIZE });
@@ -126,7 +126,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
 
     let annotations = spec.annotations().clone().unwrap_or_default();
-    let host_cpu_count = thread::available_parallelism().map_or(1, usize::from);
+    let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
 
     let mut shares = Shares::default();
