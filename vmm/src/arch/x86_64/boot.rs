@@ -14,6 +14,7 @@ use vm_memory::{
 
 use super::{layout, mptable, paging};
 
+const PAGE_LEN: u64 = 0x1000;
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
@@ -87,15 +88,16 @@ pub fn load(
     })
 }
 
-/// Copies the image to the top of the memory below the device gap. Answers its address and length.
+/// Copies the image to the page behind the kernel, so that the two share a huge page of the host's rather than touch one
+/// more. Answers its address and length.
 fn load_initramfs(memory: &GuestMemory, initramfs: &mut File, kernel_end: u64) -> Result<(u64, u64), BootError> {
     let low_end = memory.last_addr().raw_value().saturating_add(1).min(MMIO_GAP_START);
+    let too_little = BootError::TooLittleMemory { mem_size_mib: low_end >> 20 };
     let len = initramfs.metadata().map_err(BootError::ReadInitramfs)?.len();
-    let address = low_end
-        .checked_sub(len)
-        .map(|address| address & !0xfff)
-        .filter(|address| *address >= kernel_end)
-        .ok_or(BootError::TooLittleMemory { mem_size_mib: low_end >> 20 })?;
+    let address = kernel_end.next_multiple_of(PAGE_LEN);
+    if address.checked_add(len).is_none_or(|end| end > low_end) {
+        return Err(too_little);
+    }
     let mut magic = [0; 6];
     initramfs.read_exact(&mut magic).map_err(BootError::ReadInitramfs)?;
     if &magic != b"070701" {
@@ -168,17 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn an_image_above_the_kernel_does_not_fit_small_memory() {
+    fn an_image_behind_the_kernel_does_not_fit_small_memory() {
         let memory = bulkhead_kvm::allocate(64).unwrap();
         let result = load_initramfs(&memory, &mut file(b"070701"), 64 << 20);
         assert!(matches!(result, Err(BootError::TooLittleMemory { mem_size_mib: 64 })));
     }
 
     #[test]
-    fn the_image_lies_at_the_top_of_memory() {
+    fn the_image_lies_behind_the_kernel() {
         let memory = bulkhead_kvm::allocate(64).unwrap();
-        let (address, len) = load_initramfs(&memory, &mut file(b"070701rest"), 0x20_0000).unwrap();
-        assert_eq!((address, len), ((64 << 20) - 0x1000, 10));
+        let (address, len) = load_initramfs(&memory, &mut file(b"070701rest"), 0x20_0001).unwrap();
+        assert_eq!((address, len), (0x20_1000, 10));
         assert_eq!(memory.read_obj::<[u8; 10]>(GuestAddress(address)).unwrap(), *b"070701rest");
     }
 

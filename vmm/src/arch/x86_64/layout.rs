@@ -5,7 +5,7 @@
 //! 0x0000_0500  descriptor table        0x0009_e000  reserved: MP table (its pointer at 0x9_fc00)
 //! 0x0000_7000  boot_params             0x000a_0000  end of low memory
 //! 0x0000_8ff0  stack, downwards        0x0010_0000  kernel (where its ELF says, 16 MiB up)
-//! 0x0000_9000  page tables             top of RAM below 3 GiB: initramfs
+//! 0x0000_9000  page tables             initramfs, on the page behind the kernel
 //! 0x0002_0000  command line            0xd000_0000  virtio windows, 4 KiB each
 //! ```
 
