@@ -22,7 +22,8 @@ pub(crate) enum Bundle {
     Echo,
     /// Prints the guest's /proc/meminfo and [`IDLE_READY`], then sleeps.
     Idle,
-    /// Prints process 1's /proc/1/status, in the pid namespace above the container's own.
+    /// Uses up the guest's memory, and prints the kernel's messages: the list of tasks that it writes then tells what
+    /// the agent holds, which no container can see otherwise.
     Agent,
 }
 
@@ -51,16 +52,16 @@ impl Bundle {
             Self::True => vec!["true".to_owned()],
             Self::Echo => vec!["echo".to_owned(), ECHO_OUTPUT.trim_end().to_owned()],
             Self::Idle => shell(format!("cat /proc/meminfo; echo {IDLE_READY}; exec sleep 600")),
-            Self::Agent => shell("cat /proc/1/status".to_owned()),
+            Self::Agent => shell("tail /dev/zero >/dev/null 2>&1; dmesg".to_owned()),
         }
     }
 
     fn config(self) -> Value {
-        let namespaces: &[&str] = match self {
-            Self::Agent => &["network", "ipc", "uts", "mount", "cgroup"],
-            _ => &["pid", "network", "ipc", "uts", "mount", "cgroup"],
+        let capabilities: &[&str] = match self {
+            Self::Agent => &["CAP_SYSLOG"],
+            _ => &["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"],
         };
-        let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+        let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind}));
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -79,7 +80,7 @@ impl Bundle {
             "mounts": mounts(),
             "linux": {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-                "namespaces": namespaces.iter().map(|kind| json!({"type": kind})).collect::<Vec<_>>(),
+                "namespaces": namespaces,
                 "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
                 "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
             },
@@ -115,7 +116,7 @@ pub(crate) fn write_all(stage: &Stage, busybox: &Path) -> Result<(), BenchError>
     for bundle in Bundle::ALL {
         let rootfs = bundle.folder().join("rootfs");
         stage.copy(busybox, rootfs.join("bin/busybox"))?;
-        for applet in ["sh", "cat", "echo", "true", "sleep"] {
+        for applet in ["sh", "cat", "dmesg", "echo", "sleep", "tail", "true"] {
             let link = stage.at(rootfs.join("bin").join(applet));
             symlink("busybox", &link).map_err(file("create", &link))?;
         }

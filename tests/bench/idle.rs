@@ -108,21 +108,16 @@ fn observe(name: &'static str, invocation: Invocation, ready: &str) -> Result<Id
     Ok(Idle { name, processes: processes?, group: group_memory, guest_used_kib })
 }
 
-/// The agent's resident memory in the guest in KiB: a container without a pid namespace of its own sees the agent as
-/// process 1.
+/// The agent's resident memory in the guest in KiB, as the guest's kernel lists it when its memory is used up.
 ///
 /// # Errors
 ///
-/// The container did not run, or its process 1 is not the agent.
+/// The container did not run, or the list of tasks is not among the kernel's messages.
 pub(crate) fn agent_rss_kib(programs: &Programs) -> Result<u64, BenchError> {
-    let case = "agent";
-    let mut running = Running::start(case, &programs.invocation(Kind::Bulkhead(Bundle::Agent), "bench-agent", &[]))?;
+    let mut running = Running::start("agent", &programs.invocation(Kind::Bulkhead(Bundle::Agent), "bench-agent", &[]))?;
     running.wait_exit()?;
-    let status = running.output();
-    let refused = |why: &str| BenchError::Case { case: case.to_owned(), why: why.to_owned() };
-    let name = status.lines().find_map(|line| line.strip_prefix("Name:")).map(str::trim);
-    if !name.is_some_and(|name| name == "init" || name.starts_with("bulkhead")) {
-        return Err(refused("process 1 of a container without a pid namespace is not the agent"));
-    }
-    memory::field_kib(&status, "VmRSS").ok_or_else(|| refused("its status has no VmRSS"))
+    memory::task_rss_kib(&running.output(), 1).ok_or_else(|| BenchError::Case {
+        case: "agent".to_owned(),
+        why: "the guest's kernel did not list its tasks when its memory was used up".to_owned(),
+    })
 }

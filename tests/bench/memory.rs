@@ -81,6 +81,16 @@ pub(crate) fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// What task `pid` held in KiB by the list that the kernel writes before it kills a process for memory: lines of
+/// `[  PID]  uid tgid total_vm rss …`, in pages, after the time stamp.
+pub(crate) fn task_rss_kib(messages: &str, pid: u32) -> Option<u64> {
+    const PAGE_KIB: u64 = 4;
+    let pid = pid.to_string();
+    let tasks = messages.lines().filter_map(|line| line.split_once("] [")?.1.split_once(']'));
+    let columns = tasks.filter(|(id, _)| id.trim() == pid).find_map(|(_, columns)| columns.split_whitespace().nth(3));
+    Some(columns?.parse::<u64>().ok()? * PAGE_KIB)
+}
+
 /// What the kernel charges to a control group, in KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GroupMemory {
@@ -136,6 +146,17 @@ mod tests {
         let sum = sum_smaps("7f00-7f80 ---p 00000000 00:00 0 \nSize:  131072 kB\nRss:  0 kB\nPss:  0 kB\n");
 
         assert_eq!(sum.guest_size_kib, 0);
+    }
+
+    #[test]
+    fn task_is_found_in_the_list_of_tasks() {
+        let messages = "[    1.50] Tasks state (memory values in pages):\n\
+                        [    1.51] [  pid  ]   uid  tgid total_vm      rss rss_anon name\n\
+                        [    1.52] [     11]     0    11      900      700      100 sh\n\
+                        [    1.53] [      1]     0     1      500      310       60 init\n";
+
+        assert_eq!(task_rss_kib(messages, 1), Some(1240));
+        assert_eq!(task_rss_kib(messages, 2), None);
     }
 
     #[test]
