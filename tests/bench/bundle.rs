@@ -22,8 +22,8 @@ pub(crate) enum Bundle {
     Echo,
     /// Prints the guest's /proc/meminfo and [`IDLE_READY`], then sleeps.
     Idle,
-    /// Uses up the guest's memory, and prints the kernel's messages: the list of tasks that it writes then tells what
-    /// the agent holds, which no container can see otherwise.
+    /// Uses up the guest's memory, and prints the kernel's messages: what it tells of memory then shows what the
+    /// agent holds, which no container can see otherwise.
     Agent,
 }
 

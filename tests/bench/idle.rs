@@ -108,7 +108,7 @@ fn observe(name: &'static str, invocation: Invocation, ready: &str) -> Result<Id
     Ok(Idle { name, processes: processes?, group: group_memory, guest_used_kib })
 }
 
-/// The agent's resident memory in the guest in KiB, as the guest's kernel lists it when its memory is used up.
+/// The agent's resident memory in the guest in KiB, as the guest's kernel tells it when its memory is used up.
 ///
 /// # Errors
 ///
@@ -116,7 +116,7 @@ fn observe(name: &'static str, invocation: Invocation, ready: &str) -> Result<Id
 pub(crate) fn agent_rss_kib(programs: &Programs) -> Result<u64, BenchError> {
     let mut running = Running::start("agent", &programs.invocation(Kind::Bulkhead(Bundle::Agent), "bench-agent", &[]))?;
     running.wait_exit()?;
-    memory::task_rss_kib(&running.output(), 1).ok_or_else(|| BenchError::Case {
+    memory::unlisted_rss_kib(&running.output()).ok_or_else(|| BenchError::Case {
         case: "agent".to_owned(),
         why: "the guest's kernel did not list its tasks when its memory was used up".to_owned(),
     })

@@ -22,6 +22,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -30,6 +32,9 @@ use cases::{CASES, Case, Kind, Programs};
 use error::{BenchError, file};
 use report::{CaseResult, Report};
 use stage::Stage;
+
+/// How long the machine comes to rest before each start.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Measures starts, and what runs idle.
 #[derive(Debug, Parser)]
@@ -170,6 +175,8 @@ fn measure_in_turns(programs: &Programs, cases: Vec<Case>, runs: usize) -> Vec<C
         for result in results.iter_mut().filter(|result| result.failure.is_none()) {
             let case = &result.case;
             let id = format!("bench-{}-{round}", case.name);
+            // What the last one left to be done after its end is not this one's.
+            thread::sleep(SETTLE);
             match start::measure(case.name, &programs.invocation(case.kind, &id, &[]), case.output) {
                 Ok(sample) if round > 0 => result.samples.push(sample),
                 Ok(_) => {}

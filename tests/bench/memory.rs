@@ -81,14 +81,21 @@ pub(crate) fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// What task `pid` held in KiB by the list that the kernel writes before it kills a process for memory: lines of
-/// `[  PID]  uid tgid total_vm rss …`, in pages, after the time stamp.
-pub(crate) fn task_rss_kib(messages: &str, pid: u32) -> Option<u64> {
+/// What the guest's first process holds in KiB, by what its kernel tells when memory is used up: all that is in memory for
+/// processes, less what the listed ones hold. The first process is never listed, since it is never killed. Pages that
+/// listed processes share are taken off twice, which is a few.
+pub(crate) fn unlisted_rss_kib(messages: &str) -> Option<u64> {
     const PAGE_KIB: u64 = 4;
-    let pid = pid.to_string();
+    let pages = |name: &str| {
+        let mut words = messages.lines().flat_map(str::split_whitespace);
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix(':')?.parse::<u64>().ok())
+    };
+    let anon = (pages("active_anon")? + pages("inactive_anon")?).checked_sub(pages("shmem")?)?;
+    // Lines of `[time] [  PID  ]  uid tgid total_vm rss …`.
     let tasks = messages.lines().filter_map(|line| line.split_once("] [")?.1.split_once(']'));
-    let columns = tasks.filter(|(id, _)| id.trim() == pid).find_map(|(_, columns)| columns.split_whitespace().nth(3));
-    Some(columns?.parse::<u64>().ok()? * PAGE_KIB)
+    let listed = tasks.filter(|(id, _)| id.trim().parse::<u32>().is_ok());
+    let listed: u64 = listed.filter_map(|(_, columns)| columns.split_whitespace().nth(3)?.parse::<u64>().ok()).sum();
+    Some((anon + pages("mapped")?).checked_sub(listed)? * PAGE_KIB)
 }
 
 /// What the kernel charges to a control group, in KiB.
@@ -149,14 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn task_is_found_in_the_list_of_tasks() {
-        let messages = "[    1.50] Tasks state (memory values in pages):\n\
+    fn what_no_listed_task_holds_is_the_first_ones() {
+        let messages = "[    1.50] active_anon:237 inactive_anon:27092 isolated_anon:0\n\
+                        [    1.50]  mapped:356 shmem:397 pagetables:149\n\
                         [    1.51] [  pid  ]   uid  tgid total_vm      rss rss_anon name\n\
-                        [    1.52] [     11]     0    11      900      700      100 sh\n\
-                        [    1.53] [      1]     0     1      500      310       60 init\n";
+                        [    1.52] [     36]     0    36      565       14        0 sh\n\
+                        [    1.53] [     37]     0    37    27394    26871    26848 tail\n";
 
-        assert_eq!(task_rss_kib(messages, 1), Some(1240));
-        assert_eq!(task_rss_kib(messages, 2), None);
+        assert_eq!(unlisted_rss_kib(messages), Some(4 * (237 + 27092 - 397 + 356 - 14 - 26871)));
+        assert_eq!(unlisted_rss_kib("nothing"), None);
     }
 
     #[test]
