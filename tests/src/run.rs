@@ -21,6 +21,9 @@ use crate::processes;
 /// How long a run may take unless told otherwise; an emulated host is slow.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// How long one line of output is waited for.
+const LINE_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long the streams of an ended runtime may stay open.
 const END_OF_STREAMS: Duration = Duration::from_secs(10);
 
@@ -241,7 +244,7 @@ impl Running {
     /// Waits until `text` has come on stdout.
     pub(crate) fn wait_for(&mut self, text: &str) -> Result {
         let Some(stdout) = &self.stdout else { fail!("stdout is not collected") };
-        if stdout.wait(self.limit, |bytes, _| contains(bytes, text.as_bytes())) {
+        if stdout.wait(self.limit.min(LINE_LIMIT), |bytes, _| contains(bytes, text.as_bytes())) {
             return Ok(());
         }
         let seen = String::from_utf8_lossy(&stdout.bytes()).into_owned();
