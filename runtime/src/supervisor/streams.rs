@@ -176,9 +176,8 @@ async fn handshake(path: PathBuf, id: u32) -> io::Result<Option<UnixStream>> {
         return Ok(None);
     }
     stream.write_all(&id.to_le_bytes()).await?;
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    Ok(Some(stream))
+    // It stays non-blocking: splice(2) heeds the socket's own flag when it writes to one.
+    Ok(Some(stream.into_std()?))
 }
 
 /// Copies until the end of `from`, or until `to` takes no more, which is not told apart: either way it is over. Calls
@@ -218,13 +217,15 @@ fn is_pipe(fd: BorrowedFd<'_>) -> bool {
     fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 
+/// Never waits inside splice(2): the kernel keeps the pipe locked meanwhile, against its reader, and, where stdout and
+/// stderr are one pipe, against the other pump and this process' own messages.
 fn copy_by_splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, moved: &impl Fn()) -> Result<(), Errno> {
     loop {
-        match splice(from, None, to, None, CHUNK, SpliceFlags::empty()) {
+        match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK) {
             Ok(0) => return Ok(()),
             Ok(_) => moved(),
-            // Which side would block is not said: wait for the one that has been made non-blocking by its other users,
-            // the foreign one. Waiting for both is right in each case: neither can lose its readiness to another.
+            // Which side would block is not said. Waiting for both is right in each case: neither can lose its
+            // readiness to another, but for an output that several share, and that is tried again.
             Err(Errno::AGAIN) => {
                 wait_for(from, PollFlags::IN)?;
                 wait_for(to, PollFlags::OUT)?;
@@ -307,6 +308,38 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_stream_does_not_hold_up_another_in_the_same_pipe() {
+        let (mut pipe_out, pipe_in) = io::pipe().unwrap();
+        let (idle, idle_out) = UnixStream::pair().unwrap();
+        let (mut busy, busy_out) = UnixStream::pair().unwrap();
+        let (sender, received) = std::sync::mpsc::channel();
+        let reader = thread::spawn(move || {
+            let mut byte = [0];
+            while pipe_out.read(&mut byte).unwrap() == 1 {
+                let _ = sender.send(byte[0]);
+            }
+        });
+
+        let in_time = thread::scope(|scope| {
+            for stream in [idle_out, busy_out] {
+                let pipe = pipe_in.try_clone().unwrap();
+                scope.spawn(move || copy_by_splice(stream.as_fd(), pipe.as_fd(), &|| {}).unwrap());
+            }
+            let mut in_time = Vec::new();
+            for byte in [1, 2, 3] {
+                busy.write_all(&[byte]).unwrap();
+                in_time.push(received.recv_timeout(std::time::Duration::from_secs(5)).ok());
+            }
+            drop((idle, busy));
+            in_time
+        });
+
+        drop(pipe_in);
+        reader.join().unwrap();
+        assert_eq!(in_time, [Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
     fn a_reader_that_is_gone_ends_the_copy() {
         let (pipe_out, pipe_in) = io::pipe().unwrap();
         let (socket_in, socket_out) = UnixStream::pair().unwrap();
@@ -376,7 +409,9 @@ mod tests {
 
         assert_eq!(id, [7, 0, 0, 0]);
         let mut rest = String::new();
-        stream.unwrap().unwrap().read_to_string(&mut rest).unwrap();
+        let mut stream = stream.unwrap().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "hello");
     }
 
