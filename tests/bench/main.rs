@@ -17,24 +17,20 @@ mod start;
 mod stats;
 mod svg;
 mod trace;
+mod turns;
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use bundle::Bundle;
 use cases::{CASES, Case, Kind, Programs};
 use error::{BenchError, file};
-use report::{CaseResult, Report};
+use report::Report;
 use stage::Stage;
-
-/// How long the machine comes to rest before each start.
-const SETTLE: Duration = Duration::from_millis(200);
 
 /// Measures starts, and what runs idle.
 #[derive(Debug, Parser)]
@@ -72,6 +68,10 @@ struct Compare {
     /// Leave out what idle containers hold
     #[arg(long)]
     no_memory: bool,
+
+    /// The clock counts instructions: repeat starts during which it jumped
+    #[arg(long)]
+    counted: bool,
 
     /// Say this of the machine
     #[arg(long, value_name = "TEXT", default_value = "This machine, CLOCK_MONOTONIC.")]
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
 }
 
 /// Progress and failures, for people.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
@@ -153,9 +153,15 @@ fn compare(arguments: &Compare) -> Result<bool, BenchError> {
     let programs = Programs::copy(&stage, &kinds, &arguments.tree, &arguments.guest_init)?;
     stage.enter()?;
 
-    let cases = measure_in_turns(&programs, chosen, arguments.runs);
-    let mut report =
-        Report { machine: arguments.machine.clone(), cases, idle: Vec::new(), agent_rss_kib: None, notes: Vec::new() };
+    let (cases, repeated) = turns::measure(&programs, chosen, arguments.runs, arguments.counted);
+    let mut report = Report {
+        machine: arguments.machine.clone(),
+        cases,
+        repeated,
+        idle: Vec::new(),
+        agent_rss_kib: None,
+        notes: Vec::new(),
+    };
     if !arguments.no_memory {
         measure_memory(&programs, &kinds, &mut report);
     }
@@ -164,27 +170,6 @@ fn compare(arguments: &Compare) -> Result<bool, BenchError> {
         write(output, path, &format!("{:#}\n", report.json()))?;
     }
     Ok(report.notes.is_empty() && report.cases.iter().all(|result| result.failure.is_none()))
-}
-
-/// Starts each case once for nothing, then `runs` times. A case that failed is not tried again.
-fn measure_in_turns(programs: &Programs, cases: Vec<Case>, runs: usize) -> Vec<CaseResult> {
-    let mut results: Vec<CaseResult> =
-        cases.into_iter().map(|case| CaseResult { case, samples: Vec::new(), failure: None }).collect();
-    for round in 0..=runs {
-        say(&format!("bench: round {round} of {runs}\n"));
-        for result in results.iter_mut().filter(|result| result.failure.is_none()) {
-            let case = &result.case;
-            let id = format!("bench-{}-{round}", case.name);
-            // What the last one left to be done after its end is not this one's.
-            thread::sleep(SETTLE);
-            match start::measure(case.name, &programs.invocation(case.kind, &id, &[]), case.output) {
-                Ok(sample) if round > 0 => result.samples.push(sample),
-                Ok(_) => {}
-                Err(error) => result.failure = Some(error.to_string()),
-            }
-        }
-    }
-    results
 }
 
 fn measure_memory(programs: &Programs, kinds: &[Kind], report: &mut Report) {
@@ -226,8 +211,9 @@ fn phases(arguments: &Phases) -> Result<(), BenchError> {
     let Some((sample, trace)) = samples.into_iter().min_by_key(|(sample, _)| sample.exit) else {
         return Err(BenchError::Case { case: "phases".into(), why: "--runs must be 1 or more".into() });
     };
-    let phases =
+    let mut phases =
         trace::phases(&trace, sample.began_ns).map_err(|why| BenchError::Content { path: TRACE.into(), why })?;
+    trace::add_beginnings(&mut phases);
     let marks: Vec<_> =
         sample.first_output.map(|at| ("first output".to_owned(), stats::millis(at))).into_iter().collect();
 

@@ -36,6 +36,8 @@ pub(crate) struct Report {
     /// What a millisecond is, and where it was measured.
     pub(crate) machine: String,
     pub(crate) cases: Vec<CaseResult>,
+    /// Starts that were repeated because the clock jumped.
+    pub(crate) repeated: usize,
     pub(crate) idle: Vec<Idle>,
     /// The agent's resident memory.
     pub(crate) agent_rss_kib: Option<u64>,
@@ -56,6 +58,12 @@ impl Report {
     pub(crate) fn tables(&self) -> String {
         let mut text = format!("{}\n", self.machine);
         self.start_table(&mut text);
+        if self.repeated > 0 {
+            line(
+                &mut text,
+                format_args!("\n{} more starts were repeated, since the clock jumped in them.", self.repeated),
+            );
+        }
         if !self.idle.is_empty() {
             self.memory_tables(&mut text);
         }
@@ -127,7 +135,7 @@ impl Report {
         let cases: Vec<_> = self.cases.iter().map(case_json).collect();
         let idle: Vec<_> = self.idle.iter().map(idle_json).collect();
         json!({
-            "machine": self.machine, "cases": cases, "idle": idle, "agent_rss_kib": self.agent_rss_kib,
+            "machine": self.machine, "cases": cases, "repeated": self.repeated, "idle": idle, "agent_rss_kib": self.agent_rss_kib,
             "notes": self.notes,
         })
     }
@@ -217,7 +225,8 @@ mod tests {
             result("bulkhead-true", None, 60),
             result("qemu-microvm", Some(100), 120),
         ];
-        let report = Report { machine: "m".into(), cases, idle: vec![], agent_rss_kib: None, notes: vec![] };
+        let report =
+            Report { machine: "m".into(), cases, repeated: 0, idle: vec![], agent_rss_kib: None, notes: vec![] };
 
         let text = report.tables();
 
@@ -229,8 +238,14 @@ mod tests {
     fn failure_is_told_in_its_place() {
         let mut failed = result("runc-true", None, 1);
         failed.failure = Some("no such file".into());
-        let report =
-            Report { machine: "m".into(), cases: vec![failed], idle: vec![], agent_rss_kib: None, notes: vec![] };
+        let report = Report {
+            machine: "m".into(),
+            cases: vec![failed],
+            repeated: 0,
+            idle: vec![],
+            agent_rss_kib: None,
+            notes: vec![],
+        };
 
         assert!(report.tables().contains("| runc-true | failed: no such file |"));
         assert_eq!(report.json()["cases"][0]["failure"], "no such file");

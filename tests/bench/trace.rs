@@ -45,9 +45,39 @@ pub(crate) fn phases(trace: &str, began_ns: u64) -> Result<Vec<Phase>, String> {
     Ok(phases)
 }
 
+/// Adds what no program can report of itself: how each lane's program came to run. Of the first lane's that is since the
+/// command; of the guest's, since the VMM's `kernel entry`, its kernel.
+pub(crate) fn add_beginnings(phases: &mut Vec<Phase>) {
+    let first = |lane: &str| phases.iter().find(|phase| phase.lane == lane).map(|phase| phase.begin_ms);
+    let entry = phases.iter().find(|phase| phase.name == "kernel entry").map(|phase| phase.end_ms);
+    let kernel = entry.zip(first("guest")).map(|(begin_ms, end_ms)| ("guest".to_owned(), "kernel", begin_ms, end_ms));
+    let earliest = phases.first().map(|phase| (phase.lane.clone(), "exec and dynamic linking", 0.0, phase.begin_ms));
+    for (lane, name, begin_ms, end_ms) in kernel.into_iter().chain(earliest) {
+        let phase = Phase { lane, name: name.to_owned(), begin_ms, end_ms };
+        let place = phases.partition_point(|other| other.begin_ms < begin_ms);
+        phases.insert(place, phase);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beginnings_are_what_precedes_the_first_phases() {
+        let phase =
+            |lane: &str, name: &str, begin_ms, end_ms| Phase { lane: lane.into(), name: name.into(), begin_ms, end_ms };
+        let mut phases = vec![
+            phase("bulkhead", "spec", 2.0, 3.0),
+            phase("vmm", "kernel entry", 9.0, 9.5),
+            phase("guest", "agent mounts", 20.0, 21.0),
+        ];
+
+        add_beginnings(&mut phases);
+
+        assert_eq!(phases[0], phase("bulkhead", "exec and dynamic linking", 0.0, 2.0));
+        assert_eq!(phases[3], phase("guest", "kernel", 9.5, 20.0));
+    }
 
     #[test]
     fn events_become_phases_from_the_command_on() {
