@@ -70,6 +70,8 @@ pub struct ShareTree {
     pub source: PathBuf,
     /// Enforced by the host's kernel on the VMM's own mount of the tree.
     pub read_only: bool,
+    /// Whether what is mounted below is part of the tree.
+    pub recursive: bool,
 }
 
 /// Most vCPUs of a machine, as far as the guest kernel is configured.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_protocol::agent::{Device, Mount};
-use libc::MS_BIND;
+use libc::{MS_BIND, MS_REC};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
@@ -79,7 +79,7 @@ fn translate_one(
             return Err(FieldError::missing(field("source"), "it names what is bound"));
         }
         let source = bundle.join(source);
-        match shares.add_bind(&source, options.read_only()) {
+        match shares.add_bind(&source, options.read_only(), options.flags & MS_REC != 0) {
             Ok(BindSource::Share { path, is_dir }) => {
                 wire.share = Some(path).into();
                 wire.source_is_dir = is_dir;

@@ -79,19 +79,14 @@ fn translate_memory(memory: &LinuxMemory, settings: &mut Vec<CgroupSetting>) -> 
     if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
         settings.push(setting("memory.low", amount(reservation)));
     }
-    // The specification's `swap` is memory and swap together, cgroup v2's is swap alone.
-    match memory.swap() {
-        None | Some(0) => {}
-        Some(-1) => settings.push(setting("memory.swap.max", "max".to_owned())),
-        Some(swap) => {
-            let field = "linux.resources.memory.swap";
-            let Some(limit) = limit.filter(|limit| *limit > 0) else {
-                return Err(FieldError::invalid(field, swap, "possible without linux.resources.memory.limit"));
-            };
-            if swap < limit {
-                return Err(FieldError::invalid(field, swap, format!("at least the memory limit {limit}")));
-            }
-            settings.push(setting("memory.swap.max", (swap - limit).to_string()));
+    // A guest has no swap, so every limit on it holds; what no system would take is refused all the same.
+    if let Some(swap) = memory.swap().filter(|swap| !matches!(swap, 0 | -1)) {
+        let field = "linux.resources.memory.swap";
+        let Some(limit) = limit.filter(|limit| *limit > 0) else {
+            return Err(FieldError::invalid(field, swap, "possible without linux.resources.memory.limit"));
+        };
+        if swap < limit {
+            return Err(FieldError::invalid(field, swap, format!("at least the memory limit {limit}")));
         }
     }
     Ok(())
@@ -150,8 +145,8 @@ mod tests {
         let cases = [
             (json!({"memory": {"limit": 1048576}}), vec![("memory.max", "1048576")]),
             (json!({"memory": {"limit": -1, "reservation": 5}}), vec![("memory.max", "max"), ("memory.low", "5")]),
-            (json!({"memory": {"limit": 10, "swap": 15}}), vec![("memory.max", "10"), ("memory.swap.max", "5")]),
-            (json!({"memory": {"swap": -1}}), vec![("memory.swap.max", "max")]),
+            (json!({"memory": {"limit": 10, "swap": 15}}), vec![("memory.max", "10")]),
+            (json!({"memory": {"swap": -1}}), vec![]),
             (json!({"cpu": {"shares": 1024}}), vec![("cpu.weight", "39")]),
             (json!({"cpu": {"shares": 1024, "idle": 1}}), vec![("cpu.idle", "1")]),
             (json!({"cpu": {"quota": 50000}}), vec![("cpu.max", "50000 100000")]),

@@ -70,16 +70,22 @@ impl Shares {
         if !fs::metadata(&source)?.is_dir() {
             return Err(ShareError::NotAFolder);
         }
-        self.private.push(ShareTree { name: ROOTFS_TREE.to_owned(), source, read_only });
+        self.private.push(ShareTree { name: ROOTFS_TREE.to_owned(), source, read_only, recursive: true });
         Ok(share_path(ShareDevice::PRIVATE, ROOTFS_TREE))
     }
 
-    /// Takes the source of a bind mount. The same source in the same mode is taken once.
+    /// Takes the source of a bind mount; if `recursive`, with what is mounted below it. The same source in the same mode
+    /// is taken once.
     ///
     /// # Errors
     ///
     /// It is absent, or something that means nothing in another machine: a socket, a named pipe, most devices.
-    pub(crate) fn add_bind(&mut self, source: &Path, read_only: bool) -> Result<BindSource, ShareError> {
+    pub(crate) fn add_bind(
+        &mut self,
+        source: &Path,
+        read_only: bool,
+        recursive: bool,
+    ) -> Result<BindSource, ShareError> {
         let source = fs::canonicalize(source)?;
         let metadata = fs::metadata(&source)?;
         let kind = metadata.file_type();
@@ -98,18 +104,19 @@ impl Shares {
             };
             return Err(ShareError::Kind(kind));
         }
-        let name = self.shared_tree(source, read_only);
+        let name = self.shared_tree(source, read_only, recursive);
         Ok(BindSource::Share { path: share_path(ShareDevice::SHARED, &name), is_dir: kind.is_dir() })
     }
 
-    fn shared_tree(&mut self, source: PathBuf, read_only: bool) -> String {
-        let same = self.shared.iter().find(|tree| tree.source == source && tree.read_only == read_only);
-        if let Some(tree) = same {
-            return tree.name.clone();
-        }
+    fn shared_tree(&mut self, source: PathBuf, read_only: bool, recursive: bool) -> String {
         let name = format!("m{}", self.shared.len());
-        self.shared.push(ShareTree { name: name.clone(), source, read_only });
-        name
+        let tree = ShareTree { name, source, read_only, recursive };
+        let same = self.shared.iter().find(|known| ShareTree { name: known.name.clone(), ..tree.clone() } == **known);
+        if let Some(known) = same {
+            return known.name.clone();
+        }
+        self.shared.push(tree.clone());
+        tree.name
     }
 }
 
@@ -132,20 +139,22 @@ mod tests {
         symlink(&file, dir.path().join("link")).unwrap();
         let mut shares = Shares::default();
 
-        let folder = shares.add_bind(dir.path(), false).unwrap();
-        let by_name = shares.add_bind(&file, true).unwrap();
-        let by_link = shares.add_bind(&dir.path().join("link"), true).unwrap();
-        shares.add_bind(&file, false).unwrap();
+        let folder = shares.add_bind(dir.path(), false, true).unwrap();
+        let by_name = shares.add_bind(&file, true, true).unwrap();
+        let by_link = shares.add_bind(&dir.path().join("link"), true, true).unwrap();
+        shares.add_bind(&file, false, true).unwrap();
 
         assert!(matches!(folder, BindSource::Share { is_dir: true, .. }));
         assert!(matches!(&by_name, BindSource::Share { is_dir: false, path } if path.tree == "m1"));
         assert_eq!(by_name, by_link);
         assert_eq!(shares.shared.iter().map(|tree| tree.read_only).collect::<Vec<_>>(), [false, true, false]);
+        shares.add_bind(&file, false, false).unwrap();
+        assert_eq!(shares.shared.len(), 4);
     }
 
     #[test]
     fn common_devices_are_the_guests_own() {
-        let bound = Shares::default().add_bind(Path::new("/dev/null"), false).unwrap();
+        let bound = Shares::default().add_bind(Path::new("/dev/null"), false, false).unwrap();
 
         assert_eq!(bound, BindSource::GuestDevice { major: 1, minor: 3 });
     }
@@ -156,7 +165,7 @@ mod tests {
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
 
-        let error = Shares::default().add_bind(&socket, false).unwrap_err();
+        let error = Shares::default().add_bind(&socket, false, false).unwrap_err();
 
         assert!(matches!(error, ShareError::Kind("Unix socket")), "{error}");
     }
@@ -168,7 +177,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let mut shares = Shares::default();
 
-        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false), Err(ShareError::Path(_))));
+        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false, false), Err(ShareError::Path(_))));
         assert!(matches!(shares.add_rootfs(&file, false), Err(ShareError::NotAFolder)));
         assert_eq!(shares, Shares::default());
     }

@@ -22,7 +22,7 @@ pub(super) struct DetachedTree<'a> {
 }
 
 impl<'a> DetachedTree<'a> {
-    /// Copies the tree's mounts, with what is mounted below, and gives them their attributes: read-only if asked, and
+    /// Copies the tree's mounts, with what is mounted below if it is recursive, and gives them their attributes: read-only if asked, and
     /// never programs, devices or set-user-id for the VMM itself.
     ///
     /// # Errors
@@ -34,7 +34,8 @@ impl<'a> DetachedTree<'a> {
         if tree.name.is_empty() || tree.name.len() > NAME_MAX || !tree.name.bytes().all(valid) {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "its name in the share is not valid")));
         }
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, tree.recursive);
         let mount = open_tree(rustix::fs::CWD, &tree.source, flags).map_err(|errno| failed(errno.into()))?;
         let status = rustix::fs::statat(&mount, c"", AtFlags::EMPTY_PATH).map_err(|errno| failed(errno.into()))?;
         let is_dir = match FileType::from_raw_mode(status.st_mode) {
