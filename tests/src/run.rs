@@ -21,9 +21,6 @@ use crate::processes;
 /// How long a run may take unless told otherwise; an emulated host is slow.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// How long one line of output is waited for.
-const LINE_LIMIT: Duration = Duration::from_secs(60);
-
 /// How long the streams of an ended runtime may stay open.
 const END_OF_STREAMS: Duration = Duration::from_secs(10);
 
@@ -244,19 +241,12 @@ impl Running {
     /// Waits until `text` has come on stdout.
     pub(crate) fn wait_for(&mut self, text: &str) -> Result {
         let Some(stdout) = &self.stdout else { fail!("stdout is not collected") };
-        if stdout.wait(self.limit.min(LINE_LIMIT), |bytes, _| contains(bytes, text.as_bytes())) {
+        if stdout.wait(self.limit / 2, |bytes, _| contains(bytes, text.as_bytes())) {
             return Ok(());
         }
         let seen = String::from_utf8_lossy(&stdout.bytes()).into_owned();
         let errors = self.stderr.as_ref().map(|stderr| String::from_utf8_lossy(&stderr.bytes()).into_owned());
         fail!("{text:?} did not come on stdout: seen {seen:?}, on stderr {:?}", errors.unwrap_or_default())
-    }
-
-    /// Waits until stdout has ended, though the runtime may go on.
-    pub(crate) fn wait_for_end_of_stdout(&self) -> Result {
-        let ended = self.stdout.as_ref().is_some_and(|stdout| stdout.wait(self.limit, |_, ended| ended));
-        ensure!(ended, "stdout has not ended after {:?}", self.limit);
-        Ok(())
     }
 
     /// The running VMM below it.
@@ -313,10 +303,13 @@ impl Drop for Running {
     }
 }
 
+/// The bytes so far, and whether they have ended.
+type Collected = (Vec<u8>, bool);
+
 /// Reads a stream to its end in a thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Collector {
-    shared: Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>,
+    shared: Arc<(Mutex<Collected>, Condvar)>,
 }
 
 impl Collector {

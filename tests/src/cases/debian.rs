@@ -147,7 +147,10 @@ fn memory_mapped_files(env: &Env) -> Result {
     env.run(&bundle)?.output()?.expect_stdout("hello\nother\n")?;
 
     let content = fs::read(bundle.path("tmp/map"))?;
-    let right = content.len() == 1 << 20 && &content[..3] == b"end" && &content[5000..5005] == b"hello" && content.ends_with(b"!");
+    let right = content.len() == 1 << 20
+        && &content[..3] == b"end"
+        && &content[5000..5005] == b"hello"
+        && content.ends_with(b"!");
     ensure!(right, "the file on the host is not as mapped");
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
-use crate::env::{Env, Kind};
+use crate::env::Env;
 use crate::failure::{Result, ensure, ensure_eq, fail};
 
 pub(super) const CASES: &[Case] = &[
@@ -17,7 +17,6 @@ pub(super) const CASES: &[Case] = &[
     case!(stdin_without_a_reader_holds_nothing_up),
     case!(stdin_left_open_holds_nothing_up),
     case!(conversation),
-    case!(end_of_stdout_before_the_end),
     case!(every_byte_value),
     case!(last_output_is_not_lost),
     case!(stdin_from_a_file),
@@ -91,23 +90,6 @@ fn conversation(env: &Env) -> Result {
     running.close_stdin();
 
     running.finish()?.expect_stdout("<one>\n<two>\n<three>\nbye\n")
-}
-
-fn end_of_stdout_before_the_end(env: &Env) -> Result {
-    if env.kind == Kind::Other {
-        // There the streams are the container's own, so this holds as well, but for those the runtime keeps open itself.
-        env.only_bulkhead()?;
-    }
-    let mut bundle = Bundle::busybox(env)?;
-    bundle.sh("echo early; exec >&-; read line; exit 5");
-
-    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
-    running.wait_for("early\n")?;
-    running.wait_for_end_of_stdout()?;
-    ensure!(running.is_running()?, "the runtime has ended with stdout");
-
-    running.write(b"go on\n")?;
-    running.finish()?.expect_code(5)
 }
 
 fn every_byte_value(env: &Env) -> Result {
