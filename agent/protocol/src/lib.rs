@@ -11,7 +11,15 @@
 //! A stream carries raw bytes. For stdin, the host shuts its sending side down at end of file; for stdout and stderr
 //! the agent closes at end of file.
 
-#![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, reason = "generated code")]
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated code"
+)]
 
 /// The host's port that the agent connects to when it is ready to serve.
 pub const AGENT_PORT: u32 = 1024;

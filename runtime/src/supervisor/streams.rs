@@ -126,6 +126,9 @@ pub(crate) async fn open(path: &Path, ids: StreamIds) -> Result<Outputs, OpenStr
                     }
                 });
                 drop(stream);
+                if name == "stdout" {
+                    end_own_stdout();
+                }
                 let _ = sender.send(());
             })?;
             outputs.ended.push(ended);
@@ -141,6 +144,15 @@ pub(crate) async fn open(path: &Path, ids: StreamIds) -> Result<Outputs, OpenStr
         })?;
     }
     Ok(outputs)
+}
+
+/// Lets the reader of our stdout see its end when the container has ended its own, though we live on: nothing else is
+/// written there during a run. Our stderr stays, for what we have to say ourselves.
+fn end_own_stdout() {
+    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+        // Where it fails, the reader sees the end when we exit.
+        let _ = stdio::dup2_stdout(null);
+    }
 }
 
 fn start(name: &'static str, pump: impl FnOnce() + Send + 'static) -> Result<(), OpenStreamError> {

@@ -24,8 +24,8 @@ const QUEUE_MAX_SIZES: [u16; 2] = [128, 512];
 /// How the guest may cache what it sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CachePolicy {
-    /// Nobody else changes the trees: names and attributes, also that a name is not there, hold for a day, data is kept
-    /// and written back late. Where no tree is read-only, files are not even opened one by one. A file that the guest
+    /// Nobody else changes the trees: names and attributes hold for a day, that a name is not there for a second, data is
+    /// kept and written back late. Where no tree is read-only, files are not even opened one by one. A file that the guest
     /// has written to stays open for writing until the guest drops it from its cache, so the host cannot run it sooner.
     Private,
     /// The host may change the trees at any time: names and attributes are asked for at each use, cached data is

@@ -54,6 +54,9 @@ mod xattr;
 
 /// How long names and attributes of a tree that nobody else changes hold: a day.
 const PRIVATE_VALID_S: u64 = 86_400;
+/// How long it holds in such a tree that a name is not there. Short, so that a file that someone puts into a running
+/// container's tree is found after all; a program start asks for the same absent name many times within it.
+const PRIVATE_ABSENT_S: u64 = 1;
 /// Mode bits that give a program its file's user or group.
 const SET_ID_BITS: u32 = 0o6000;
 

@@ -10,7 +10,7 @@ use super::super::reply::Entry;
 use super::super::request::Name;
 use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
 use super::inode::{Access, Inode};
-use super::{Server, host};
+use super::{PRIVATE_ABSENT_S, Server, host};
 use crate::fs::CachePolicy;
 
 impl Server {
@@ -19,7 +19,7 @@ impl Server {
             Ok((entry, stat)) => self.reply.entry(entry, &stat),
             // Trees may yet be added to the top directory.
             Err(Errno::NOENT) if self.cache == CachePolicy::Private && directory != ROOT_NODE => {
-                self.reply.negative_entry(self.valid_s());
+                self.reply.negative_entry(PRIVATE_ABSENT_S);
             }
             Err(errno) => return Err(errno),
         }
