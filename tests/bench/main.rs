@@ -203,6 +203,7 @@ fn phases(arguments: &Phases) -> Result<(), BenchError> {
     let mut samples = Vec::new();
     for round in 0..=arguments.runs {
         let invocation = programs.invocation(kind, &format!("bench-{round}"), &["--trace", TRACE]);
+        turns::settle();
         let sample = start::measure("bulkhead-echo", &invocation, bundle::ECHO_OUTPUT)?;
         if round > 0 {
             samples.push((sample, stage::read(TRACE)?));

@@ -58,7 +58,7 @@ fn measure_once(programs: &Programs, case: &Case, id: &str) -> (Result<Sample, B
 
 /// Lets the kernel finish what the last start left to it, without leaving the CPU idle: where instructions are counted, the
 /// clock of an idle CPU may jump.
-fn settle() {
+pub(crate) fn settle() {
     let began = Instant::now();
     while began.elapsed() < SETTLE {
         hint::spin_loop();
