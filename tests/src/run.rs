@@ -249,6 +249,13 @@ impl Running {
         fail!("{text:?} did not come on stdout: seen {seen:?}, on stderr {:?}", errors.unwrap_or_default())
     }
 
+    /// Waits until stdout has ended, though the runtime may go on.
+    pub(crate) fn wait_for_end_of_stdout(&self) -> Result {
+        let ended = self.stdout.as_ref().is_some_and(|stdout| stdout.wait(self.limit / 2, |_, ended| ended));
+        ensure!(ended, "stdout has not ended after {:?}", self.limit / 2);
+        Ok(())
+    }
+
     /// The running VMM below it.
     pub(crate) fn wait_for_vmm(&self) -> Result<i32> {
         match processes::wait_for_descendant(self.pid(), "bulkhead-vmm", self.limit) {

@@ -119,7 +119,7 @@ fn no_process(env: &Env) -> Result {
 fn empty_arguments(env: &Env) -> Result {
     refused(env, "/process/args", json!([]), &["process.args"])?;
     if env.kind == Kind::Bulkhead {
-        refused(env, "/process/args", json!([""]), &["process.args"])?;
+        refused(env, "/process/args", json!([""]), &["args"])?;
     }
     Ok(())
 }

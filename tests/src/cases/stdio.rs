@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     case!(stdin_without_a_reader_holds_nothing_up),
     case!(stdin_left_open_holds_nothing_up),
     case!(conversation),
+    case!(end_of_stdout_before_the_end),
     case!(every_byte_value),
     case!(last_output_is_not_lost),
     case!(stdin_from_a_file),
@@ -90,6 +91,21 @@ fn conversation(env: &Env) -> Result {
     running.close_stdin();
 
     running.finish()?.expect_stdout("<one>\n<two>\n<three>\nbye\n")
+}
+
+/// Others hold the streams open themselves.
+fn end_of_stdout_before_the_end(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo early; exec >&-; read line; exit 5");
+
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("early\n")?;
+    running.wait_for_end_of_stdout()?;
+    ensure!(running.is_running()?, "the runtime has ended with stdout");
+
+    running.write(b"go on\n")?;
+    running.finish()?.expect_code(5)
 }
 
 fn every_byte_value(env: &Env) -> Result {
