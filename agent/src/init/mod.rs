@@ -28,6 +28,7 @@ const SHARED: &str = "/run/bulkhead/shared";
 const CGROUP: &str = "/run/bulkhead/cgroup";
 const ROOTFS: &str = "/run/bulkhead/rootfs";
 const DEVICES: &str = "/run/bulkhead/devices";
+const SYS: &str = "/run/bulkhead/sys";
 
 /// The virtio-fs tags of the two share devices.
 const PRIVATE_TAG: &str = "private";
@@ -99,6 +100,10 @@ async fn serve(config: EngineConfig, mut trace: Trace) -> Result<std::convert::I
     let begin = trace.add("agent connect", begin);
     // The host sends its first request as soon as it sees the connection, so this goes on beside it.
     mounts::mount_share(PRIVATE_TAG, PRIVATE.as_ref())?;
+    if let Err(error) = mounts::let_write_back_grow(PRIVATE.as_ref()) {
+        // Files are slower then, and right all the same.
+        log::write(Level::Warning, &format!("cannot tune the write-back of {PRIVATE}: {error}"));
+    }
     let begin = trace.add("agent share", begin);
     let reaper = Reaper::start().map_err(InitError::Reaper)?;
     let streams = Arc::new(StreamTable::default());

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
@@ -10,7 +11,8 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use crate::log;
 
 /// Directories that are made, beside those in the image.
-const DIRECTORIES: [&str; 5] = [super::PRIVATE, super::SHARED, super::CGROUP, super::ROOTFS, super::DEVICES];
+const DIRECTORIES: [&str; 6] =
+    [super::PRIVATE, super::SHARED, super::CGROUP, super::ROOTFS, super::DEVICES, super::SYS];
 
 /// The cgroup in which containers get theirs.
 const CONTAINERS: &str = "bulkhead";
@@ -72,6 +74,18 @@ fn mount_at(source: &str, fs_type: &str, place: &Path, flags: MountFlags) -> Res
 /// Mounts the share device of this tag.
 pub(super) fn mount_share(tag: &str, place: &Path) -> Result<(), MountError> {
     mount_at(tag, "virtiofs", place, MountFlags::empty())
+}
+
+/// Lets files of the share at `place` be cached and written back like those of a disk. Linux holds every FUSE file system
+/// to one hundredth of its dirty pages, since a stranger may serve it; here the host does, and reads and writes in large
+/// pieces are what make it fast (Documentation/ABI/testing/sysfs-class-bdi).
+pub(super) fn let_write_back_grow(place: &Path) -> io::Result<()> {
+    const SETTINGS: [(&str, &str); 3] = [("strict_limit", "0"), ("max_ratio", "100"), ("read_ahead_kb", "1024")];
+    mount("sysfs", super::SYS, "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
+    let device = fs::metadata(place)?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let settings = Path::new(super::SYS).join(format!("class/bdi/{major}:{minor}"));
+    SETTINGS.iter().try_for_each(|(name, value)| fs::write(settings.join(name), value))
 }
 
 /// Mounts the cgroup file system and makes the cgroup for containers, with every controller there is. Returns its path.
