@@ -66,7 +66,7 @@ fn console_is_quoted(env: &Env) -> Result {
 fn console_is_quoted_without_control_characters(env: &Env) -> Result {
     env.only_bulkhead()?;
     let text =
-        [b"\x1b]0;title\x07\x1b[2J", "flood ".repeat(400).as_bytes(), b"\x1b[31mred and late\0\x08\x9b"].concat();
+        [b"\x1b]0;title\x07\x1b[2J", "flood ".repeat(400).as_bytes(), b"\x1b[31mred and late\0\x08\x9b\n"].concat();
     let kernel = images::kernel(env, "rude-kernel", &images::print_and_sleep(&text))?;
 
     let output = run_with(env, "BULKHEAD_KERNEL", &kernel)?;
