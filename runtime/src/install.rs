@@ -13,7 +13,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -84,6 +84,9 @@ pub(crate) enum OpenPartError {
     #[error("the {part} {} is damaged: it does not begin as {kind} does; install it again", path.display())]
     Damaged { part: &'static str, path: PathBuf, kind: &'static str },
 }
+
+/// The number that Linux has given to KVM, major and minor (Documentation/admin-guide/devices.txt).
+const KVM_DEVICE_NUMBER: (u32, u32) = (10, 232);
 
 fn hint(part: &str) -> &'static str {
     match part {
@@ -171,8 +174,14 @@ impl Install {
 
     /// Opens the KVM device.
     pub(crate) fn open_kvm(&self) -> Result<File, OpenPartError> {
-        let opened = File::options().read(true).write(true).open(&self.kvm);
-        opened.map_err(|source| OpenPartError::Open { part: "KVM device", path: self.kvm.clone(), source })
+        let failed = |source| OpenPartError::Open { part: "KVM device", path: self.kvm.clone(), source };
+        let device = File::options().read(true).write(true).open(&self.kvm).map_err(failed)?;
+        let status = device.metadata().map_err(failed)?;
+        let number = (rustix::fs::major(status.rdev()), rustix::fs::minor(status.rdev()));
+        if status.file_type().is_char_device() && number == KVM_DEVICE_NUMBER {
+            return Ok(device);
+        }
+        Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not KVM")))
     }
 
     /// Opens the guest's kernel.

@@ -24,7 +24,7 @@ const DIVISOR_SELECTED: u8 = 1 << 7;
 const LINE_STATUS: u16 = 5;
 const TRANSMITTER_READY: u8 = 0x60;
 
-/// Longest line that is looked at or held back.
+/// Longest line that is looked at.
 const LINE_MAX: usize = 512;
 /// How much of the end is always kept.
 const TAIL_MAX: usize = 4096;
@@ -74,31 +74,32 @@ impl Console {
         if byte == b'\r' {
             return;
         }
+        // At once, since a guest may hang in the middle of a line.
+        self.keep(byte);
         self.line.push(byte);
         if byte == b'\n' || self.line.len() == LINE_MAX {
-            self.end_line();
+            if self.panic.is_none() {
+                self.panic = panic_message(&self.line);
+            }
+            self.line.clear();
         }
     }
 
-    fn end_line(&mut self) {
-        let line = std::mem::take(&mut self.line);
-        if self.panic.is_none() {
-            self.panic = panic_message(&line);
+    fn keep(&mut self, byte: u8) {
+        if self.logged < CONSOLE_LOG_MAX - TAIL_MAX {
+            // A log that cannot be written (a full disk) is not worth a guest's life.
+            let _ = self.log.write_all(&[byte]);
+            self.logged += 1;
+            return;
         }
-        let room = CONSOLE_LOG_MAX - TAIL_MAX - self.logged;
-        let (now, later) = line.split_at(line.len().min(room));
-        // A log that cannot be written (a full disk) is not worth a guest's life: the tail is kept all the same.
-        if self.log.write_all(now).is_ok() {
-            self.logged += now.len();
+        if self.unlogged_tail.len() == TAIL_MAX {
+            self.unlogged_tail.pop_front();
         }
-        self.unlogged_tail.extend(later);
-        let excess = self.unlogged_tail.len().saturating_sub(TAIL_MAX);
-        self.unlogged_tail.drain(..excess);
+        self.unlogged_tail.push_back(byte);
     }
 
     /// Writes out what is held back; the machine has ended.
     pub fn finish(&mut self) {
-        self.end_line();
         let tail: Vec<u8> = self.unlogged_tail.drain(..).collect();
         // As above: there is nobody left to tell.
         let _ = self.log.write_all(&tail);

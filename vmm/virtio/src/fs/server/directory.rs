@@ -38,7 +38,9 @@ impl Server {
 
     pub(super) fn readdir(&mut self, transfer: Transfer, buffers: &Buffers<'_>) -> Result<(), Errno> {
         let limit = limit(transfer, buffers);
-        self.read_entries(transfer, limit, limit, |server, entry| {
+        // An answer's entry is at most a third longer than the host's. All that is read has to fit: to read the rest again
+        // would mean seeking, and a tmpfs that loses entries meanwhile counts the others anew.
+        self.read_entries(transfer, limit, limit / 4 * 3, |server, entry| {
             let needed = DIRENT_LEN + entry.name.len().next_multiple_of(8);
             if server.reply.body_len() + needed > limit {
                 return false;
@@ -56,8 +58,8 @@ impl Server {
         buffers: &Buffers<'_>,
     ) -> Result<(), Errno> {
         let limit = limit(transfer, buffers);
-        // An answer's entry is at least four times as long as the host's.
-        self.read_entries(transfer, limit, limit / 4, |server, entry| {
+        // An answer's entry is at most seven times as long as the host's; as above.
+        self.read_entries(transfer, limit, limit / 7, |server, entry| {
             let needed = ENTRY_LEN + DIRENT_LEN + entry.name.len().next_multiple_of(8);
             if server.reply.body_len() + needed > limit {
                 return false;

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, OFlags, RawDir, StatVfsMountFlags, fstatvfs, syncfs};
+use rustix::fs::{OFlags, RawDir, StatVfsMountFlags, fstatvfs};
 use rustix::io::Errno;
 
 use super::super::request::Name;
@@ -56,20 +56,6 @@ impl Server {
         self.is_started = false;
         self.handles.clear();
         self.nodes.clear();
-        Ok(())
-    }
-
-    /// Writes a file system's data to the disk. A tree that is a single file belongs to the top directory's file system
-    /// in the guest, so those are what the top directory stands for.
-    pub(super) fn sync_fs(&mut self, node: u64) -> Result<(), Errno> {
-        if node != ROOT_NODE {
-            return syncfs(self.reopen(&self.nodes.get(node)?.descriptor, OFlags::RDONLY)?);
-        }
-        for tree in self.trees()? {
-            if FileType::from_raw_mode(u32::from(host::stat(&tree)?.stx_mode)) == FileType::RegularFile {
-                syncfs(self.reopen(&tree, OFlags::RDONLY)?)?;
-            }
-        }
         Ok(())
     }
 
