@@ -12,6 +12,8 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
   --runtime PATH   the runtime (default: target/bulkhead/bin/bulkhead; `runc` checks the cases themselves)
   --filter SUBSTR  only cases whose name contains SUBSTR (may be repeated: any of them)
   --skip-slow      leave out the cases that take minutes
+  --second-try     run a case that failed once more at the end, and count that; both results are printed. For emulated
+                   hosts, which now and then lose a guest at its boot
   --jobs N         cases at once (default 1)
   --keep           keep the folders of failed cases
   --list           print the names and end
@@ -27,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) runtime: PathBuf,
     pub(crate) filters: Vec<String>,
     pub(crate) skip_slow: bool,
+    pub(crate) second_try: bool,
     pub(crate) jobs: usize,
     pub(crate) keep: bool,
     pub(crate) list: bool,
@@ -49,6 +52,7 @@ impl Options {
             runtime: DEFAULT_RUNTIME.into(),
             filters: Vec::new(),
             skip_slow: false,
+            second_try: false,
             jobs: 1,
             keep: false,
             list: false,
@@ -73,6 +77,7 @@ impl Options {
                         .ok_or_else(|| Stop::Usage(format!("--jobs {jobs} is not from 1 to 64")))?;
                 }
                 "--skip-slow" => options.skip_slow = true,
+                "--second-try" => options.second_try = true,
                 "--keep" => options.keep = true,
                 "--list" => options.list = true,
                 "--help" | "-h" => return Err(Stop::Help),

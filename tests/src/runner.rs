@@ -66,6 +66,10 @@ struct Suite<'a> {
     work: PathBuf,
     counts: Counts,
     running: Vec<Running>,
+    /// The cases that have failed once and get a second try.
+    again: Vec<&'static Case>,
+    /// Whether the second tries have begun.
+    is_second: bool,
 }
 
 impl<'a> Suite<'a> {
@@ -78,7 +82,15 @@ impl<'a> Suite<'a> {
         let work = Path::new(&base).join(format!("bulkhead-e2e.{}", std::process::id()));
         fs::create_dir_all(&work).context(|| format!("making {}", work.display()))?;
         set_child_subreaper(true)?;
-        Ok(Self { options, runtime, work, counts: Counts::default(), running: Vec::new() })
+        Ok(Self {
+            options,
+            runtime,
+            work,
+            counts: Counts::default(),
+            running: Vec::new(),
+            again: Vec::new(),
+            is_second: false,
+        })
     }
 
     fn run(&mut self) -> Result<bool> {
@@ -95,7 +107,12 @@ impl<'a> Suite<'a> {
                 }
             }
             if self.running.is_empty() {
-                break;
+                if self.again.is_empty() || self.is_second {
+                    break;
+                }
+                self.is_second = true;
+                waiting = std::mem::take(&mut self.again).into_iter();
+                continue;
             }
             self.collect()?;
             thread::sleep(Duration::from_millis(10));
@@ -127,11 +144,15 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    fn tell(&mut self, case: &Case, elapsed: Duration, verdict: &Verdict) {
+    fn tell(&mut self, case: &'static Case, elapsed: Duration, verdict: &Verdict) {
         let (word, reason) = match verdict {
             Verdict::Passed => {
                 self.counts.passed += 1;
                 ("ok", None)
+            }
+            Verdict::Failed(reason) if self.options.second_try && !self.is_second => {
+                self.again.push(case);
+                ("again", Some(reason))
             }
             Verdict::Failed(reason) => {
                 self.counts.failed += 1;
