@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -11,10 +11,18 @@ use tokio::io::unix::AsyncFd;
 /// What [`clone_process`] returns: once in the caller, once in the new process.
 #[derive(Debug)]
 pub(crate) enum Cloned {
-    /// In the caller: the new process's pid.
-    Parent(i32),
+    /// In the caller: the new process.
+    Parent(Child),
     /// In the new process.
     Child,
+}
+
+/// A process that was made here.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    /// Stands for the process even when its pid has become another's.
+    pub(crate) pidfd: OwnedFd,
 }
 
 /// `struct clone_args` of <linux/sched.h>, as of Linux 5.7.
@@ -39,30 +47,58 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// Flag of clone3(2): the new process starts in the cgroup named in the arguments.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Makes a child process, as fork(2) does, in new namespaces and in a cgroup of its own.
+/// Whose child a new process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parent {
+    /// The caller's.
+    Caller,
+    /// The caller's parent's, which gets the signal that was meant for it at the caller's own end.
+    CallersParent,
+}
+
+/// Makes a process, as fork(2) does, in new namespaces and in a cgroup.
 ///
-/// `namespaces` are CLONE_NEW* flags. The child has no signal handlers.
+/// `namespaces` are CLONE_NEW* flags. The process has no signal handlers.
 ///
 /// The caller must be the only thread of its process: the child has only a copy of that thread, and a lock that
 /// another thread held would stay locked in it for ever.
-pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub(crate) fn clone_process(parent: Parent, namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: namespaces | CLONE_CLEAR_SIGHAND,
-        exit_signal: libc::SIGCHLD as u64,
+        flags: namespaces | CLONE_CLEAR_SIGHAND | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
+        pidfd: (&raw mut pidfd).addr() as u64,
         ..CloneArgs::default()
     };
+    match parent {
+        Parent::Caller => args.exit_signal = libc::SIGCHLD as u64,
+        Parent::CallersParent => args.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned()),
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: `args` is a live, initialised `struct clone_args` of the size given. Memory is not shared with the child
-    // (no CLONE_VM), so it runs on a copy of this stack, and nothing it does is seen here.
+    // SAFETY: `args` is a live, initialised `struct clone_args` of the size given, and its `pidfd` the address of a live
+    // integer. Memory is not shared with the child (no CLONE_VM), so it runs on a copy of this stack, and nothing it does
+    // is seen here.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match i32::try_from(result) {
         Ok(0) => Ok(Cloned::Child),
-        Ok(pid) if pid > 0 => Ok(Cloned::Parent(pid)),
+        Ok(pid) if pid > 0 => {
+            // SAFETY: clone3 has succeeded, so it has put a new descriptor there, which nobody else knows of.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent(Child { pid, pidfd }))
+        }
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Enters those namespaces of a process that the CLONE_NEW* flags name.
+pub(crate) fn enter_namespaces(pidfd: BorrowedFd<'_>, namespaces: u64) -> io::Result<()> {
+    // A flag beyond 32 bits does not exist.
+    let flags = i32::try_from(namespaces).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: setns takes two numbers and touches no memory of this process.
+    let result = unsafe { libc::setns(pidfd.as_raw_fd(), flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `struct mount_attr` of <linux/mount.h>.
@@ -101,6 +137,15 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: 
 pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of this process.
     let result = unsafe { libc::kill(pid, signal) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends signal number `signal` (1 to 64, real-time ones too) to a process.
+pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no signal information is given (null), so the kernel reads no memory of this process.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -6,7 +6,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::files::{self, EventFile};
 use crate::storage::resolve;
+
+/// The file that counts what befell its processes for want of memory.
+pub(crate) const MEMORY_EVENTS: &str = "memory.events";
 
 /// How often, and how long apart, removing is tried: the kernel lets go of a cgroup a moment after its last process.
 const REMOVE_ATTEMPTS: u32 = 50;
@@ -52,6 +56,17 @@ pub enum CgroupError {
         /// Why.
         source: io::Error,
     },
+    /// One of its files cannot be read.
+    #[error("cannot read {file} of the container's cgroup")]
+    Read {
+        /// The file.
+        file: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is none.
+    #[error("container {0:?} has no cgroup")]
+    None(String),
     /// It could not be removed.
     #[error("cannot remove cgroup {}", path.display())]
     Remove {
@@ -74,14 +89,38 @@ impl Cgroup {
         let path = parent.join(id);
         std::fs::create_dir(&path).map_err(|source| CgroupError::Create { path: path.clone(), source })?;
         let cgroup = Self { path };
-        for (file, value) in settings {
-            if let Err(source) = std::fs::write(cgroup.path.join(file), value) {
-                // It is empty, so that this cannot fail for long; the setting is the error to tell of.
-                let _ = std::fs::remove_dir(&cgroup.path);
-                return Err(CgroupError::Set { file: file.clone(), value: value.clone(), source });
-            }
+        if let Err(error) = cgroup.set(settings) {
+            // It is empty, so that this cannot fail for long; the setting is the error to tell of.
+            let _ = std::fs::remove_dir(&cgroup.path);
+            return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Writes `settings` (file name and value, in order). Those before one that is refused hold.
+    pub(crate) fn set(&self, settings: &[(String, String)]) -> Result<(), CgroupError> {
+        settings.iter().try_for_each(|(file, value)| {
+            std::fs::write(self.path.join(file), value).map_err(|source| CgroupError::Set {
+                file: file.clone(),
+                value: value.clone(),
+                source,
+            })
+        })
+    }
+
+    /// Freezes its processes and those below it, or lets them go on. The kernel does so in its own time.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.set(&[("cgroup.freeze".to_owned(), u8::from(frozen).to_string())])
+    }
+
+    /// Opens one of its files that tell of changes.
+    pub(crate) fn watch(&self, file: &'static str) -> Result<EventFile, CgroupError> {
+        EventFile::open(&self.path.join(file)).map_err(|source| CgroupError::Read { file, source })
+    }
+
+    /// The content of one of its files; `None` where there is no such file.
+    pub(crate) fn read(&self, file: &str) -> Option<String> {
+        files::read_bounded(&self.path.join(file))
     }
 
     /// Where it is.
@@ -112,9 +151,9 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Whether the kernel's OOM killer struck in it.
-    pub(crate) fn oom_killed(&self) -> bool {
-        std::fs::read_to_string(self.path.join("memory.events")).is_ok_and(|events| oom_kills(&events) > 0)
+    /// How often the kernel's OOM killer struck in it; `None` where that is not counted.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        self.read(MEMORY_EVENTS).map(|events| files::value_of(&events, "oom_kill").unwrap_or(0))
     }
 
     /// Removes it and what the container made below it. Its processes must be dead.
@@ -161,20 +200,17 @@ fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {
     std::fs::remove_dir(path)
 }
 
-/// The counter `oom_kill` of a `memory.events` file.
-fn oom_kills(events: &str) -> u64 {
-    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn oom_kills_are_counted() {
-        assert_eq!(oom_kills("low 0\nhigh 0\nmax 4\noom 2\noom_kill 3\noom_group_kill 0\n"), 3);
-        assert_eq!(oom_kills("oom 2\n"), 0);
+        let parent = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[]).unwrap();
+        assert_eq!(cgroup.oom_kills(), None);
+        std::fs::write(cgroup.path().join(MEMORY_EVENTS), "low 0\noom 4\noom_kill 3\noom_group_kill 0\n").unwrap();
+        assert_eq!(cgroup.oom_kills(), Some(3));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! | letter | from | with | meaning |
 //! | --- | --- | --- | --- |
+//! | `M` | its maker | a pidfd, and the pid | an exec'd process has been made |
 //! | `T` | process | a descriptor | the agent's end of the terminal |
 //! | `R` | process | | set up, and waiting |
 //! | `S` | agent | | execute the program |
@@ -23,7 +24,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Failure, Stage};
-use crate::sys;
+use crate::sys::{self, Child};
 
 /// Longest message: a failure with a long subject.
 const MAX_MESSAGE_LEN: usize = 16 << 10;
@@ -31,6 +32,8 @@ const MAX_MESSAGE_LEN: usize = 16 << 10;
 /// What the process tells the agent.
 #[derive(Debug)]
 pub(crate) enum Report {
+    /// The process has been made, by another one than the agent.
+    Made(Child),
     /// The agent's end of the terminal.
     Terminal(OwnedFd),
     /// Set up, and waiting to be started.
@@ -96,6 +99,10 @@ fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Report> {
 fn report(message: &[u8], descriptor: Option<OwnedFd>) -> Option<Report> {
     match (message.split_first(), descriptor) {
         (None, None) => Some(Report::Closed),
+        (Some((b'M', pid)), Some(pidfd)) => {
+            let pid = i32::from_le_bytes(pid.try_into().ok()?);
+            Some(Report::Made(Child { pid, pidfd }))
+        }
         (Some((b'T', [])), Some(descriptor)) => Some(Report::Terminal(descriptor)),
         (Some((b'R', [])), None) => Some(Report::Ready),
         (Some((b'F', failure)), None) => Failure::decode(failure).map(Report::Failed),
@@ -121,13 +128,23 @@ impl ChildEnd {
 
     /// Hands the agent's end of the terminal over.
     pub(crate) fn send_terminal(&self, controller: BorrowedFd<'_>) -> Result<(), Failure> {
-        let descriptors = [controller];
+        self.send_descriptor(b"T", controller)
+            .map_err(|error| Failure::new(Stage::Terminal, "hand it to the agent", error))
+    }
+
+    /// Tells that a process has been made for the agent.
+    pub(crate) fn made(&self, child: &Child) -> Result<(), Failure> {
+        let message = [b"M".as_slice(), &child.pid.to_le_bytes()].concat();
+        self.send_descriptor(&message, child.pidfd.as_fd())
+            .map_err(|error| Failure::new(Stage::Process, "hand it to the agent", error))
+    }
+
+    fn send_descriptor(&self, message: &[u8], descriptor: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let descriptors = [descriptor];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
-        sendmsg(&self.socket, &[IoSlice::new(b"T")], &mut control, SendFlags::NOSIGNAL)
-            .map(drop)
-            .map_err(|error| Failure::new(Stage::Terminal, "hand it to the agent", error))
+        sendmsg(&self.socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
     /// Tells why the process could not be set up.
@@ -164,6 +181,14 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
+    async fn made_process_is_told_with_its_descriptor() {
+        let (agent, child) = pair().unwrap();
+        let (pidfd, _other) = rustix::pipe::pipe().unwrap();
+        child.made(&Child { pid: 4711, pidfd }).unwrap();
+        assert!(matches!(agent.receive().await.unwrap(), Report::Made(Child { pid: 4711, .. })));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
     async fn process_waits_to_be_started() {
         let (agent, child) = pair().unwrap();
         agent.start().unwrap();
@@ -180,7 +205,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_report() {
-        for message in [&b"X"[..], b"R1", b"F", b"T"] {
+        for message in [&b"X"[..], b"R1", b"F", b"T", b"M1234"] {
             assert!(report(message, None).is_none());
         }
     }

@@ -11,6 +11,27 @@ use crate::storage::ShareError;
 #[error("container does not exist: {0:?}")]
 pub struct NoSuchContainer(pub String);
 
+/// A container has no exec'd process of this id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("process does not exist: {exec_id:?} in container {id:?}")]
+pub struct NoSuchProcess {
+    /// The process.
+    pub exec_id: String,
+    /// The container.
+    pub id: String,
+}
+
+/// Why a process could not be found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// There is no such container.
+    #[error(transparent)]
+    Container(#[from] NoSuchContainer),
+    /// There is no such process in it.
+    #[error(transparent)]
+    Process(#[from] NoSuchProcess),
+}
+
 /// Why a container could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -26,27 +47,42 @@ pub enum CreateError {
     /// The cgroup cannot be made or set.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The pipes of its standard streams cannot be made.
+    /// Its first process could not be made or started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// Why a process could not be made, set up or started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Its pipes or its terminal cannot be made or used.
     #[error("cannot make the process's standard streams")]
     Stdio(#[source] io::Error),
-    /// The process cannot be made.
-    #[error("cannot make the container's first process")]
+    /// It cannot be made.
+    #[error("cannot make the process")]
     Clone(#[source] io::Error),
     /// The agent and the process cannot talk.
-    #[error("cannot talk with the container's first process")]
+    #[error("cannot talk with the process that is being set up")]
     Channel(#[source] io::Error),
-    /// The process could not be set up.
+    /// It could not be set up, or its program could not be executed.
     #[error(transparent)]
-    Setup(#[from] Failure),
-    /// The process ended before it was set up.
-    #[error("the container's first process ended with status {code} while it was being set up")]
+    Failed(#[from] Failure),
+    /// It ended before it was set up.
+    #[error("the process ended with status {code} while it was being set up")]
     Ended {
         /// Exit code, or 128 + signal.
         code: u8,
     },
-    /// The container was made and could not be started.
-    #[error(transparent)]
-    Start(#[from] StartError),
+    /// The host did not open a stream in time.
+    #[error("the host has not opened stream {id} ({name}) within {seconds} s")]
+    NoStream {
+        /// The stream.
+        id: u32,
+        /// What the stream is for.
+        name: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
 }
 
 /// Why a container could not be started.
@@ -63,33 +99,97 @@ pub enum StartError {
         /// `running` or `stopped`.
         state: &'static str,
     },
-    /// The host did not open a stream in time.
-    #[error("the host has not opened stream {id} ({name}) within {seconds} s")]
-    NoStream {
-        /// The stream.
-        id: u32,
-        /// What the stream is for.
-        name: &'static str,
+    /// Its process could not be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// Why a process could not be exec'd in a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// There is no such container.
+    #[error(transparent)]
+    NoSuchContainer(#[from] NoSuchContainer),
+    /// The request does not describe a process.
+    #[error("the request is not valid")]
+    Spec(#[from] SpecError),
+    /// It would have the name of the container's init.
+    #[error("the exec id is empty")]
+    NoId,
+    /// Another process of the container has the id.
+    #[error("exec id {exec_id:?} is in use in container {id:?}")]
+    IdInUse {
+        /// The process.
+        exec_id: String,
+        /// The container.
+        id: String,
+    },
+    /// The container's init has ended.
+    #[error("cannot exec in container {0:?}: it is stopped")]
+    Stopped(String),
+    /// The container's cgroup cannot be entered.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The process could not be made or started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// Why an exec'd process could not be forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteProcessError {
+    /// There is no such process.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The container's init goes with the container.
+    #[error("the init of container {0:?} is deleted with the container")]
+    Init(String),
+    /// It has not ended.
+    #[error("cannot delete process {exec_id:?} of container {id:?}: it is running")]
+    Running {
+        /// The process.
+        exec_id: String,
+        /// The container.
+        id: String,
+    },
+}
+
+/// Why a container could not be paused, resumed, changed or looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such container.
+    #[error(transparent)]
+    NoSuchContainer(#[from] NoSuchContainer),
+    /// The container's init has ended.
+    #[error("cannot {action} container {id:?}: it is stopped")]
+    Stopped {
+        /// What was to be done.
+        action: &'static str,
+        /// The container.
+        id: String,
+    },
+    /// The request is wrong.
+    #[error("the request is not valid")]
+    Spec(#[from] SpecError),
+    /// The kernel would not do it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// It was not done in time.
+    #[error("the processes of container {id:?} are not frozen after {seconds} s")]
+    NotFrozen {
+        /// The container.
+        id: String,
         /// How long was waited.
         seconds: u64,
     },
-    /// A pipe or terminal cannot be used.
-    #[error("cannot use the process's standard streams")]
-    Stdio(#[source] io::Error),
-    /// The agent and the process cannot talk.
-    #[error("cannot talk with the container's first process")]
-    Channel(#[source] io::Error),
-    /// The program could not be executed.
-    #[error(transparent)]
-    Exec(#[from] Failure),
 }
 
 /// Why a process could not be signalled.
 #[derive(Debug, thiserror::Error)]
 pub enum SignalError {
-    /// There is no such container.
+    /// There is no such process.
     #[error(transparent)]
-    NoSuchContainer(#[from] NoSuchContainer),
+    Find(#[from] FindError),
     /// It has ended.
     #[error("process already finished")]
     Finished,
@@ -112,9 +212,9 @@ pub enum SignalError {
 /// Why a terminal could not be resized.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// There is no such container.
+    /// There is no such process.
     #[error(transparent)]
-    NoSuchContainer(#[from] NoSuchContainer),
+    Find(#[from] FindError),
     /// Its process has pipes.
     #[error("the process has no terminal")]
     NoTerminal,

@@ -15,24 +15,40 @@
 //!   <──────────────────────────── closed (executed), or why not
 //! ```
 //!
+//! A process that is exec'd in a running container goes the same way from `ready` on; how it gets into the container is
+//! told in `join.rs`.
+//!
 //! A container that could not be made, or whose program could not be executed by the same request, leaves nothing behind.
 
+mod attributes;
 mod cgroup;
 mod channel;
+mod control;
 mod devices;
 mod engine;
 mod error;
+mod exec;
 mod failure;
+mod files;
 mod instance;
+mod join;
+mod launch;
+mod listing;
+mod process;
 mod setup;
 mod spec;
+mod stats;
 mod sysctl;
 
 pub use cgroup::CgroupError;
+pub use control::OomKills;
 pub use engine::{Engine, EngineConfig};
-pub use error::{CreateError, DeleteError, NoSuchContainer, ResizeError, SignalError, StartError};
+pub use error::{
+    ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, FindError, LaunchError, NoSuchContainer,
+    NoSuchProcess, ResizeError, SignalError, StartError,
+};
 pub use failure::{Failure, Stage};
-pub use instance::Exit;
-pub use spec::{ContainerSpec, SpecError, TerminalSize};
+pub use process::Exit;
+pub use spec::{ContainerSpec, ProcessSpec, SpecError, TerminalSize};
 
-pub(crate) use spec::{Capabilities, Mount, MountSource, ProcessSpec, StdioSpec};
+pub(crate) use spec::{Capabilities, Mount, MountSource, StdioSpec};

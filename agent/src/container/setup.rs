@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a container's first process does to itself, from clone3 to execve. The order matters: each step needs what later
-//! ones take away.
+//! ones take away. What every process does is in [`super::attributes`].
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
 
+use super::attributes::{self, Program};
 use super::channel::ChildEnd;
-use super::{ContainerSpec, EngineConfig, Failure, ProcessSpec, Stage, devices, sysctl};
-use crate::process::{credentials, exec, rlimits, stdio, terminal, users};
+use super::{ContainerSpec, EngineConfig, Failure, Stage, devices, sysctl};
+use crate::process::{stdio, terminal};
 use crate::storage::hidden;
 use crate::storage::mounts::{self, MountContext};
 use crate::storage::resolve::{self, Kind};
@@ -30,41 +29,25 @@ pub(crate) struct Setup<'a> {
     pub(crate) cgroup: Option<&'a std::path::Path>,
 }
 
-/// First descriptor that is not a standard stream.
-const FIRST_OTHER_DESCRIPTOR: u32 = 3;
-
 impl Setup<'_> {
     /// Sets the calling process up and executes its program. Returns only if that failed.
     pub(crate) fn run(&self) -> Failure {
         match self.prepare() {
-            Ok((program, env)) => exec::execute(&program, &self.spec.process.args, &env),
+            Ok(program) => program.execute(&self.spec.process),
             Err(failure) => failure,
         }
     }
 
-    /// Everything but execve: the program's path and its environment.
-    fn prepare(&self) -> Result<(CString, Vec<CString>), Failure> {
+    /// Everything but execve.
+    fn prepare(&self) -> Result<Program, Failure> {
         let process = &self.spec.process;
-        sys::reset_signals().map_err(|error| Failure::new(Stage::Process, "reset its signals", error))?;
-        rustix::process::setsid().map_err(|error| Failure::new(Stage::Terminal, "make a session", error))?;
-        rustix::process::umask(Mode::empty());
-        if let Some(adjustment) = process.oom_score_adj {
-            std::fs::write("/proc/self/oom_score_adj", adjustment.to_string())
-                .map_err(|error| Failure::new(Stage::OomScore, adjustment.to_string(), error))?;
-        }
+        attributes::set_oom_score(process)?;
+        attributes::begin()?;
         self.enter_namespaces()?;
         let (rootfs, terminal) = self.make_root()?;
         rootfs.enter()?;
         rootfs.seal(self.spec.rootfs_readonly, self.spec.rootfs_propagation)?;
-        self.install_stdio(terminal.as_ref())?;
-        rlimits::apply(&process.rlimits)?;
-        let env = environment(process)?;
-        become_user(process)?;
-        rustix::process::umask(Mode::from_raw_mode(process.umask));
-        let program = exec::find(&process.args[0], &env)?;
-        self.close_on_exec()?;
-        self.channel.ready()?;
-        Ok((program, env))
+        attributes::finish(process, self.channel, self.stdio, terminal.as_ref())
     }
 
     fn enter_namespaces(&self) -> Result<(), Failure> {
@@ -117,6 +100,7 @@ impl Setup<'_> {
         let terminal = match self.spec.process.stdio.terminal {
             Some(size) => {
                 let terminal = terminal::make(root, size)?;
+                terminal::bind_console(root, terminal.device.as_fd())?;
                 self.channel.send_terminal(terminal.controller.as_fd())?;
                 Some(terminal.device)
             }
@@ -139,51 +123,8 @@ impl Setup<'_> {
         }
         Ok(terminal)
     }
-
-    fn install_stdio(&self, terminal: Option<&OwnedFd>) -> Result<(), Failure> {
-        if let Some(device) = terminal {
-            stdio::install_terminal(device, self.spec.process.uid)?;
-            return terminal::control(device.as_fd());
-        }
-        match self.stdio {
-            Some(stdio::ChildStdio([stdin, stdout, stderr])) => {
-                stdio::install(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// All of the agent's descriptors are opened that way; this is for one that was forgotten.
-    fn close_on_exec(&self) -> Result<(), Failure> {
-        sys::close_on_exec_from(FIRST_OTHER_DESCRIPTOR)
-            .map_err(|error| Failure::new(Stage::Process, "keep the agent's descriptors from it", error))
-    }
 }
 
 fn set_host_name(name: &str) -> std::io::Result<()> {
     Ok(nix::unistd::sethostname(name)?)
-}
-
-/// The process's environment, with HOME if the spec has none.
-fn environment(process: &ProcessSpec) -> Result<Vec<CString>, Failure> {
-    let mut env = process.env.clone();
-    if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
-        let home = CString::new(format!("HOME={}", users::home(process.uid))).map_err(|_| {
-            Failure::explained(Stage::Process, "the home directory in /etc/passwd has a NUL byte in it")
-        })?;
-        env.push(home);
-    }
-    Ok(env)
-}
-
-/// Changes directory and user. A working directory that root may not enter (on a network share) may be the user's own.
-fn become_user(process: &ProcessSpec) -> Result<(), Failure> {
-    let failed = |error: Errno| Failure::new(Stage::WorkingDirectory, process.cwd.clone(), error);
-    let entered = match rustix::process::chdir(process.cwd.as_str()) {
-        Ok(()) => true,
-        Err(Errno::ACCESS | Errno::PERM) => false,
-        Err(error) => return Err(failed(error)),
-    };
-    credentials::apply(process)?;
-    if entered { Ok(()) } else { rustix::process::chdir(process.cwd.as_str()).map_err(failed) }
 }

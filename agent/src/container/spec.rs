@@ -116,6 +116,11 @@ impl Namespaces {
         // None of these flags is the sign bit.
         u64::from(flags.cast_unsigned())
     }
+
+    /// CLONE_NEWCGROUP if the container has a cgroup namespace of its own, else 0.
+    pub(crate) fn cgroup_flag(self) -> u64 {
+        if self.cgroup { u64::from(libc::CLONE_NEWCGROUP.cast_unsigned()) } else { 0 }
+    }
 }
 
 /// One mount of the spec.
@@ -155,7 +160,7 @@ pub(crate) struct Device {
 
 /// A process to be started.
 #[derive(Debug)]
-pub(crate) struct ProcessSpec {
+pub struct ProcessSpec {
     pub(crate) args: Vec<CString>,
     pub(crate) env: Vec<CString>,
     pub(crate) cwd: String,
@@ -276,7 +281,8 @@ fn namespaces(wire: &[wire::Namespace]) -> Result<Namespaces, SpecError> {
     Ok(namespaces)
 }
 
-fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, String), SpecError> {
+/// The file and value of a request's cgroup setting, checked.
+pub(crate) fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, String), SpecError> {
     if setting.file.is_empty() || setting.file.starts_with('.') || setting.file.contains(['/', '\0']) {
         return Err(SpecError::CgroupFile(setting.file));
     }
@@ -336,7 +342,8 @@ impl Device {
 }
 
 impl ProcessSpec {
-    fn from_wire(wire: wire::Process) -> Result<Self, SpecError> {
+    /// The process that a request describes, checked.
+    pub fn from_wire(wire: wire::Process) -> Result<Self, SpecError> {
         if wire.args.first().is_none_or(String::is_empty) {
             return Err(SpecError::NoArgs);
         }

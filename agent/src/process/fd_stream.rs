@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::sys;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -36,6 +37,22 @@ impl FdStream {
             if let Ok(result) = ready.try_io(|descriptor| Ok(rustix::io::read(descriptor, &mut *buffer)?)) {
                 return result;
             }
+        }
+    }
+
+    /// Reads what is there, without waiting: `None` if there is nothing, 0 at the end.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        // By the runtime's knowledge first, so that it learns when there is nothing more; that can be behind the times.
+        let known =
+            self.descriptor.try_io(Interest::READABLE, |descriptor| Ok(rustix::io::read(descriptor, &mut *buffer)?));
+        match known {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result.map(Some),
+        }
+        match rustix::io::read(self.descriptor.get_ref(), buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod credentials;
 pub(crate) mod exec;
 mod fd_stream;
 pub(crate) mod pump;
+mod pumps;
 mod reaper;
 pub(crate) mod rlimits;
 pub(crate) mod stdio;
@@ -13,5 +14,6 @@ pub(crate) mod terminal;
 pub(crate) mod users;
 
 pub use fd_stream::FdStream;
+pub(crate) use pumps::Pumps;
 pub use reaper::{ExitStatus, Reaper};
 pub use streams::{StreamTable, StreamTableFull};

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Moves bytes between a process's pipes or terminal and the host's streams.
 
+use std::io;
 use std::sync::Arc;
 
 use super::FdStream;
+use super::pumps::Drain;
 
 /// Bytes moved at once: what a pipe holds.
 const BUFFER_LEN: usize = 64 << 10;
@@ -11,43 +13,57 @@ const BUFFER_LEN: usize = 64 << 10;
 /// Moves the host's bytes to the process until either side ends, then lets go of both: the process sees the end of its
 /// input, or the host that its bytes are no longer wanted.
 pub(crate) async fn input(stream: FdStream, pipe: FdStream) {
-    copy(&stream, &pipe).await;
+    copy(&stream, &pipe, None).await;
 }
 
 /// Moves the host's bytes to the terminal until the host ends. A terminal has no end of input: it stays as it is.
 pub(crate) async fn terminal_input(stream: FdStream, terminal: Arc<FdStream>) {
-    copy(&stream, &terminal).await;
+    copy(&stream, &terminal, None).await;
 }
 
 /// Moves the process's bytes to the host until every writer has gone. If the host no longer wants them, lets go of the
 /// pipe, so that the process is told by SIGPIPE.
-pub(crate) async fn output(pipe: FdStream, stream: FdStream) {
-    copy(&pipe, &stream).await;
+pub(crate) async fn output(pipe: FdStream, stream: FdStream, drain: Drain) {
+    copy(&pipe, &stream, Some(drain)).await;
 }
 
 /// Moves the terminal's bytes to the host, until nobody has the terminal open. Where the host does not want them they
 /// are read all the same: a full terminal would stop the process.
-pub(crate) async fn terminal_output(terminal: Arc<FdStream>, stream: Option<FdStream>) {
+pub(crate) async fn terminal_output(terminal: Arc<FdStream>, stream: Option<FdStream>, drain: Drain) {
     if let Some(stream) = stream {
-        copy(&terminal, &stream).await;
+        copy(&terminal, &stream, Some(drain)).await;
     }
     discard(&terminal).await;
 }
 
 /// Copies until `from` ends or either side fails. Failing is how a peer that has gone away shows (EPIPE, ECONNRESET, and
 /// EIO for a terminal), so there is nothing to report.
-async fn copy(from: &FdStream, to: &FdStream) {
-    // The buffer is there only while there is something to move: most streams are silent most of the time.
-    while from.readable().await.is_ok() {
+async fn copy(from: &FdStream, to: &FdStream, mut drain: Option<Drain>) {
+    while readable_or_ended(from, drain.as_mut()).await.is_ok() {
+        let has_ended = drain.as_ref().is_some_and(Drain::has_ended);
+        // The buffer is there only while there is something to move: most streams are silent most of the time.
         let mut buffer = vec![0; BUFFER_LEN];
-        match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(len) => {
+        match from.read_now(&mut buffer) {
+            Ok(None) if has_ended => drain = None,
+            Ok(None) => {}
+            Ok(Some(0)) | Err(_) => return,
+            Ok(Some(len)) => {
                 if to.write_all(&buffer[..len]).await.is_err() {
                     return;
                 }
             }
         }
+    }
+}
+
+/// Waits until there may be something to read, or until the process that writes has ended.
+async fn readable_or_ended(from: &FdStream, drain: Option<&mut Drain>) -> io::Result<()> {
+    match drain {
+        Some(drain) => tokio::select! {
+            result = from.readable() => result,
+            () = drain.ended() => Ok(()),
+        },
+        None => from.readable().await,
     }
 }
 
@@ -94,7 +110,7 @@ mod tests {
         let sent: Vec<u8> = (0..1_000_000_u32).map(|number| number as u8).collect();
         let expected = sent.clone();
         let writer = tokio::spawn(async move { write.write_all(&sent).await });
-        let pump = tokio::spawn(output(read, stream));
+        let pump = tokio::spawn(async move { copy(&read, &stream, None).await });
 
         let mut received = Vec::new();
         host.read_to_end(&mut received).await.unwrap();
@@ -108,7 +124,7 @@ mod tests {
     async fn writer_is_told_when_the_host_goes_away() {
         let (stream, host) = sockets();
         let (read, write) = pipe();
-        let pump = tokio::spawn(output(read, stream));
+        let pump = tokio::spawn(async move { copy(&read, &stream, None).await });
 
         drop(host);
         write.write_all(b"lost").await.unwrap();

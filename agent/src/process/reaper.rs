@@ -26,7 +26,29 @@ pub struct ExitStatus {
 /// Waits for all children of this process and hands out their statuses.
 #[derive(Debug, Default)]
 pub struct Reaper {
-    waiting: Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: HashMap<i32, oneshot::Sender<ExitStatus>>,
+    /// How many have asked that unclaimed statuses be kept.
+    keepers: usize,
+    unclaimed: HashMap<i32, ExitStatus>,
+}
+
+/// While it lives, the statuses of children that nobody has asked for are kept, and can be asked for later.
+#[derive(Debug)]
+pub(crate) struct KeepUnclaimed<'a>(&'a Reaper);
+
+impl Drop for KeepUnclaimed<'_> {
+    fn drop(&mut self) {
+        let mut table = self.0.table();
+        table.keepers -= 1;
+        if table.keepers == 0 {
+            table.unclaimed = HashMap::new();
+        }
+    }
 }
 
 impl Reaper {
@@ -43,32 +65,54 @@ impl Reaper {
         Ok(reaper)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<ExitStatus>>> {
-        // No code panics while it holds the lock, and each change leaves the map whole.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // No code panics while it holds the lock, and each change leaves the maps whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for the status of a child. To be called in the same step of the runtime as the child's making, so that it
-    /// cannot have been reaped.
+    /// cannot have been reaped, or under [`Self::keep_unclaimed`].
     pub(crate) fn expect(&self, pid: i32) -> oneshot::Receiver<ExitStatus> {
         let (sender, receiver) = oneshot::channel();
-        self.waiting().insert(pid, sender);
+        let mut table = self.table();
+        match table.unclaimed.remove(&pid) {
+            // The receiver is in our hands.
+            Some(status) => drop(sender.send(status)),
+            None => drop(table.waiting.insert(pid, sender)),
+        }
         receiver
     }
 
-    /// Takes every child that has ended. Those that nobody asked for are orphans.
+    /// For a child that another process makes: its pid is known here only after a while, and it may have ended by then.
+    pub(crate) fn keep_unclaimed(&self) -> KeepUnclaimed<'_> {
+        self.table().keepers += 1;
+        KeepUnclaimed(self)
+    }
+
+    /// Takes every child that has ended. Those that nobody asks for are orphans.
     fn reap(&self) {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    if let Some(sender) = self.waiting().remove(&pid.as_raw_nonzero().get()) {
-                        // Whoever asked may have lost interest.
-                        let _ = sender.send(ExitStatus { code: exit_code(status), at: trace::now() });
-                    }
+                    let status = ExitStatus { code: exit_code(status), at: trace::now() };
+                    self.table().hand_out(pid.as_raw_nonzero().get(), status);
                 }
                 Err(Errno::INTR) => {}
                 Ok(None) | Err(_) => return,
             }
+        }
+    }
+}
+
+impl Table {
+    fn hand_out(&mut self, pid: i32, status: ExitStatus) {
+        match self.waiting.remove(&pid) {
+            // Whoever asked may have lost interest.
+            Some(sender) => drop(sender.send(status)),
+            None if self.keepers > 0 => {
+                self.unclaimed.insert(pid, status);
+            }
+            None => {}
         }
     }
 }
@@ -83,6 +127,21 @@ fn exit_code(status: WaitStatus) -> u8 {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn unclaimed_statuses_are_kept_only_on_request() {
+        let reaper = Reaper::default();
+        let status = ExitStatus { code: 3, at: Duration::ZERO };
+        reaper.table().hand_out(100, status);
+        let keeper = reaper.keep_unclaimed();
+        reaper.table().hand_out(101, status);
+        reaper.table().hand_out(102, status);
+
+        assert_eq!(reaper.expect(101).await, Ok(status));
+        assert!(reaper.expect(100).try_recv().is_err());
+        drop(keeper);
+        assert!(reaper.table().unclaimed.is_empty());
+    }
 
     // One test: the reaper takes all children of the test process.
     #[tokio::test(flavor = "current_thread")]

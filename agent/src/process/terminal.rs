@@ -21,7 +21,7 @@ pub(crate) struct Terminal {
     pub(crate) device: OwnedFd,
 }
 
-/// Makes a terminal in the container's root file system, and binds it over `/dev/console`.
+/// Makes a terminal out of the devpts in the container's root file system.
 pub(crate) fn make(root: BorrowedFd<'_>, size: TerminalSize) -> Result<Terminal, Failure> {
     let failed = |what: &'static str| move |error: io::Error| Failure::new(Stage::Terminal, what, error);
     let controller = resolve::open(root, "/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY)
@@ -31,13 +31,16 @@ pub(crate) fn make(root: BorrowedFd<'_>, size: TerminalSize) -> Result<Terminal,
     let device = rustix::pty::ioctl_tiocgptpeer(&controller, flags)
         .map_err(|error| failed("open its other end")(error.into()))?;
     resize(controller.as_fd(), size).map_err(failed("set its size"))?;
-    bind_console(root, device.as_fd()).map_err(failed("bind it over /dev/console"))?;
     Ok(Terminal { controller, device })
 }
 
-fn bind_console(root: BorrowedFd<'_>, device: BorrowedFd<'_>) -> io::Result<()> {
-    let place = resolve::existing_or_made(root, "/dev/console", Kind::File)?;
-    tree::attach(tree::clone_at(device, false)?.as_fd(), place.as_fd())
+/// Binds the terminal over the container's `/dev/console`.
+pub(crate) fn bind_console(root: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Failure> {
+    let bind = || {
+        let place = resolve::existing_or_made(root, "/dev/console", Kind::File)?;
+        tree::attach(tree::clone_at(device, false)?.as_fd(), place.as_fd())
+    };
+    bind().map_err(|error: io::Error| Failure::new(Stage::Terminal, "bind it over /dev/console", error))
 }
 
 /// Sets the terminal's size and tells its processes. 0 by 0 leaves it.

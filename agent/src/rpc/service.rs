@@ -11,7 +11,9 @@ use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
 use super::status::ToStatus;
-use crate::container::{ContainerSpec, CreateError, Engine, NoSuchContainer, ResizeError, StartError, TerminalSize};
+use crate::container::{
+    ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SpecError, StartError, TerminalSize,
+};
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
 /// Makes the shared device's trees appear; says why it cannot.
@@ -57,14 +59,6 @@ impl AgentService {
 
 fn status(code: Code, message: impl ToString) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
-}
-
-/// Only a container's first process has a name so far.
-fn refuse_exec_id(exec_id: &str, container_id: &str) -> ttrpc::Result<()> {
-    if exec_id.is_empty() {
-        return Ok(());
-    }
-    Err(status(Code::NOT_FOUND, format!("process does not exist: {exec_id:?} in container {container_id:?}")))
 }
 
 fn to_wire(points: &[TracePoint]) -> Vec<wire::TracePoint> {
@@ -116,13 +110,25 @@ impl Agent for AgentService {
         Ok(wire::StartContainerResponse { trace: to_wire(trace.points()), ..Default::default() })
     }
 
+    async fn exec_process(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ExecProcessRequest,
+    ) -> ttrpc::Result<wire::ExecProcessResponse> {
+        let process = request.process.into_option().ok_or(SpecError::Missing("process"));
+        let spec = process.and_then(ProcessSpec::from_wire).map_err(|error| ExecError::from(error).into_status())?;
+        let mut trace = Trace::default();
+        let executed = self.engine.exec(&request.container_id, &request.exec_id, &spec, &mut trace).await;
+        let pid = executed.map_err(ToStatus::into_status)?;
+        Ok(wire::ExecProcessResponse { pid, trace: to_wire(trace.points()), ..Default::default() })
+    }
+
     async fn wait_process(
         &self,
         _context: &TtrpcContext,
         request: wire::WaitProcessRequest,
     ) -> ttrpc::Result<wire::WaitProcessResponse> {
-        refuse_exec_id(&request.exec_id, &request.container_id)?;
-        let exit = self.engine.wait(&request.container_id).await.map_err(NoSuchContainer::into_status)?;
+        let exit = self.engine.wait(&request.container_id, &request.exec_id).await.map_err(ToStatus::into_status)?;
         let run = exit.started_at.map(|begin| TracePoint { name: "run", begin, end: exit.at });
         let drain = TracePoint { name: "drain", begin: exit.at, end: exit.drained_at };
         let points: Vec<TracePoint> = run.into_iter().chain([drain]).collect();
@@ -140,8 +146,8 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::SignalProcessRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        refuse_exec_id(&request.exec_id, &request.container_id)?;
-        self.engine.signal(&request.container_id, request.signal, request.all).map_err(ToStatus::into_status)?;
+        let wire::SignalProcessRequest { container_id, exec_id, signal, all, .. } = request;
+        self.engine.signal(&container_id, &exec_id, signal, all).map_err(ToStatus::into_status)?;
         Ok(wire::Empty::new())
     }
 
@@ -150,11 +156,72 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::ResizeTerminalRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        refuse_exec_id(&request.exec_id, &request.container_id)?;
         let size = TerminalSize::from_wire(request.rows, request.columns)
             .map_err(|error| ResizeError::from(error).into_status())?;
-        self.engine.resize(&request.container_id, size).map_err(ToStatus::into_status)?;
+        self.engine.resize(&request.container_id, &request.exec_id, size).map_err(ToStatus::into_status)?;
         Ok(wire::Empty::new())
+    }
+
+    async fn delete_process(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::DeleteProcessRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.engine.delete_process(&request.container_id, &request.exec_id).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ListProcessesRequest,
+    ) -> ttrpc::Result<wire::ListProcessesResponse> {
+        let processes = self.engine.processes(&request.container_id).await.map_err(ToStatus::into_status)?;
+        Ok(wire::ListProcessesResponse { processes, ..Default::default() })
+    }
+
+    async fn pause_container(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::PauseContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.engine.pause(&request.container_id).await.map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ResumeContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.engine.resume(&request.container_id).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::UpdateContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.engine.update(&request.container_id, request.cgroup_settings).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::new())
+    }
+
+    async fn get_stats(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::GetStatsRequest,
+    ) -> ttrpc::Result<wire::GetStatsResponse> {
+        self.engine.stats(&request.container_id).map_err(ToStatus::into_status)
+    }
+
+    async fn wait_oom(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::WaitOomRequest,
+    ) -> ttrpc::Result<wire::WaitOomResponse> {
+        let kills = self.engine.wait_oom(&request.container_id, request.seen).await.map_err(ToStatus::into_status)?;
+        Ok(wire::WaitOomResponse { count: kills.count, ended: kills.ended, ..Default::default() })
     }
 
     async fn delete_container(

@@ -7,7 +7,8 @@ use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
 use ttrpc::Code;
 
 use crate::container::{
-    CreateError, DeleteError, Failure, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
+    CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
+    LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
 
 /// The error and what caused it, on one line.
@@ -55,19 +56,29 @@ impl ToStatus for Failure {
     }
 }
 
+impl ToStatus for FindError {
+    fn code(&self) -> Code {
+        Code::NOT_FOUND
+    }
+}
+
+impl ToStatus for LaunchError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Failed(failure) => failure.code(),
+            Self::NoStream { .. } => Code::DEADLINE_EXCEEDED,
+            Self::Stdio(_) | Self::Clone(_) | Self::Channel(_) | Self::Ended { .. } => Code::INTERNAL,
+        }
+    }
+}
+
 impl ToStatus for CreateError {
     fn code(&self) -> Code {
         match self {
             Self::Spec(error) => error.code(),
             Self::IdInUse(_) => Code::ALREADY_EXISTS,
-            Self::Setup(failure) => failure.code(),
-            Self::Start(error) => error.code(),
-            Self::Share(_)
-            | Self::Cgroup(_)
-            | Self::Stdio(_)
-            | Self::Clone(_)
-            | Self::Channel(_)
-            | Self::Ended { .. } => Code::INTERNAL,
+            Self::Launch(error) => error.code(),
+            Self::Share(_) | Self::Cgroup(_) => Code::INTERNAL,
         }
     }
 }
@@ -77,9 +88,45 @@ impl ToStatus for StartError {
         match self {
             // Not NOT_FOUND: in the answers to a start, that is a missing program.
             Self::NoSuchContainer(_) | Self::NotCreated { .. } => Code::FAILED_PRECONDITION,
-            Self::NoStream { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Exec(failure) => failure.code(),
-            Self::Stdio(_) | Self::Channel(_) => Code::INTERNAL,
+            Self::Launch(error) => error.code(),
+        }
+    }
+}
+
+impl ToStatus for ExecError {
+    fn code(&self) -> Code {
+        match self {
+            // Not NOT_FOUND, as in the answers to a start.
+            Self::NoSuchContainer(_) | Self::Stopped(_) => Code::FAILED_PRECONDITION,
+            Self::Spec(error) => error.code(),
+            Self::NoId => Code::INVALID_ARGUMENT,
+            Self::IdInUse { .. } => Code::ALREADY_EXISTS,
+            Self::Cgroup(_) => Code::INTERNAL,
+            Self::Launch(error) => error.code(),
+        }
+    }
+}
+
+impl ToStatus for DeleteProcessError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Find(error) => error.code(),
+            Self::Init(_) => Code::INVALID_ARGUMENT,
+            Self::Running { .. } => Code::FAILED_PRECONDITION,
+        }
+    }
+}
+
+impl ToStatus for ControlError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSuchContainer(error) => error.code(),
+            Self::Stopped { .. } => Code::FAILED_PRECONDITION,
+            Self::Spec(error) => error.code(),
+            // The kernel decides which values a file takes.
+            Self::Cgroup(CgroupError::Set { .. }) => Code::INVALID_ARGUMENT,
+            Self::Cgroup(_) => Code::INTERNAL,
+            Self::NotFrozen { .. } => Code::DEADLINE_EXCEEDED,
         }
     }
 }
@@ -87,7 +134,7 @@ impl ToStatus for StartError {
 impl ToStatus for SignalError {
     fn code(&self) -> Code {
         match self {
-            Self::NoSuchContainer(error) => error.code(),
+            Self::Find(error) => error.code(),
             Self::Finished => Code::FAILED_PRECONDITION,
             Self::BadSignal(_) => Code::INVALID_ARGUMENT,
             Self::Cgroup(_) | Self::Kill { .. } => Code::INTERNAL,
@@ -98,7 +145,7 @@ impl ToStatus for SignalError {
 impl ToStatus for ResizeError {
     fn code(&self) -> Code {
         match self {
-            Self::NoSuchContainer(error) => error.code(),
+            Self::Find(error) => error.code(),
             Self::NoTerminal => Code::FAILED_PRECONDITION,
             Self::Size(error) => error.code(),
             Self::Resize(_) => Code::INTERNAL,
@@ -122,17 +169,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_program_has_its_own_code_on_both_ways_to_it() {
+    fn missing_program_has_its_own_code_on_all_ways_to_it() {
         let failure = Failure::explained(Stage::ProgramNotFound, "exec: \"x\": executable file not found in $PATH");
-        assert_eq!(CreateError::from(failure.clone()).code(), ERROR_PROGRAM_NOT_FOUND);
-        assert_eq!(StartError::from(failure).code(), ERROR_PROGRAM_NOT_FOUND);
+        let launch = || LaunchError::from(failure.clone());
+        assert_eq!(CreateError::from(launch()).code(), ERROR_PROGRAM_NOT_FOUND);
+        assert_eq!(StartError::from(launch()).code(), ERROR_PROGRAM_NOT_FOUND);
+        assert_eq!(ExecError::from(launch()).code(), ERROR_PROGRAM_NOT_FOUND);
+        assert_ne!(ExecError::from(NoSuchContainer("x".to_owned())).code(), ERROR_PROGRAM_NOT_FOUND);
         assert_ne!(StartError::from(NoSuchContainer("x".to_owned())).code(), ERROR_PROGRAM_NOT_FOUND);
     }
 
     #[test]
     fn status_holds_the_whole_chain() {
-        let error = CreateError::Clone(std::io::Error::from_raw_os_error(libc::EAGAIN));
+        let error = LaunchError::Clone(std::io::Error::from_raw_os_error(libc::EAGAIN));
         let ttrpc::Error::RpcStatus(status) = error.into_status() else { panic!("not a status") };
-        assert!(status.message().starts_with("cannot make the container's first process: Resource temporarily"));
+        assert!(status.message().starts_with("cannot make the process: Resource temporarily"));
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cases.
 
+mod control;
+mod exec;
 mod filesystem;
 mod program;
 mod stdio;
@@ -20,6 +22,26 @@ macro_rules! cases {
 }
 
 cases![
+    control::paused_container_stands_still_until_it_is_resumed,
+    control::exec_in_a_paused_container_waits_without_holding_up_the_rest,
+    control::paused_container_can_be_killed_and_deleted,
+    control::update_changes_settings_and_names_those_refused,
+    control::statistics_tell_what_was_used,
+    control::oom_kills_are_told_as_they_happen_and_the_end_is,
+    control::oom_wait_ends_with_the_container_where_nothing_is_counted,
+    control::list_shows_the_tree_of_processes,
+    exec::exit_codes_are_kept_until_they_are_deleted,
+    exec::exec_is_in_the_containers_namespaces_and_cgroup,
+    exec::exec_has_its_own_attributes,
+    exec::programs_and_folders_that_are_missing_are_told,
+    exec::unknown_names_and_states_are_told,
+    exec::a_megabyte_goes_in_and_out,
+    exec::exec_has_a_terminal_of_its_own,
+    exec::signals_reach_an_execd_process_alone,
+    exec::inits_end_is_the_execd_processes_too_and_their_output_comes,
+    exec::wait_does_not_wait_for_what_was_left_behind,
+    exec::many_execs_leave_nothing,
+    exec::execs_run_beside_each_other,
     filesystem::only_the_containers_mounts_are_there,
     filesystem::default_devices_work,
     filesystem::devices_of_the_spec_are_made,

@@ -133,8 +133,11 @@ impl World {
         let [mut stdout, mut stderr] = self.start(request).await?;
         let (mut out, mut err) = (String::new(), String::new());
         let exit = tokio::time::timeout(DEADLINE, async {
-            let (out, err, exit) =
-                tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err), self.engine.wait(&id));
+            let (out, err, exit) = tokio::join!(
+                stdout.read_to_string(&mut out),
+                stderr.read_to_string(&mut err),
+                self.engine.wait(&id, "")
+            );
             out.expect("stdout is text");
             err.expect("stderr is text");
             exit.expect("the container is known")

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::symlink;
 
-use bulkhead_agent::container::{CreateError, Stage};
+use bulkhead_agent::container::{CreateError, LaunchError, Stage};
 use bulkhead_protocol::agent as wire;
 
 use crate::fixture::{World, bind, chain, mount, request};
@@ -20,7 +20,7 @@ fn with_data(world: &World) {
 
 async fn stage_of(world: &World, request: Request) -> (Stage, String) {
     match world.refused(request).await {
-        CreateError::Setup(failure) => (failure.stage, failure.to_string()),
+        CreateError::Launch(LaunchError::Failed(failure)) => (failure.stage, failure.to_string()),
         error => panic!("{}", chain(&error)),
     }
 }
@@ -304,7 +304,7 @@ pub(crate) async fn memory_limit_kills_and_is_told() {
         .map(|(file, value)| wire::CgroupSetting { file: file.into(), value: value.into(), ..Default::default() })
         .collect();
     world.start(request).await.unwrap();
-    let exit = world.engine.wait("case").await.unwrap();
+    let exit = world.engine.wait("case", "").await.unwrap();
     assert_eq!((exit.code, exit.oom_killed), (137, true));
     world.engine.delete("case").await.unwrap();
 }

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use bulkhead_agent::container::{ContainerSpec, CreateError, SignalError, Stage, StartError};
+use bulkhead_agent::container::{ContainerSpec, CreateError, LaunchError, SignalError, Stage, StartError};
 use bulkhead_agent::trace::Trace;
 use bulkhead_protocol::agent as wire;
 use tokio::io::AsyncReadExt;
@@ -28,9 +28,9 @@ async fn code_after_signal(script: &str, signal: u32, all: bool) -> u8 {
     let [mut stdout, _stderr] = world.start(request(&["sh", "-c", script])).await.unwrap();
     let mut ready = [0; 6];
     stdout.read_exact(&mut ready).await.unwrap();
-    world.engine.signal("case", signal, all).unwrap();
-    let exit = tokio::time::timeout(DEADLINE, world.engine.wait("case")).await.unwrap().unwrap();
-    let again = world.engine.signal("case", signal, false);
+    world.engine.signal("case", "", signal, all).unwrap();
+    let exit = tokio::time::timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap();
+    let again = world.engine.signal("case", "", signal, false);
     assert!(matches!(again, Err(SignalError::Finished)), "{again:?}");
     world.engine.delete("case").await.unwrap();
     exit.code
@@ -54,9 +54,9 @@ pub(crate) async fn signal_of_a_child_is_128_and_its_number() {
 
 pub(crate) async fn unknown_container_is_said() {
     let world = World::new();
-    let error = world.engine.signal("nobody", 9, false).unwrap_err();
+    let error = world.engine.signal("nobody", "", 9, false).unwrap_err();
     assert!(error.to_string().starts_with("container does not exist"), "{error}");
-    assert!(world.engine.wait("nobody").await.is_err());
+    assert!(world.engine.wait("nobody", "").await.is_err());
     assert!(world.engine.delete("nobody").await.is_err());
 }
 
@@ -204,7 +204,7 @@ async fn failure(change: impl FnOnce(&World) -> &'static str) -> (Stage, String)
     let world = World::new();
     let program = change(&world);
     match world.refused(request(&[program])).await {
-        CreateError::Setup(failure) | CreateError::Start(StartError::Exec(failure)) => {
+        CreateError::Launch(LaunchError::Failed(failure)) => {
             // Nothing is left: the id can be used again.
             world.run(request(&["true"])).await.unwrap();
             (failure.stage, failure.to_string())
@@ -272,9 +272,9 @@ pub(crate) async fn created_container_waits_to_be_started() {
     assert!(matches!(world.engine.create(&spec, false, &mut trace).await, Err(CreateError::IdInUse(_))));
 
     world.engine.start("case", &mut trace).await.unwrap();
-    assert_eq!(world.engine.wait("case").await.unwrap().code, 5);
+    assert_eq!(world.engine.wait("case", "").await.unwrap().code, 5);
     // A second wait is answered as well, a second start is not.
-    assert_eq!(world.engine.wait("case").await.unwrap().code, 5);
+    assert_eq!(world.engine.wait("case", "").await.unwrap().code, 5);
     assert!(matches!(world.engine.start("case", &mut trace).await, Err(StartError::NotCreated { .. })));
     world.engine.delete("case").await.unwrap();
     let names: Vec<_> = trace.points().iter().map(|point| point.name).collect();
@@ -302,7 +302,7 @@ pub(crate) async fn several_containers_run_at_once() {
     }
     for number in 0..8 {
         let id = format!("case-{number}");
-        assert_eq!(world.engine.wait(&id).await.unwrap().code, number);
+        assert_eq!(world.engine.wait(&id, "").await.unwrap().code, number);
         world.engine.delete(&id).await.unwrap();
     }
 }

@@ -21,7 +21,7 @@ async fn start(world: &World, args: &[&str]) -> [FdStream; 3] {
 }
 
 async fn end(world: &World) -> u8 {
-    let exit = timeout(DEADLINE, world.engine.wait("case")).await.unwrap().unwrap();
+    let exit = timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap();
     world.engine.delete("case").await.unwrap();
     exit.code
 }
@@ -105,7 +105,7 @@ async fn start_terminal(world: &World, script: &str, uid: u32) -> [FdStream; 2] 
     streams
 }
 
-async fn read_until(stream: &FdStream, wanted: &str) -> String {
+pub(super) async fn read_until(stream: &FdStream, wanted: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
     while !text.contains(wanted) {
@@ -132,7 +132,7 @@ pub(crate) async fn terminal_is_resized_and_the_process_told() {
     let script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.02; done";
     let [_stdin, stdout] = start_terminal(&world, script, 0).await;
     read_until(&stdout, "ready").await;
-    world.engine.resize("case", TerminalSize { rows: 50, columns: 120 }).unwrap();
+    world.engine.resize("case", "", TerminalSize { rows: 50, columns: 120 }).unwrap();
     read_until(&stdout, "50 120").await;
     assert_eq!(end(&world).await, 0);
 }

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What every process of a container, its init or an exec'd one, does to itself before it executes its program. The
+//! order matters: each step needs what later ones take away.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::channel::ChildEnd;
+use super::{Failure, ProcessSpec, Stage};
+use crate::process::{credentials, exec, rlimits, stdio, terminal, users};
+use crate::sys;
+
+/// First descriptor that is not a standard stream.
+const FIRST_OTHER_DESCRIPTOR: u32 = 3;
+
+/// What becomes a process's program.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: CString,
+    env: Vec<CString>,
+}
+
+impl Program {
+    /// Executes the program. Returns only if that failed.
+    pub(super) fn execute(&self, process: &ProcessSpec) -> Failure {
+        exec::execute(&self.path, &process.args, &self.env)
+    }
+}
+
+/// Says how readily the calling process is to be killed for its memory. /proc has to be the agent's.
+pub(super) fn set_oom_score(process: &ProcessSpec) -> Result<(), Failure> {
+    let Some(adjustment) = process.oom_score_adj else { return Ok(()) };
+    std::fs::write("/proc/self/oom_score_adj", adjustment.to_string())
+        .map_err(|error| Failure::new(Stage::OomScore, adjustment.to_string(), error))
+}
+
+/// Makes the calling process a fresh one: no signal is ignored or blocked, it leads a session, and it creates files with
+/// the very modes that it asks for.
+pub(super) fn begin() -> Result<(), Failure> {
+    sys::reset_signals().map_err(|error| Failure::new(Stage::Process, "reset its signals", error))?;
+    rustix::process::setsid().map_err(|error| Failure::new(Stage::Terminal, "make a session", error))?;
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+/// Gives the calling process, which is in the container's root, all that the spec says of it, and waits to be started.
+/// Its standard streams are `terminal`, else `pipes`.
+pub(super) fn finish(
+    process: &ProcessSpec,
+    channel: &ChildEnd,
+    pipes: Option<&stdio::ChildStdio>,
+    terminal: Option<&OwnedFd>,
+) -> Result<Program, Failure> {
+    install_stdio(process, pipes, terminal)?;
+    rlimits::apply(&process.rlimits)?;
+    let env = environment(process)?;
+    become_user(process)?;
+    rustix::process::umask(Mode::from_raw_mode(process.umask));
+    let path = exec::find(&process.args[0], &env)?;
+    // All of the agent's descriptors are opened that way; this is for one that was forgotten.
+    sys::close_on_exec_from(FIRST_OTHER_DESCRIPTOR)
+        .map_err(|error| Failure::new(Stage::Process, "keep the agent's descriptors from it", error))?;
+    channel.ready()?;
+    Ok(Program { path, env })
+}
+
+fn install_stdio(
+    process: &ProcessSpec,
+    pipes: Option<&stdio::ChildStdio>,
+    terminal: Option<&OwnedFd>,
+) -> Result<(), Failure> {
+    if let Some(device) = terminal {
+        stdio::install_terminal(device, process.uid)?;
+        return terminal::control(device.as_fd());
+    }
+    match pipes {
+        Some(stdio::ChildStdio([stdin, stdout, stderr])) => {
+            stdio::install(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The process's environment, with HOME if the spec has none.
+fn environment(process: &ProcessSpec) -> Result<Vec<CString>, Failure> {
+    let mut env = process.env.clone();
+    if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
+        let home = CString::new(format!("HOME={}", users::home(process.uid))).map_err(|_| {
+            Failure::explained(Stage::Process, "the home directory in /etc/passwd has a NUL byte in it")
+        })?;
+        env.push(home);
+    }
+    Ok(env)
+}
+
+/// Changes directory and user. A working directory that root may not enter (on a network share) may be the user's own.
+fn become_user(process: &ProcessSpec) -> Result<(), Failure> {
+    let failed = |error: Errno| Failure::new(Stage::WorkingDirectory, process.cwd.clone(), error);
+    let entered = match rustix::process::chdir(process.cwd.as_str()) {
+        Ok(()) => true,
+        Err(Errno::ACCESS | Errno::PERM) => false,
+        Err(error) => return Err(failed(error)),
+    };
+    credentials::apply(process)?;
+    if entered { Ok(()) } else { rustix::process::chdir(process.cwd.as_str()).map_err(failed) }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can be done with a container while it runs: pausing it, changing its limits, seeing what it uses.
+
+use std::time::Duration;
+
+use bulkhead_protocol::agent as wire;
+use tokio::time::timeout;
+
+use super::cgroup::{Cgroup, CgroupError, MEMORY_EVENTS};
+use super::error::{ControlError, NoSuchContainer};
+use super::instance::Instance;
+use super::{Engine, files, listing, spec, stats};
+
+/// How long a container may take to be frozen: a process that the kernel cannot stop, as it waits for a file system,
+/// would keep the host waiting for ever.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The file that tells whether a cgroup is frozen.
+const CGROUP_EVENTS: &str = "cgroup.events";
+
+/// How often the OOM killer struck in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OomKills {
+    /// So far.
+    pub count: u64,
+    /// The container's init has ended: there will be no more.
+    pub ended: bool,
+}
+
+impl Engine {
+    /// Freezes every process of a container. Returns when they are frozen; if that takes too long, they go on.
+    pub async fn pause(&self, id: &str) -> Result<(), ControlError> {
+        let instance = self.find(id)?;
+        refuse_stopped(&instance, "pause")?;
+        let cgroup = instance.needs_cgroup()?;
+        cgroup.freeze(true)?;
+        match timeout(FREEZE_DEADLINE, frozen(cgroup)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => {
+                cgroup.freeze(false)?;
+                Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() })
+            }
+        }
+    }
+
+    /// Lets the processes of a container go on.
+    pub fn resume(&self, id: &str) -> Result<(), ControlError> {
+        let instance = self.find(id)?;
+        refuse_stopped(&instance, "resume")?;
+        Ok(instance.needs_cgroup()?.freeze(false)?)
+    }
+
+    /// Changes the settings of a container's cgroup, in this order. Those before one that is refused hold.
+    pub fn update(&self, id: &str, settings: Vec<wire::CgroupSetting>) -> Result<(), ControlError> {
+        let instance = self.find(id)?;
+        refuse_stopped(&instance, "update")?;
+        let settings = settings.into_iter().map(spec::cgroup_setting).collect::<Result<Vec<_>, _>>()?;
+        Ok(instance.needs_cgroup()?.set(&settings)?)
+    }
+
+    /// What a container has used.
+    pub fn stats(&self, id: &str) -> Result<wire::GetStatsResponse, ControlError> {
+        let instance = self.find(id)?;
+        Ok(stats::collect(instance.needs_cgroup()?))
+    }
+
+    /// The processes of a container, in the order of their pids.
+    pub async fn processes(&self, id: &str) -> Result<Vec<wire::ProcessInfo>, ControlError> {
+        let instance = self.find(id)?;
+        let mut pids = instance.needs_cgroup()?.processes()?;
+        pids.sort_unstable();
+        pids.dedup();
+        let running = |process: &super::process::Process| (!process.has_ended()).then(|| process.pid());
+        let exec_ids = {
+            let execs = instance.execs();
+            let known = execs.iter().filter_map(|(id, process)| Some((running(process.as_ref()?)?, id.clone())));
+            known.collect()
+        };
+        Ok(listing::describe(&pids, &exec_ids).await)
+    }
+
+    /// Waits until the OOM killer has struck more often in a container than `seen`, or the container has ended.
+    pub async fn wait_oom(&self, id: &str, seen: u64) -> Result<OomKills, NoSuchContainer> {
+        let instance = self.find(id)?;
+        tokio::select! {
+            biased;
+            count = more_oom_kills(&instance, seen) => Ok(OomKills { count, ended: instance.init.has_ended() }),
+            () = instance.init.ended() => {
+                let count = instance.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills());
+                // The cgroup may be gone already: then this is the last that was heard of it.
+                Ok(OomKills { count: count.unwrap_or(seen), ended: true })
+            }
+        }
+    }
+}
+
+fn refuse_stopped(instance: &Instance, action: &'static str) -> Result<(), ControlError> {
+    if instance.init.has_ended() {
+        return Err(ControlError::Stopped { action, id: instance.id.clone() });
+    }
+    Ok(())
+}
+
+/// Waits until every process of the cgroup is frozen.
+async fn frozen(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let failed = |source| CgroupError::Read { file: CGROUP_EVENTS, source };
+    let events = cgroup.watch(CGROUP_EVENTS)?;
+    loop {
+        events.changed().await.map_err(failed)?;
+        if files::value_of(&events.read().map_err(failed)?, "frozen") == Some(1) {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits until there have been more OOM kills than `seen`; for ever where they are not counted, or no longer.
+async fn more_oom_kills(instance: &Instance, seen: u64) -> u64 {
+    if let Some(Ok(events)) = instance.cgroup.as_ref().map(|cgroup| cgroup.watch(MEMORY_EVENTS)) {
+        while events.changed().await.is_ok()
+            && let Ok(text) = events.read()
+        {
+            match files::value_of(&text, "oom_kill") {
+                Some(count) if count > seen => return count,
+                _ => {}
+            }
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an exec'd process does, from clone3 to execve.
+//!
+//! ```text
+//! agent ──clone3──> helper: enters the container's namespaces
+//!   │                 │
+//!   │               clone3, into the container's cgroup, as the agent's child ──> the process
+//!   │ <── its pid ────┴─ ends                                                         │
+//!   │ <── ready ──────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A pid namespace is entered only by the processes that one makes after setns(2); and the agent itself is to enter none.
+//! Hence the helper. It stays out of the container's cgroup: it is not the container's to freeze or to count.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::attributes::{self, Program};
+use super::channel::ChildEnd;
+use super::spec::Namespaces;
+use super::{Failure, ProcessSpec, Stage};
+use crate::process::{stdio, terminal};
+use crate::sys::{self, Cloned, Parent};
+
+/// What the process needs of the agent's.
+#[derive(Debug)]
+pub(super) struct Join<'a> {
+    pub(super) process: &'a ProcessSpec,
+    pub(super) channel: &'a ChildEnd,
+    /// Without a terminal: what becomes 0, 1 and 2.
+    pub(super) pipes: Option<&'a stdio::ChildStdio>,
+    /// The container's init.
+    pub(super) init: BorrowedFd<'a>,
+    /// The container's own namespaces.
+    pub(super) namespaces: Namespaces,
+    pub(super) cgroup: Option<BorrowedFd<'a>>,
+}
+
+impl Join<'_> {
+    /// The life of the helper, and of the process up to its program.
+    pub(super) fn run(&self) -> ! {
+        crate::init::enter_child();
+        let failure = match self.enter_and_clone() {
+            Ok(Cloned::Parent(child)) => match self.channel.made(&child) {
+                Ok(()) => sys::exit_now(0),
+                Err(failure) => failure,
+            },
+            Ok(Cloned::Child) => match self.prepare() {
+                Ok(program) => program.execute(self.process),
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        self.channel.fail(&failure);
+        sys::exit_now(1)
+    }
+
+    /// The helper's part.
+    fn enter_and_clone(&self) -> Result<Cloned, Failure> {
+        self.keep([self.channel.as_fd(), self.init].into_iter().chain(self.cgroup))?;
+        // The container's processes see the new one while it is still the agent's program: they are not to look into it.
+        // The program that it executes starts without this.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .map_err(|error| Failure::new(Stage::Process, "hide it while it is being set up", error))?;
+        attributes::set_oom_score(self.process)?;
+        sys::enter_namespaces(self.init, self.namespaces.clone_flags())
+            .map_err(|error| Failure::new(Stage::Namespace, "those of the container", error))?;
+        sys::clone_process(Parent::CallersParent, 0, self.cgroup)
+            .map_err(|error| Failure::new(Stage::Process, "make it in the container", error))
+    }
+
+    /// The process's part, without execve.
+    fn prepare(&self) -> Result<Program, Failure> {
+        if self.namespaces.cgroup_flag() != 0 {
+            // Not before: from within, the agent's own cgroup could not be left.
+            sys::enter_namespaces(self.init, self.namespaces.cgroup_flag())
+                .map_err(|error| Failure::new(Stage::Namespace, "cgroup", error))?;
+        }
+        // No directory of the agent's may be left open: it could be the working directory's way out of the container.
+        self.keep([self.channel.as_fd()])?;
+        attributes::begin()?;
+        let terminal = match self.process.stdio.terminal {
+            Some(size) => {
+                let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(|error| Failure::new(Stage::Terminal, "open the root directory", error))?;
+                let terminal = terminal::make(root.as_fd(), size)?;
+                self.channel.send_terminal(terminal.controller.as_fd())?;
+                Some(terminal.device)
+            }
+            None => None,
+        };
+        attributes::finish(self.process, self.channel, self.pipes, terminal.as_ref())
+    }
+
+    /// Closes everything but these, the pipes and 0, 1, 2.
+    fn keep<'b>(&'b self, kept: impl IntoIterator<Item = BorrowedFd<'b>>) -> Result<(), Failure> {
+        let mut kept: Vec<BorrowedFd<'_>> = kept.into_iter().collect();
+        kept.extend(self.pipes.iter().flat_map(|pipes| pipes.0.iter().map(AsFd::as_fd)));
+        sys::close_all_but(&kept).map_err(|error| Failure::new(Stage::Process, "close the agent's descriptors", error))
+    }
+}
