@@ -190,7 +190,11 @@ fn list(path: &Path, pids: &mut Vec<i32>, depth: usize) -> io::Result<()> {
     let text = std::fs::read_to_string(path.join("cgroup.procs"))?;
     pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
     let Some(depth) = depth.checked_sub(1) else { return Ok(()) };
-    children(path)?.iter().try_for_each(|child| list(child, pids, depth))
+    children(path)?.iter().try_for_each(|child| match list(child, pids, depth) {
+        // It has been removed; or it is one for threads, whose processes are listed above it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => Ok(()),
+        result => result,
+    })
 }
 
 fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {

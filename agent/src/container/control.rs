@@ -32,14 +32,10 @@ impl Engine {
     pub async fn pause(&self, id: &str) -> Result<(), ControlError> {
         let instance = self.find(id)?;
         refuse_stopped(&instance, "pause")?;
-        let cgroup = instance.needs_cgroup()?;
-        cgroup.freeze(true)?;
-        match timeout(FREEZE_DEADLINE, frozen(cgroup)).await {
+        let freezing = Freezing::begin(instance.needs_cgroup()?)?;
+        match timeout(FREEZE_DEADLINE, freezing.end()).await {
             Ok(result) => Ok(result?),
-            Err(_) => {
-                cgroup.freeze(false)?;
-                Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() })
-            }
+            Err(_) => Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() }),
         }
     }
 
@@ -101,14 +97,37 @@ fn refuse_stopped(instance: &Instance, action: &'static str) -> Result<(), Contr
     Ok(())
 }
 
-/// Waits until every process of the cgroup is frozen.
-async fn frozen(cgroup: &Cgroup) -> Result<(), CgroupError> {
-    let failed = |source| CgroupError::Read { file: CGROUP_EVENTS, source };
-    let events = cgroup.watch(CGROUP_EVENTS)?;
-    loop {
-        events.changed().await.map_err(failed)?;
-        if files::value_of(&events.read().map_err(failed)?, "frozen") == Some(1) {
-            return Ok(());
+/// A cgroup that is being frozen. If it is not frozen in the end, or nobody waits for that any longer, it is let go.
+#[derive(Debug)]
+struct Freezing<'a> {
+    cgroup: &'a Cgroup,
+    frozen: bool,
+}
+
+impl<'a> Freezing<'a> {
+    fn begin(cgroup: &'a Cgroup) -> Result<Self, CgroupError> {
+        cgroup.freeze(true)?;
+        Ok(Self { cgroup, frozen: false })
+    }
+
+    /// Waits until every process of the cgroup is frozen.
+    async fn end(mut self) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Read { file: CGROUP_EVENTS, source };
+        let events = self.cgroup.watch(CGROUP_EVENTS)?;
+        while !self.frozen {
+            events.changed().await.map_err(failed)?;
+            let text = events.read().map_err(failed)?;
+            self.frozen = files::value_of(&text, "frozen") == Some(1);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Freezing<'_> {
+    fn drop(&mut self) {
+        if !self.frozen {
+            // That it could not be frozen is the error to tell of.
+            let _ = self.cgroup.freeze(false);
         }
     }
 }

@@ -58,8 +58,8 @@ fn describe_one(folder: &Path, booted_s: u64, with_command: bool) -> Option<wire
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::split_ascii_whitespace);
     // Real, effective, saved, file system.
     process.uid = field("Uid:")?.nth(1)?.parse().ok()?;
-    // From the reader's pid namespace to the innermost.
-    process.container_pid = field("NSpid:")?.next_back()?.parse().ok()?;
+    // In the agent's pid namespace, the container's, and those that the container has made.
+    process.container_pid = field("NSpid:")?.take(2).last()?.parse().ok()?;
     let command = if with_command { command(&folder.join("cmdline")) } else { None };
     process.command = command.unwrap_or_else(|| format!("[{}]", name(&stat)));
     Some(process)

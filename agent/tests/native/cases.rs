@@ -34,6 +34,7 @@ cases![
     exec::exec_is_in_the_containers_namespaces_and_cgroup,
     exec::exec_has_its_own_attributes,
     exec::programs_and_folders_that_are_missing_are_told,
+    exec::created_container_takes_execs,
     exec::unknown_names_and_states_are_told,
     exec::a_megabyte_goes_in_and_out,
     exec::exec_has_a_terminal_of_its_own,

@@ -136,11 +136,11 @@ pub(crate) async fn exec_has_its_own_attributes() {
             vec![wire::Rlimit { resource: libc::RLIMIT_NOFILE, soft: 100, hard: 200, ..Default::default() }];
         process.capabilities = Some(wire::Capabilities { bounding: vec![0, 10], ..Default::default() }).into();
     };
-    let text = "id -u; id -g; id -G; umask; pwd; echo $A $HOME; ulimit -n; cat /proc/self/oom_score_adj; \
+    let text = "echo by name > /dev/stdout; id -u; id -g; id -G; umask; pwd; echo $A $HOME; ulimit -n; cat /proc/self/oom_score_adj; \
                 grep -E 'NoNewPrivs|CapBnd|CapEff' /proc/self/status | while read name value; do echo $value; done";
     assert_eq!(
         script(&world, text, user).await,
-        "1000\n1001\n1001 5 6\n0027\n/home/user\nb /home/user\n100\n321\n0000000000000000\n0000000000000401\n1"
+        "by name\n1000\n1001\n1001 5 6\n0027\n/home/user\nb /home/user\n100\n321\n0000000000000000\n0000000000000401\n1"
     );
     // Neither a signal's disposition nor a descriptor of the agent's is left, and it can be looked at as any other.
     let output = run(&world, plain(&["ls", "/proc/self/fd"])).await;
@@ -176,6 +176,16 @@ pub(crate) async fn programs_and_folders_that_are_missing_are_told() {
     assert!(text.starts_with("cannot use working directory /no/where: No such file"), "{text}");
     // The id is free again.
     assert_eq!(run(&world, plain(&["true"])).await.code, 0);
+    world.engine.delete("case").await.unwrap();
+}
+
+pub(crate) async fn created_container_takes_execs() {
+    let world = World::new();
+    let spec = ContainerSpec::from_wire(request(&["sh", "-c", "exit 6"])).unwrap();
+    world.engine.create(&spec, false, &mut Trace::default()).await.unwrap();
+    assert_eq!(script(&world, "pwd", |_| {}).await, "/");
+    world.engine.start("case", &mut Trace::default()).await.unwrap();
+    assert_eq!(world.engine.wait("case", "").await.unwrap().code, 6);
     world.engine.delete("case").await.unwrap();
 }
 
