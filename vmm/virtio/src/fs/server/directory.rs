@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading directories. An entry's offset is the host file system's own cookie, so that a directory can be read on from
-//! any entry, whatever happened to it meanwhile, as well as the host can.
+//! Reading directories; what is kept of them between two requests is in [`super::listing`].
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
+use rustix::fs::{FileType, OFlags, fstatfs};
 use rustix::io::Errno;
 
 use super::super::buffers::Buffers;
@@ -15,10 +14,11 @@ use super::super::wire::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, MAX_DIRECTORY_LEN, O
 use super::Server;
 use super::handle::Handle;
 use super::io_requests::synchronize;
+use super::listing::{Entry, Listing};
 use crate::fs::CachePolicy;
 
-/// Least bytes to read entries into: the host refuses less than its longest entry, of 280 bytes.
-const MIN_READ_LEN: usize = 1024;
+/// File systems (`f_type`) whose directory offsets belong to an entry for good: ext4, XFS, Btrfs.
+const LASTING_OFFSETS: [u32; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 impl Server {
     pub(super) fn opendir(&mut self, node: u64) -> Result<(), Errno> {
@@ -27,25 +27,22 @@ impl Server {
             return Err(Errno::NOTDIR);
         }
         let descriptor = Arc::new(self.reopen(&inode.descriptor, OFlags::RDONLY | OFlags::DIRECTORY)?);
-        let handle = self.handles.insert(Handle::Directory { descriptor, position: Some(0) })?;
         let flags = match self.cache {
-            CachePolicy::Private => FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE,
-            CachePolicy::Shared => 0,
+            CachePolicy::Private if has_lasting_offsets(&descriptor) => FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE,
+            CachePolicy::Private | CachePolicy::Shared => 0,
         };
+        let handle = self.handles.insert(Handle::Directory { descriptor, listing: Listing::new() })?;
         self.reply.open_out(handle, flags);
         Ok(())
     }
 
     pub(super) fn readdir(&mut self, transfer: Transfer, buffers: &Buffers<'_>) -> Result<(), Errno> {
         let limit = limit(transfer, buffers);
-        // An answer's entry is at most a third longer than the host's. All that is read has to fit: to read the rest again
-        // would mean seeking, and a tmpfs that loses entries meanwhile counts the others anew.
-        self.read_entries(transfer, limit, limit / 4 * 3, |server, entry| {
-            let needed = DIRENT_LEN + entry.name.len().next_multiple_of(8);
-            if server.reply.body_len() + needed > limit {
+        self.list(transfer, limit, |server, entry| {
+            if server.reply.body_len() + dirent_len(entry) > limit {
                 return false;
             }
-            server.reply.dirent(entry.inode, entry.next_offset, entry.kind, entry.name);
+            server.reply.dirent(entry.inode, entry.next_offset, entry.kind, entry.name.to_bytes());
             true
         })
     }
@@ -58,108 +55,74 @@ impl Server {
         buffers: &Buffers<'_>,
     ) -> Result<(), Errno> {
         let limit = limit(transfer, buffers);
-        // An answer's entry is at most seven times as long as the host's; as above.
-        self.read_entries(transfer, limit, limit / 7, |server, entry| {
-            let needed = ENTRY_LEN + DIRENT_LEN + entry.name.len().next_multiple_of(8);
-            if server.reply.body_len() + needed > limit {
+        self.list(transfer, limit, |server, entry| {
+            if server.reply.body_len() + ENTRY_LEN + dirent_len(entry) > limit {
                 return false;
             }
             // `.` and `..` are not looked up, nor is what has just vanished: node 0 says so.
-            let name = std::ffi::CStr::from_bytes_with_nul(entry.name_with_nul).ok();
-            let found = name.and_then(|name| Name::new(name).ok()).and_then(|name| server.find(directory, name).ok());
+            let found = Name::new(entry.name).ok().and_then(|name| server.find(directory, name).ok());
             match found {
                 Some((node, stat)) => server.reply.entry(node, &stat),
                 None => server.reply.zeros(ENTRY_LEN),
             }
-            server.reply.dirent(entry.inode, entry.next_offset, entry.kind, entry.name);
+            server.reply.dirent(entry.inode, entry.next_offset, entry.kind, entry.name.to_bytes());
             true
         })
     }
 
     pub(super) fn fsyncdir(&mut self, handle: u64, flags: u32) -> Result<(), Errno> {
-        let (descriptor, _) = self.handles.directory(handle)?;
-        synchronize(descriptor, flags)
+        synchronize(self.handles.directory(handle)?, flags)
     }
 
-    /// Reads entries once and hands them to `put` until it has no room for one.
-    fn read_entries(
+    /// Hands entries to `put` until it has no room for one.
+    fn list(
         &mut self,
         transfer: Transfer,
         limit: usize,
-        read_len: usize,
-        mut put: impl FnMut(&mut Self, &DirectoryEntry<'_>) -> bool,
+        mut put: impl FnMut(&mut Self, &Entry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let (descriptor, position) = self.handles.directory(transfer.handle)?;
-        if position.take() != Some(transfer.offset) {
-            seek(&descriptor, SeekFrom::Start(transfer.offset))?;
-        }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.reserve(read_len.max(MIN_READ_LEN));
-        let reached = self.put_entries(&descriptor, &mut scratch, read_len.max(MIN_READ_LEN), &mut put);
-        self.scratch = scratch;
-        // What did not fit is read again; where everything fitted, the next request goes on without seeking.
-        let reached = reached?;
-        let is_all_put = reached.is_all_put;
-        if is_all_put {
-            *self.handles.directory(transfer.handle)?.1 = Some(reached.offset.unwrap_or(transfer.offset));
-        } else if self.reply.body_len() == 0 && limit < DIRENT_LEN + 8 + ENTRY_LEN + 256 {
-            return Err(Errno::INVAL);
-        }
-        Ok(())
+        let descriptor = self.handles.directory(transfer.handle)?;
+        let mut listing = self.handles.take_listing(transfer.handle);
+        let outcome = self.put_entries(&descriptor, &mut listing, (transfer.offset, limit), &mut put);
+        self.handles.keep_listing(transfer.handle, listing);
+        outcome
     }
 
     fn put_entries(
         &mut self,
         descriptor: &OwnedFd,
-        scratch: &mut Vec<u8>,
-        read_len: usize,
-        put: &mut impl FnMut(&mut Self, &DirectoryEntry<'_>) -> bool,
-    ) -> Result<Reached, Errno> {
-        let buffer = scratch.spare_capacity_mut();
-        let read_len = read_len.min(buffer.len());
-        let mut entries = RawDir::new(descriptor, buffer.get_mut(..read_len).unwrap_or_default());
-        let mut reached = Reached { offset: None, is_all_put: true };
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let kind = match entry.file_type() {
-                FileType::Unknown => 0,
-                kind => kind.as_raw_mode() >> 12,
-            };
-            let entry = DirectoryEntry {
-                inode: entry.ino(),
-                next_offset: entry.next_entry_cookie(),
-                kind,
-                name: entry.file_name().to_bytes(),
-                name_with_nul: entry.file_name().to_bytes_with_nul(),
-            };
-            if !put(self, &entry) {
-                reached.is_all_put = false;
-                break;
+        listing: &mut Listing,
+        (offset, limit): (u64, usize),
+        put: &mut impl FnMut(&mut Self, &Entry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        listing.go_to(descriptor, offset)?;
+        let mut index = 0;
+        loop {
+            while let Some(entry) = listing.get(index) {
+                if !put(self, &entry) {
+                    return if index == 0 { Err(Errno::INVAL) } else { Ok(()) };
+                }
+                index += 1;
             }
-            reached.offset = Some(entry.next_offset);
-            if entries.is_buffer_empty() {
-                break;
+            match listing.read_on(descriptor, &mut self.scratch, limit) {
+                Ok(true) => {}
+                // What was put has been looked up: it has to reach the guest. The next request fails again.
+                Err(errno) if index == 0 => return Err(errno),
+                Ok(false) | Err(_) => return Ok(()),
             }
         }
-        Ok(reached)
     }
 }
 
-/// How far entries were put into an answer.
-struct Reached {
-    /// The last one's `next_offset`; [`None`] at the directory's end.
-    offset: Option<u64>,
-    is_all_put: bool,
+/// Whether an offset that one listing of a directory gave means the same to every other one, whatever was removed
+/// meanwhile. The guest's cache mixes them: it fills from one handle, and sends another on from there.
+fn has_lasting_offsets(directory: impl AsFd) -> bool {
+    fstatfs(directory).is_ok_and(|stat| LASTING_OFFSETS.iter().any(|kind| i128::from(*kind) == i128::from(stat.f_type)))
 }
 
-/// An entry of a directory as the host gives it.
-struct DirectoryEntry<'a> {
-    inode: u64,
-    next_offset: u64,
-    /// A file mode's type, shifted right by 12; 0 if unknown.
-    kind: u32,
-    name: &'a [u8],
-    name_with_nul: &'a [u8],
+/// Bytes of an entry in an answer to READDIR.
+fn dirent_len(entry: &Entry<'_>) -> usize {
+    DIRENT_LEN + entry.name.count_bytes().next_multiple_of(8)
 }
 
 /// Most bytes of entries in the answer.

@@ -6,8 +6,12 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::listing::Listing;
+
 /// Most open files and directories of a session.
 pub(super) const MAX_HANDLES: usize = 1 << 16;
+/// Most bytes of a session's listings that are kept between requests: those of some 900 large directories at once.
+const MAX_LISTINGS_LEN: usize = 8 << 20;
 
 /// An open file or directory. Its number to the guest is an index and one: 0 means "by node".
 #[derive(Debug)]
@@ -18,8 +22,7 @@ pub(super) enum Handle {
     Directory {
         /// Open for reading.
         descriptor: Arc<OwnedFd>,
-        /// Where the descriptor stands; [`None`] if that is not known.
-        position: Option<u64>,
+        listing: Listing,
     },
 }
 
@@ -28,6 +31,8 @@ pub(super) enum Handle {
 pub(super) struct HandleTable {
     slots: Vec<Option<Handle>>,
     free: Vec<usize>,
+    /// Bytes of all listings.
+    listings_len: usize,
 }
 
 impl HandleTable {
@@ -53,16 +58,38 @@ impl HandleTable {
         }
     }
 
-    /// The open directory and its position; `EBADF` if there is none of this number.
-    pub(super) fn directory(&mut self, number: u64) -> Result<(Arc<OwnedFd>, &mut Option<u64>), Errno> {
-        match index_of(number).and_then(|index| self.slots.get_mut(index)?.as_mut()) {
-            Some(Handle::Directory { descriptor, position }) => Ok((Arc::clone(descriptor), position)),
+    /// The open directory; `EBADF` if there is none of this number.
+    pub(super) fn directory(&self, number: u64) -> Result<Arc<OwnedFd>, Errno> {
+        match index_of(number).and_then(|index| self.slots.get(index)?.as_ref()) {
+            Some(Handle::Directory { descriptor, .. }) => Ok(Arc::clone(descriptor)),
             _ => Err(Errno::BADF),
+        }
+    }
+
+    /// Takes an open directory's listing out, to work with it.
+    pub(super) fn take_listing(&mut self, number: u64) -> Listing {
+        self.exchange_listing(number, Listing::lost())
+    }
+
+    /// Puts an open directory's listing back. Beyond [`MAX_LISTINGS_LEN`] it is dropped: the next request then seeks.
+    pub(super) fn keep_listing(&mut self, number: u64, listing: Listing) {
+        let fits = self.listings_len.saturating_add(listing.size()) <= MAX_LISTINGS_LEN;
+        self.exchange_listing(number, if fits { listing } else { Listing::lost() });
+    }
+
+    fn exchange_listing(&mut self, number: u64, new: Listing) -> Listing {
+        match index_of(number).and_then(|index| self.slots.get_mut(index)?.as_mut()) {
+            Some(Handle::Directory { listing, .. }) => {
+                self.listings_len = self.listings_len.saturating_add(new.size()).saturating_sub(listing.size());
+                std::mem::replace(listing, new)
+            }
+            _ => Listing::lost(),
         }
     }
 
     /// Closes one; a number that is not there is the guest's own business.
     pub(super) fn remove(&mut self, number: u64) {
+        self.take_listing(number);
         if let Some(index) = index_of(number)
             && self.slots.get_mut(index).and_then(Option::take).is_some()
         {
@@ -121,5 +148,34 @@ mod tests {
 
         assert!(table.file(number).is_ok());
         assert_eq!(table.directory(number).err(), Some(Errno::BADF));
+    }
+
+    #[test]
+    fn listings_are_kept_while_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..1000 {
+            std::fs::write(folder.path().join(format!("{number:0200}")), "").unwrap();
+        }
+        let descriptor: Arc<OwnedFd> = Arc::new(std::fs::File::open(folder.path()).unwrap().into());
+        let mut table = HandleTable::default();
+        let mut list = || {
+            let listing = Listing::new();
+            let number = table.insert(Handle::Directory { descriptor: Arc::clone(&descriptor), listing }).unwrap();
+            let mut listing = table.take_listing(number);
+            listing.go_to(&descriptor, 1).unwrap();
+            listing.go_to(&descriptor, 0).unwrap();
+            while listing.read_on(&descriptor, &mut Vec::new(), 1 << 16).unwrap() {}
+            table.keep_listing(number, listing);
+            number
+        };
+
+        let numbers: Vec<_> = (0..100).map(|_| list()).collect();
+        let kept = |table: &mut HandleTable, number: u64| table.take_listing(number).size() > 0;
+
+        assert!(table.listings_len <= MAX_LISTINGS_LEN);
+        assert!(kept(&mut table, numbers[0]));
+        assert!(!kept(&mut table, numbers[99]));
+        numbers.iter().for_each(|number| table.remove(*number));
+        assert_eq!(table.listings_len, 0);
     }
 }

@@ -43,6 +43,7 @@ mod handle;
 mod host;
 mod inode;
 mod io_requests;
+mod listing;
 mod names;
 mod open;
 mod session;

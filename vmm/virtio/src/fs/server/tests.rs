@@ -11,6 +11,8 @@ use vm_memory::VolatileSlice;
 use super::*;
 use crate::fs::wire::{init, setattr};
 
+mod directories;
+
 /// A guest's view of a server: the top directory has one tree, `tree`.
 struct Guest {
     folder: tempfile::TempDir,
@@ -22,7 +24,14 @@ type Answer = (i32, Vec<u8>);
 
 impl Guest {
     fn new(cache: CachePolicy) -> Self {
-        let mut guest = Self::unstarted(cache);
+        Self::start(Self::unstarted(cache))
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
+        Self::start(Self::unstarted_in(folder, CachePolicy::Private))
+    }
+
+    fn start(mut guest: Self) -> Self {
         let flags = u64::MAX.to_le_bytes();
         let body = [&7_u32.to_le_bytes()[..], &41_u32.to_le_bytes(), &131_072_u32.to_le_bytes(), &flags].concat();
         assert_eq!(guest.ask(opcode::INIT, 0, &body).0, 0);
@@ -30,7 +39,10 @@ impl Guest {
     }
 
     fn unstarted(cache: CachePolicy) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::unstarted_in(tempfile::tempdir().unwrap(), cache)
+    }
+
+    fn unstarted_in(folder: tempfile::TempDir, cache: CachePolicy) -> Self {
         fs::create_dir(folder.path().join("tree")).unwrap();
         let root = openat(folder.path());
         let proc_self_fd = Arc::new(openat(Path::new("/proc/self/fd")));
@@ -136,16 +148,25 @@ impl Guest {
                 names.sort();
                 return (names, requests);
             }
-            let mut at = 0;
-            while at < body.len() {
-                at += if code == opcode::READDIRPLUS { 128 } else { 0 };
-                offset = number(&body, at + 8, 8);
-                let length = number(&body, at + 16, 4) as usize;
-                names.push(String::from_utf8(body[at + 24..at + 24 + length].to_vec()).unwrap());
-                at += 24 + length.next_multiple_of(8);
+            for (next, name) in entries(&body, code) {
+                offset = next;
+                names.push(name);
             }
         }
     }
+}
+
+/// The entries of an answer to READDIR or READDIRPLUS: the next one's offset, and the name.
+fn entries(body: &[u8], code: u32) -> Vec<(u64, String)> {
+    let (mut entries, mut at) = (Vec::new(), 0);
+    while at < body.len() {
+        at += if code == opcode::READDIRPLUS { 128 } else { 0 };
+        let length = number(body, at + 16, 4) as usize;
+        let name = String::from_utf8(body[at + 24..at + 24 + length].to_vec()).unwrap();
+        entries.push((number(body, at + 8, 8), name));
+        at += 24 + length.next_multiple_of(8);
+    }
+    entries
 }
 
 fn openat(path: &Path) -> OwnedFd {
@@ -421,42 +442,6 @@ fn set_id_bits_are_cleared_when_asked_for() {
     assert_eq!(guest.write(node, 0, 0, b"x", crate::fs::wire::WRITE_KILL_SUIDGID).0, 0);
 
     assert_eq!(fs::metadata(guest.path("file")).unwrap().mode() & 0o7777, 0o711);
-}
-
-#[test]
-fn directories_are_read_in_parts() {
-    let mut guest = Guest::new(CachePolicy::Private);
-    let tree = guest.tree();
-    let mut expected: Vec<String> = (0..300).map(|number| format!("a-name-of-some-length-{number}")).collect();
-    for name in &expected {
-        fs::write(guest.path(name), "").unwrap();
-    }
-    expected.extend([".".to_owned(), "..".to_owned()]);
-    expected.sort();
-
-    for code in [opcode::READDIR, opcode::READDIRPLUS] {
-        for size in [1024, 4096, 65_536] {
-            let (names, requests) = guest.list(tree, code, size);
-            assert_eq!(names, expected);
-            assert!(requests <= 304);
-        }
-    }
-    // Each entry was looked up three times.
-    let node = guest.find(tree, "a-name-of-some-length-7").unwrap();
-    guest.ask(opcode::FORGET, node, &3_u64.to_le_bytes());
-    assert_eq!(guest.ask(opcode::GETATTR, node, &[0; 16]).0, 0);
-    guest.ask(opcode::FORGET, node, &1_u64.to_le_bytes());
-    assert_eq!(guest.ask(opcode::GETATTR, node, &[0; 16]).0, libc::ESTALE);
-}
-
-#[test]
-fn a_directory_answer_without_room_for_an_entry_is_refused() {
-    let mut guest = Guest::new(CachePolicy::Shared);
-    let tree = guest.tree();
-    let handle = number(&guest.ask(opcode::OPENDIR, tree, &numbers32(&[0, 0])).1, 0, 8);
-
-    assert_eq!(guest.ask(opcode::READDIR, tree, &transfer(handle, 0, 16, 0)).0, libc::EINVAL);
-    assert_eq!(guest.ask(opcode::READDIR, tree, &transfer(77, 0, 4096, 0)).0, libc::EBADF);
 }
 
 #[test]
