@@ -12,6 +12,7 @@ use super::*;
 use crate::fs::wire::{init, setattr};
 
 mod directories;
+mod overlay;
 
 /// A guest's view of a server: the top directory has one tree, `tree`.
 struct Guest {
