@@ -5,10 +5,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
-use std::thread;
 use std::time::Duration;
 
 use bulkhead_kvm::{ExitIo, Kvm, KvmError, MemoryError, StartState, Stop, VcpuError, VcpuTopology, allocate};
+use bulkhead_virtio::thread::builder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::arch::x86_64::{layout, paging};
@@ -104,7 +104,7 @@ pub fn run(device: OwnedFd) -> Result<(), ProbeError> {
         // Nobody listens any more when the probe took too long.
         let _ = sender.send(run_guest(device));
     };
-    thread::Builder::new().name("probe".into()).spawn(probe).map_err(ProbeError::Thread)?;
+    builder("probe").spawn(probe).map_err(ProbeError::Thread)?;
     receiver.recv_timeout(TIMEOUT).unwrap_or(Err(ProbeError::Hung))
 }
 

@@ -4,9 +4,9 @@
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use bulkhead_kvm::{Stop, Vcpu, VcpuError};
+use bulkhead_virtio::thread;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
@@ -49,7 +49,7 @@ fn start_vcpu(
     sender: Sender<VcpuEnd>,
     ended: Arc<EventFd>,
 ) -> Result<(), std::io::Error> {
-    thread::Builder::new().name(format!("vcpu-{}", vcpu.id())).spawn(move || {
+    thread::builder(&format!("vcpu-{}", vcpu.id())).spawn(move || {
         let end = vcpu.run(&mut bus);
         // The first end is the machine's; who receives the later ones is gone.
         let _ = sender.send(end);

@@ -15,6 +15,7 @@ use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
 use bulkhead_virtio::rng::Rng;
+use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 
 use super::bus::Bus;
@@ -40,12 +41,10 @@ pub fn build(config: &MachineConfig, reporter: &Reporter) -> Result<Machine, Mac
     check(config)?;
     let kvm_device = owned(config.kvm_fd);
     let (jail, parts, memory) = thread::scope(|scope| {
-        let parts = thread::Builder::new()
-            .name("setup-kvm".into())
+        let parts = builder("setup-kvm")
             .spawn_scoped(scope, || reporter.phase("kvm set-up", || create_vm(kvm_device, config.vcpus)))
             .map_err(|source| MachineError::Host { doing: "start a thread", source })?;
-        let memory = thread::Builder::new()
-            .name("setup-memory".into())
+        let memory = builder("setup-memory")
             .spawn_scoped(scope, || reporter.phase("guest memory", || load_guest(config)))
             .map_err(|source| MachineError::Host { doing: "start a thread", source })?;
         let jail = reporter.phase("jail", || jail::enter(config));

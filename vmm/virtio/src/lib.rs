@@ -5,5 +5,6 @@ pub mod device;
 pub mod fs;
 pub mod mmio;
 pub mod rng;
+pub mod thread;
 pub mod vsock;
 pub mod worker;

@@ -5,11 +5,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::thread::builder;
 
 /// The token of a worker's stop event; no handler may use it.
 pub const STOP_TOKEN: u64 = u64::MAX;
@@ -127,7 +129,7 @@ impl<H: EventHandler> Worker<H> {
     pub fn spawn(name: &str, handler: H) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         handler.poller().add(eventfd_as_fd(&stop), STOP_TOKEN, Interest::IN)?;
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(handler))?;
+        let thread = builder(name).spawn(move || run(handler))?;
         Ok(Self { thread, stop })
     }
 
@@ -221,7 +223,7 @@ mod tests {
 
         event.write(1).unwrap();
         while !worker.thread.is_finished() {
-            thread::yield_now();
+            std::thread::yield_now();
         }
 
         assert!(worker.stop().is_none());

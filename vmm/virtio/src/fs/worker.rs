@@ -71,7 +71,7 @@ enum WorkerError {
 
 /// Starts the thread.
 pub(super) fn spawn(name: &str, worker: Worker) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+    crate::thread::builder(name).spawn(move || {
         let _guard = AbortOnPanic;
         let interrupt = Arc::clone(&worker.interrupt);
         // Whatever the cause, it is the guest's loss alone: there is nobody else to tell.
