@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An answer's bytes. Everything but READ's data is laid out here and then written to the guest's buffers at once.
 
+use std::time::Duration;
+
 use rustix::fs::{Statx, StatxTimestamp};
 use rustix::io::Errno;
 
@@ -26,9 +28,9 @@ pub(super) struct Entry {
     pub(super) node: u64,
     pub(super) generation: u64,
     /// How long the name holds.
-    pub(super) valid_s: u64,
+    pub(super) valid: Duration,
     /// How long the attributes hold.
-    pub(super) attr_valid_s: u64,
+    pub(super) attr_valid: Duration,
     /// [`super::wire::ATTR_SUBMOUNT`] or 0.
     pub(super) attr_flags: u32,
 }
@@ -84,23 +86,27 @@ impl Reply {
     pub(super) fn entry(&mut self, entry: Entry, stat: &Statx) {
         self.u64(entry.node);
         self.u64(entry.generation);
-        self.u64(entry.valid_s);
-        self.u64(entry.attr_valid_s);
-        self.zeros(8);
+        self.u64(entry.valid.as_secs());
+        self.u64(entry.attr_valid.as_secs());
+        self.u32(entry.valid.subsec_nanos());
+        self.u32(entry.attr_valid.subsec_nanos());
         self.attr(stat, entry.attr_flags);
     }
 
-    /// `fuse_entry_out` of a name that is not there. It holds for `valid_s`.
-    pub(super) fn negative_entry(&mut self, valid_s: u64) {
+    /// `fuse_entry_out` of a name that is not there. It holds for `valid`.
+    pub(super) fn negative_entry(&mut self, valid: Duration) {
         self.zeros(16);
-        self.u64(valid_s);
-        self.zeros(ENTRY_LEN - 24);
+        self.u64(valid.as_secs());
+        self.zeros(8);
+        self.u32(valid.subsec_nanos());
+        self.zeros(ENTRY_LEN - 36);
     }
 
     /// `fuse_attr_out`.
-    pub(super) fn attr_out(&mut self, valid_s: u64, stat: &Statx) {
-        self.u64(valid_s);
-        self.zeros(8);
+    pub(super) fn attr_out(&mut self, valid: Duration, stat: &Statx) {
+        self.u64(valid.as_secs());
+        self.u32(valid.subsec_nanos());
+        self.zeros(4);
         self.attr(stat, 0);
     }
 
@@ -200,7 +206,7 @@ mod tests {
             rustix::fs::statx(rustix::fs::CWD, ".", rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::BASIC_STATS)
                 .unwrap();
         let mut reply = Reply::default();
-        let entry = Entry { node: 1, generation: 0, valid_s: 0, attr_valid_s: 0, attr_flags: 0 };
+        let entry = Entry { node: 1, generation: 0, valid: Duration::ZERO, attr_valid: Duration::ZERO, attr_flags: 0 };
         let mut measure = |write: &dyn Fn(&mut Reply)| {
             reply.begin();
             write(&mut reply);
@@ -208,8 +214,8 @@ mod tests {
         };
 
         assert_eq!(measure(&|reply| reply.entry(entry, &stat)), ENTRY_LEN);
-        assert_eq!(measure(&|reply| reply.negative_entry(1)), ENTRY_LEN);
-        assert_eq!(measure(&|reply| reply.attr_out(0, &stat)), 104);
+        assert_eq!(measure(&|reply| reply.negative_entry(Duration::ZERO)), ENTRY_LEN);
+        assert_eq!(measure(&|reply| reply.attr_out(Duration::ZERO, &stat)), 104);
         assert_eq!(measure(&|reply| reply.open_out(1, 0)), 16);
         assert_eq!(measure(&|reply| reply.dirent(1, 2, 3, b"name")), DIRENT_LEN + 8);
     }

@@ -18,7 +18,7 @@ use super::{Opens, Server};
 impl Server {
     pub(super) fn getattr(&mut self, node: u64) -> Result<(), Errno> {
         let stat = host::stat(&self.nodes.get(node)?.descriptor)?;
-        self.reply.attr_out(self.attr_valid_s(&stat), &stat);
+        self.reply.attr_out(self.attr_valid(&stat), &stat);
         Ok(())
     }
 

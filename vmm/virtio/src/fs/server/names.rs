@@ -10,7 +10,7 @@ use super::super::reply::Entry;
 use super::super::request::Name;
 use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
 use super::inode::{Access, Inode};
-use super::{PRIVATE_ABSENT_S, Server, host};
+use super::{PRIVATE_ABSENT, Server, host};
 use crate::fs::CachePolicy;
 
 impl Server {
@@ -19,7 +19,7 @@ impl Server {
             Ok((entry, stat)) => self.reply.entry(entry, &stat),
             // Trees may yet be added to the top directory.
             Err(Errno::NOENT) if self.cache == CachePolicy::Private && directory != ROOT_NODE => {
-                self.reply.negative_entry(PRIVATE_ABSENT_S);
+                self.reply.negative_entry(PRIVATE_ABSENT);
             }
             Err(errno) => return Err(errno),
         }
@@ -50,8 +50,8 @@ impl Server {
         };
         let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
         let attr_flags = if is_directory && stat.stx_mnt_id != mount { ATTR_SUBMOUNT } else { 0 };
-        let (valid_s, attr_valid_s) = (self.valid_s(), self.attr_valid_s(stat));
-        Ok(Entry { node: id.node, generation: id.generation, valid_s, attr_valid_s, attr_flags })
+        let (valid, attr_valid) = (self.name_valid(stat), self.attr_valid(stat));
+        Ok(Entry { node: id.node, generation: id.generation, valid, attr_valid, attr_flags })
     }
 
     pub(super) fn unlink(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
