@@ -15,6 +15,7 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
   --second-try     run a case that failed once more at the end, and count that; both results are printed. For emulated
                    hosts, which now and then lose a guest at its boot
   --jobs N         cases at once (default 1)
+  --shard K/N      only the K-th of N parts of the cases, for N hosts side by side
   --keep           keep the folders of failed cases
   --list           print the names and end
 
@@ -31,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) skip_slow: bool,
     pub(crate) second_try: bool,
     pub(crate) jobs: usize,
+    /// Which part of the cases, from 0, and of how many.
+    pub(crate) shard: (usize, usize),
     pub(crate) keep: bool,
     pub(crate) list: bool,
     /// Set for the process that runs one case.
@@ -54,6 +57,7 @@ impl Options {
             skip_slow: false,
             second_try: false,
             jobs: 1,
+            shard: (0, 1),
             keep: false,
             list: false,
             case: None,
@@ -70,11 +74,13 @@ impl Options {
                 "--work" => options.work = value()?.into(),
                 "--jobs" => {
                     let jobs = text(value()?)?;
-                    options.jobs = jobs
-                        .parse()
-                        .ok()
-                        .filter(|jobs| (1..=64).contains(jobs))
-                        .ok_or_else(|| Stop::Usage(format!("--jobs {jobs} is not from 1 to 64")))?;
+                    options.jobs =
+                        count(&jobs).ok_or_else(|| Stop::Usage(format!("--jobs {jobs} is not from 1 to 64")))?;
+                }
+                "--shard" => {
+                    let shard = text(value()?)?;
+                    options.shard = parse_shard(&shard)
+                        .ok_or_else(|| Stop::Usage(format!("--shard {shard} is not K/N with K from 1 to N")))?;
                 }
                 "--skip-slow" => options.skip_slow = true,
                 "--second-try" => options.second_try = true,
@@ -86,6 +92,16 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+fn count(number: &str) -> Option<usize> {
+    number.parse().ok().filter(|number| (1..=64).contains(number))
+}
+
+fn parse_shard(shard: &str) -> Option<(usize, usize)> {
+    let (part, parts) = shard.split_once('/')?;
+    let (part, parts) = (count(part)?, count(parts)?);
+    (part <= parts).then_some((part - 1, parts))
 }
 
 fn text(argument: OsString) -> Result<String, Stop> {
@@ -107,11 +123,27 @@ mod tests {
         assert_eq!(options.filters, ["a", "b"]);
         assert!(options.skip_slow);
         assert_eq!(options.jobs, 3);
+        assert_eq!(options.shard, (0, 1));
+    }
+
+    #[test]
+    fn shards_count_from_one() {
+        assert_eq!(parse("--shard 2/3").unwrap().shard, (1, 3));
+        assert_eq!(parse("--shard 1/1").unwrap().shard, (0, 1));
     }
 
     #[test]
     fn wrong_options_are_usage_errors() {
-        for line in ["--jobs 0", "--jobs", "--frobnicate", "--runtime"] {
+        for line in [
+            "--jobs 0",
+            "--jobs",
+            "--frobnicate",
+            "--runtime",
+            "--shard 0/2",
+            "--shard 3/2",
+            "--shard 1",
+            "--shard a/b",
+        ] {
             assert!(matches!(parse(line), Err(Stop::Usage(_))), "{line}");
         }
     }
