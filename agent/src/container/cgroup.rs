@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container's cgroup (version 2): its limits, its end, and what the kernel counted.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl Cgroup {
     /// Writes `settings` (file name and value, in order). Those before one that is refused hold.
     pub(crate) fn set(&self, settings: &[(String, String)]) -> Result<(), CgroupError> {
         settings.iter().try_for_each(|(file, value)| {
-            std::fs::write(self.path.join(file), value).map_err(|source| CgroupError::Set {
+            write_existing(&self.path.join(file), value).map_err(|source| CgroupError::Set {
                 file: file.clone(),
                 value: value.clone(),
                 source,
@@ -173,6 +173,12 @@ impl Cgroup {
             tokio::time::sleep(REMOVE_PAUSE).await;
         }
     }
+}
+
+/// Writes to a file that is there: to making one, the cgroup file system says that it is not permitted, which is not what
+/// is wrong with the name of a file that there is not.
+fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+    std::fs::File::options().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
