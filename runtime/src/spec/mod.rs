@@ -13,6 +13,7 @@ mod mount_options;
 mod mounts;
 mod process;
 mod resources;
+mod seccomp;
 pub(crate) mod template;
 mod unknown;
 mod unsupported;
@@ -105,9 +106,11 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let Some(process) = spec.process() else {
         return Err(FieldError::missing("process", "it says what to run"));
     };
-    let process = process::translate(process)?;
+    let mut process = process::translate(process)?;
 
     let linux = spec.linux().as_ref();
+    let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
+    process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = Namespaces::translate(list(linux.and_then(|linux| linux.namespaces().as_ref())))?;
     let hostname = spec.hostname().clone().unwrap_or_default();
     let domainname = spec.domainname().clone().unwrap_or_default();

@@ -61,7 +61,6 @@ fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
     let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
     let time_offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
     refuse(&[
-        (linux.seccomp().is_some(), "linux.seccomp", "system-call filters"),
         (used(linux.uid_mappings()), "linux.uidMappings", "user namespaces"),
         (used(linux.gid_mappings()), "linux.gidMappings", "user namespaces"),
         (cgroups_path, "linux.cgroupsPath", "placing the sandbox in a cgroup of the host"),
@@ -100,7 +99,6 @@ mod tests {
         let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
         let hook = json!([{"path": "/bin/true"}]);
         let linux = [
-            ("seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})),
             ("uidMappings", map.clone()),
             ("gidMappings", map.clone()),
             ("cgroupsPath", json!("/x")),
