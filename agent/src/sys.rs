@@ -255,3 +255,68 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Puts the calling thread under a filter of its system calls.
+pub(crate) fn set_seccomp_filter(instructions: &[libc::sock_filter], flags: u32) -> io::Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: `program` describes a live slice by its pointer and length; the kernel copies it and writes nothing, though
+    // the structure's pointer is a mutable one.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::c_ulong::from(flags),
+            std::ptr::from_ref(&program),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        result if result < 0 => Err(io::Error::last_os_error()),
+        // With a flag for it, the thread that could not be put under the filter as well.
+        _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+    }
+}
+
+/// `struct sched_attr` of <linux/sched/types.h>, as of Linux 3.14.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub(crate) struct SchedulingAttributes {
+    /// Filled in when it is used.
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// Sets policy and priority of the calling thread.
+pub(crate) fn set_scheduling(attributes: &SchedulingAttributes) -> io::Result<()> {
+    // SAFETY: `attributes` is a live `struct sched_attr`, and its first field is replaced in a copy by its true size, so
+    // that the kernel reads no more than it.
+    let result = unsafe {
+        let sized = SchedulingAttributes { size: size_of::<SchedulingAttributes>() as u32, ..attributes.clone() };
+        libc::syscall(libc::SYS_sched_setattr, 0, &raw const sized, 0)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `IOPRIO_WHO_PROCESS` of <linux/ioprio.h>.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
+/// Sets the I/O priority (class and level) of the calling thread.
+pub(crate) fn set_io_priority(priority: u32) -> io::Result<()> {
+    // SAFETY: ioprio_set takes three numbers and touches no memory of this process.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets the execution domain of the calling thread.
+pub(crate) fn set_personality(personality: u32) -> io::Result<()> {
+    // SAFETY: personality takes a number; the domains change what system calls answer, not this process's memory.
+    let result = unsafe { libc::personality(libc::c_ulong::from(personality)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -24,9 +24,12 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Executes the program. Returns only if that failed.
+    /// Takes the last of what the spec does not give, and executes the program. Returns only if that failed.
     pub(super) fn execute(&self, process: &ProcessSpec) -> Failure {
-        exec::execute(&self.path, &process.args, &self.env)
+        match credentials::seal(process) {
+            Ok(()) => exec::execute(&self.path, &process.args, &self.env),
+            Err(failure) => failure,
+        }
     }
 }
 
@@ -56,6 +59,7 @@ pub(super) fn finish(
 ) -> Result<Program, Failure> {
     install_stdio(process, pipes, terminal)?;
     rlimits::apply(&process.rlimits)?;
+    process.scheduling.apply()?;
     let env = environment(process)?;
     become_user(process)?;
     rustix::process::umask(Mode::from_raw_mode(process.umask));

@@ -44,10 +44,14 @@ pub enum Stage {
     Credentials,
     /// Signals, descriptors, and talking with the agent.
     Process,
+    /// The filter of system calls.
+    Seccomp,
+    /// CPU scheduling, I/O priority, execution domain.
+    Scheduling,
 }
 
 impl Stage {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::ProgramNotFound,
         Self::ProgramNotExecutable,
         Self::Namespace,
@@ -66,6 +70,8 @@ impl Stage {
         Self::WorkingDirectory,
         Self::Credentials,
         Self::Process,
+        Self::Seccomp,
+        Self::Scheduling,
     ];
 
     /// What was being done, to be followed by the subject; `None` where the subject says it all.
@@ -88,6 +94,8 @@ impl Stage {
             Self::WorkingDirectory => Some("cannot use working directory"),
             Self::Credentials => Some("cannot set"),
             Self::Process => Some("cannot prepare the process:"),
+            Self::Seccomp => Some("cannot install the seccomp filter"),
+            Self::Scheduling => Some("cannot set the process's"),
         }
     }
 }

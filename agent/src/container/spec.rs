@@ -6,6 +6,8 @@ use std::ffi::CString;
 use bulkhead_protocol::agent as wire;
 use rustix::fs::FileType;
 
+use crate::process::scheduling::Scheduling;
+use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
 
 /// Why a request does not describe a container.
@@ -173,6 +175,8 @@ pub struct ProcessSpec {
     pub(crate) rlimits: Vec<(u32, u64, u64)>,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) scheduling: Scheduling,
+    pub(crate) seccomp: Option<Filter>,
     pub(crate) stdio: StdioSpec,
 }
 
@@ -365,6 +369,7 @@ impl ProcessSpec {
             stdout: stream(wire.stdout_stream),
             stderr: if wire.terminal { None } else { stream(wire.stderr_stream) },
         };
+        let scheduling = Scheduling::from_wire(&wire);
         Ok(Self {
             args: c_strings("argument", wire.args)?,
             env: c_strings("environment variable", wire.env)?,
@@ -377,6 +382,8 @@ impl ProcessSpec {
             rlimits: wire.rlimits.into_iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
             no_new_privileges: wire.no_new_privileges,
             oom_score_adj: wire.oom_score_adj,
+            scheduling,
+            seccomp: wire.seccomp.as_ref().map(Filter::from_wire).transpose()?,
             stdio,
         })
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who a process is and what it may do: user, groups, capabilities, no-new-privileges.
+//! Who a process is and what it may do: user, groups, capabilities, no-new-privileges, system calls.
 
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
@@ -24,7 +24,29 @@ pub(crate) fn apply(process: &ProcessSpec) -> Result<(), Failure> {
     set_keep_capabilities(true).map_err(failed("that capabilities are kept over a change of user"))?;
     change_user(process)?;
     set_keep_capabilities(false).map_err(failed("that capabilities are no longer kept"))?;
-    set_sets(&process.capabilities)
+    let capabilities = process.capabilities;
+    let held = if holds_sys_admin(process) { CapabilitySet::SYS_ADMIN.bits() } else { 0 };
+    set_sets(&Capabilities {
+        effective: capabilities.effective | held,
+        permitted: capabilities.permitted | held,
+        ..capabilities
+    })?;
+    set_ambient(capabilities.ambient)
+}
+
+/// The last steps before execve. What comes after the filter has to be allowed by it, so that is as little as possible:
+/// capset(2) without no-new-privileges, and execve(2).
+pub(crate) fn seal(process: &ProcessSpec) -> Result<(), Failure> {
+    if let Some(filter) = &process.seccomp {
+        filter.install()?;
+    }
+    if holds_sys_admin(process) { set_sets(&process.capabilities) } else { Ok(()) }
+}
+
+/// Whether a capability that the spec does not give is needed until the filter is installed.
+fn holds_sys_admin(process: &ProcessSpec) -> bool {
+    let given = process.capabilities.effective & CapabilitySet::SYS_ADMIN.bits() != 0;
+    process.seccomp.is_some() && !process.no_new_privileges && !given
 }
 
 /// Leaves only `wanted` in the bounding set.
@@ -57,10 +79,13 @@ fn set_sets(wanted: &Capabilities) -> Result<(), Failure> {
         permitted: set(wanted.permitted),
         inheritable: set(wanted.inheritable),
     };
-    set_capabilities(None, sets).map_err(failed("the effective, permitted and inheritable capabilities"))?;
+    set_capabilities(None, sets).map_err(failed("the effective, permitted and inheritable capabilities"))
+}
+
+fn set_ambient(wanted: u64) -> Result<(), Failure> {
     clear_ambient_capability_set().map_err(failed("an empty ambient set"))?;
-    for number in (0..64).filter(|number| wanted.ambient & 1 << number != 0) {
-        configure_capability_in_ambient_set(set(1 << number), true)
+    for number in (0..64).filter(|number| wanted & 1 << number != 0) {
+        configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << number), true)
             .map_err(failed(&format!("ambient capability {number}")))?;
     }
     Ok(())

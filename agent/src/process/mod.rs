@@ -8,6 +8,8 @@ pub(crate) mod pump;
 mod pumps;
 mod reaper;
 pub(crate) mod rlimits;
+pub(crate) mod scheduling;
+pub(crate) mod seccomp;
 pub(crate) mod stdio;
 mod streams;
 pub(crate) mod terminal;

@@ -3,6 +3,7 @@
 
 mod control;
 mod exec;
+mod confinement;
 mod filesystem;
 mod program;
 mod stdio;
@@ -43,6 +44,9 @@ cases![
     exec::wait_does_not_wait_for_what_was_left_behind,
     exec::many_execs_leave_nothing,
     exec::execs_run_beside_each_other,
+    confinement::seccomp_filter_holds,
+    confinement::bad_seccomp_filter_is_refused,
+    confinement::scheduling_is_the_specs,
     filesystem::only_the_containers_mounts_are_there,
     filesystem::default_devices_work,
     filesystem::devices_of_the_spec_are_made,

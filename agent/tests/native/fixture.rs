@@ -17,9 +17,9 @@ use tokio::io::AsyncReadExt;
 use crate::BUSYBOX;
 
 /// The busybox commands that cases use.
-const COMMANDS: [&str; 26] = [
-    "cat", "chmod", "dd", "df", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir",
-    "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch", "true", "tty",
+const COMMANDS: [&str; 28] = [
+    "cat", "chmod", "cut", "dd", "df", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls",
+    "mkdir", "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch", "true", "tty", "uname",
 ];
 
 /// Every case ends in this time, or has failed.

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! System-call filters, scheduling, I/O priority, execution domain.
+
+use bulkhead_agent::container::{CreateError, Stage, StartError};
+use bulkhead_protocol::agent as wire;
+
+use crate::fixture::{World, process, request};
+
+/// One BPF instruction.
+fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..2].copy_from_slice(&code.to_le_bytes());
+    (bytes[2], bytes[3]) = (jt, jf);
+    bytes[4..].copy_from_slice(&k.to_le_bytes());
+    bytes
+}
+
+/// Answers one system call with an errno, and allows the rest.
+fn deny(number: libc::c_long, errno: i32) -> wire::Seccomp {
+    let number = u32::try_from(number).unwrap();
+    let filter = [
+        instruction(0x20, 0, 0, 0),
+        instruction(0x15, 0, 1, number),
+        instruction(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()),
+        instruction(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    wire::Seccomp { filter: filter.concat(), ..Default::default() }
+}
+
+/// Each way of installing it, by a user with and without capabilities.
+pub(crate) async fn seccomp_filter_holds() {
+    let world = World::new();
+    let script = "mkdir /tmp/d; grep -E '^(Seccomp|CapEff|CapPrm|NoNewPrivs):' /proc/self/status";
+    for no_new_privileges in [false, true] {
+        for uid in [0, 1000] {
+            let mut request = request(&["sh", "-c", script]);
+            let process = process(&mut request);
+            process.seccomp = Some(deny(libc::SYS_mkdir, libc::EXDEV)).into();
+            process.no_new_privileges = no_new_privileges;
+            process.uid = uid;
+            let output = world.run(request).await.unwrap();
+            assert!(output.stderr.contains("cross-device link"), "{output:?}");
+            let words: Vec<&str> = output.stdout.split_whitespace().collect();
+            let nnp = if no_new_privileges { "1" } else { "0" };
+            let none = "0000000000000000";
+            assert_eq!(words, ["CapPrm:", none, "CapEff:", none, "NoNewPrivs:", nnp, "Seccomp:", "2"], "{uid}");
+        }
+    }
+}
+
+pub(crate) async fn bad_seccomp_filter_is_refused() {
+    let world = World::new();
+    let mut bad = request(&["true"]);
+    // A load from outside of what a filter sees.
+    let filter = [instruction(0x20, 0, 0, 64), instruction(0x06, 0, 0, 0)].concat();
+    process(&mut bad).seccomp = Some(wire::Seccomp { filter, ..Default::default() }).into();
+    let error = world.refused(bad).await;
+    let CreateError::Start(StartError::Exec(failure)) = &error else { panic!("{error:?}") };
+    assert_eq!(failure.stage, Stage::Seccomp);
+}
+
+pub(crate) async fn scheduling_is_the_specs() {
+    let world = World::new();
+    // The nice value, and the policy (3 is SCHED_BATCH); the name has no blanks in it.
+    let script = "cut -d' ' -f19,41 /proc/self/stat; uname -m";
+    let output = world
+        .script(script, |request| {
+            let scheduler = wire::Scheduler { policy: 3, nice: 7, ..Default::default() };
+            process(request).scheduler = Some(scheduler).into();
+            process(request).personality = Some(8);
+            process(request).io_priority = Some(3 << 13);
+        })
+        .await;
+    assert_eq!(output, "7 3\ni686");
+}
