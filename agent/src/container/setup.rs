@@ -55,6 +55,9 @@ impl Setup<'_> {
             nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|error| Failure::new(Stage::Namespace, "cgroup", error))?;
         }
+        if self.spec.namespaces.time {
+            self.make_time_namespace()?;
+        }
         for (what, value, set) in [
             ("hostname", &self.spec.hostname, set_host_name as fn(&str) -> std::io::Result<()>),
             ("domainname", &self.spec.domainname, sys::set_domain_name),
@@ -65,6 +68,18 @@ impl Setup<'_> {
         }
         network::bring_loopback_up()?;
         sysctl::apply(&self.spec.sysctls)
+    }
+
+    /// Makes a time namespace for the program: offsets can be given until somebody is in it.
+    fn make_time_namespace(&self) -> Result<(), Failure> {
+        nix::sched::unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME))
+            .map_err(|error| Failure::new(Stage::Namespace, "time", error))?;
+        let offsets = &self.spec.time_offsets;
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        std::fs::write("/proc/self/timens_offsets", offsets)
+            .map_err(|error| Failure::new(Stage::Namespace, format!("time, with the offsets {offsets:?}"), error))
     }
 
     /// Makes the root file system, and the container's end of its terminal in it.

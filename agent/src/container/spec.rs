@@ -85,6 +85,8 @@ pub struct ContainerSpec {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
     pub(crate) namespaces: Namespaces,
+    /// As /proc/self/timens_offsets takes them: clock, seconds, nanoseconds.
+    pub(crate) time_offsets: String,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
     /// Path under /proc/sys, value.
@@ -101,11 +103,12 @@ pub(crate) struct Namespaces {
     pub(crate) uts: bool,
     pub(crate) cgroup: bool,
     pub(crate) network: bool,
+    pub(crate) time: bool,
 }
 
 impl Namespaces {
     /// CLONE_NEW* for clone3(2). The cgroup namespace is not among them: it is rooted where its maker is, so it is made
-    /// once the process is in its cgroup.
+    /// once the process is in its cgroup. Nor is the time namespace, which a process enters by execve(2) only.
     pub(crate) fn clone_flags(self) -> u64 {
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         for (wanted, flag) in
@@ -242,6 +245,7 @@ impl ContainerSpec {
             mounts: request.mounts.into_iter().map(Mount::from_wire).collect::<Result<_, _>>()?,
             devices: request.devices.into_iter().map(Device::from_wire).collect::<Result<_, _>>()?,
             namespaces: namespaces(&request.namespaces)?,
+            time_offsets: time_offsets(&request.time_offsets),
             masked_paths: request.masked_paths,
             readonly_paths: request.readonly_paths,
             sysctls: request.sysctls.into_iter().map(super::sysctl::check).collect::<Result<_, _>>()?,
@@ -275,7 +279,7 @@ fn namespaces(wire: &[wire::Namespace]) -> Result<Namespaces, SpecError> {
             Ok(wire::NamespaceKind::CGROUP) => namespaces.cgroup = true,
             Ok(wire::NamespaceKind::NETWORK) => namespaces.network = true,
             Ok(wire::NamespaceKind::USER) => return Err(SpecError::Namespace("user".to_owned())),
-            Ok(wire::NamespaceKind::TIME) => return Err(SpecError::Namespace("time".to_owned())),
+            Ok(wire::NamespaceKind::TIME) => namespaces.time = true,
             Ok(wire::NamespaceKind::NAMESPACE_KIND_UNSPECIFIED) => {
                 return Err(SpecError::Namespace("unspecified".to_owned()));
             }
@@ -283,6 +287,11 @@ fn namespaces(wire: &[wire::Namespace]) -> Result<Namespaces, SpecError> {
         }
     }
     Ok(namespaces)
+}
+
+fn time_offsets(wire: &[wire::TimeOffset]) -> String {
+    let lines = wire.iter().map(|offset| format!("{} {} {}\n", offset.clock, offset.seconds, offset.nanoseconds));
+    lines.collect()
 }
 
 /// The file and value of a request's cgroup setting, checked.
@@ -478,12 +487,17 @@ mod tests {
     }
 
     #[test]
-    fn user_and_time_namespaces_are_refused_by_name() {
-        for (kind, name) in [(wire::NamespaceKind::USER, "user"), (wire::NamespaceKind::TIME, "time")] {
-            let namespace = wire::Namespace { kind: kind.into(), ..Default::default() };
-            let error = parse(|request| request.namespaces.push(namespace)).unwrap_err();
-            assert!(matches!(&error, SpecError::Namespace(named) if named == name), "{error}");
-        }
+    fn user_namespaces_are_refused_by_name() {
+        let namespace = wire::Namespace { kind: wire::NamespaceKind::USER.into(), ..Default::default() };
+        let error = parse(|request| request.namespaces.push(namespace)).unwrap_err();
+        assert!(matches!(&error, SpecError::Namespace(named) if named == "user"), "{error}");
+    }
+
+    #[test]
+    fn time_offsets_become_lines() {
+        let offset = wire::TimeOffset { clock: 7, seconds: -3, nanoseconds: 5, ..Default::default() };
+        let spec = parse(|request| request.time_offsets.push(offset)).unwrap();
+        assert_eq!(spec.time_offsets, "7 -3 5\n");
     }
 
     #[test]

@@ -47,6 +47,7 @@ cases![
     confinement::seccomp_filter_holds,
     confinement::bad_seccomp_filter_is_refused,
     confinement::scheduling_is_the_specs,
+    confinement::clocks_have_the_specs_offsets,
     filesystem::only_the_containers_mounts_are_there,
     filesystem::default_devices_work,
     filesystem::devices_of_the_spec_are_made,

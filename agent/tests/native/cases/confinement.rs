@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System-call filters, scheduling, I/O priority, execution domain.
+//! System-call filters, scheduling, I/O priority, execution domain, clocks.
 
 use bulkhead_agent::container::{CreateError, Stage, StartError};
 use bulkhead_protocol::agent as wire;
@@ -72,4 +72,18 @@ pub(crate) async fn scheduling_is_the_specs() {
         })
         .await;
     assert_eq!(output, "7 3\ni686");
+}
+
+pub(crate) async fn clocks_have_the_specs_offsets() {
+    let world = World::new();
+    let uptime = world
+        .script("cut -d. -f1 /proc/uptime", |request| {
+            let namespace = wire::Namespace { kind: wire::NamespaceKind::TIME.into(), ..Default::default() };
+            request.namespaces.push(namespace);
+            request.time_offsets = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME]
+                .map(|clock| wire::TimeOffset { clock, seconds: 1_000_000_000, ..Default::default() })
+                .to_vec();
+        })
+        .await;
+    assert!(uptime.parse::<u64>().unwrap() >= 1_000_000_000, "{uptime}");
 }
