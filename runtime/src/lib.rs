@@ -7,9 +7,11 @@
 //! | `spec` | config.json: from bytes to what the guest's agent is told |
 //! | `storage` | which trees of the host the guest gets to see |
 //! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit |
+//! | `cgroup` | the sandbox's cgroup on the host |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
+mod cgroup;
 mod cli;
 mod commands;
 mod install;

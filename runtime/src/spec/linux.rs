@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use bulkhead_protocol::agent::{Device, Namespace, NamespaceKind};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType};
+use bulkhead_protocol::agent::{Device, Namespace, NamespaceKind, TimeOffset};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
 
 use super::error::{FieldError, without_nul};
 use super::mount_options::propagation_flags;
+use super::network_namespace;
 
 /// Sysctls of the IPC namespace, besides those under `fs.mqueue.`.
 const IPC_SYSCTLS: &[&str] = &[
@@ -33,6 +34,11 @@ impl Namespaces {
         for (index, namespace) in namespaces.iter().enumerate() {
             let field = |name: &str| format!("linux.namespaces[{index}].{name}");
             if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+                if namespace.typ() == LinuxNamespaceType::Network {
+                    network_namespace::check(&field("path"), path)?;
+                    kinds.push(NamespaceKind::NETWORK);
+                    continue;
+                }
                 let what = format!("{} is a namespace of the host's kernel; the container has its own", path.display());
                 return Err(FieldError::unsupported(field("path"), what));
             }
@@ -44,7 +50,7 @@ impl Namespaces {
                 LinuxNamespaceType::Cgroup => NamespaceKind::CGROUP,
                 LinuxNamespaceType::Network => NamespaceKind::NETWORK,
                 LinuxNamespaceType::User => return Err(FieldError::unsupported(field("type"), "user namespaces")),
-                LinuxNamespaceType::Time => return Err(FieldError::unsupported(field("type"), "time namespaces")),
+                LinuxNamespaceType::Time => NamespaceKind::TIME,
             };
             if kinds.contains(&kind) {
                 return Err(FieldError::invalid(field("type"), namespace.typ(), "given once only"));
@@ -65,6 +71,33 @@ impl Namespaces {
 
     fn has(&self, kind: NamespaceKind) -> bool {
         self.0.contains(&kind)
+    }
+
+    /// Checks `linux.timeOffsets`, which need a time namespace.
+    pub(crate) fn time_offsets(
+        &self,
+        offsets: Option<&HashMap<String, LinuxTimeOffset>>,
+    ) -> Result<Vec<TimeOffset>, FieldError> {
+        let mut wire = Vec::new();
+        for (name, offset) in offsets.into_iter().flatten() {
+            let field = format!("linux.timeOffsets[{name:?}]");
+            let clock = match name.as_str() {
+                "monotonic" => libc::CLOCK_MONOTONIC,
+                "boottime" => libc::CLOCK_BOOTTIME,
+                _ => return Err(FieldError::invalid(field, name, "monotonic or boottime")),
+            };
+            if !self.has(NamespaceKind::TIME) {
+                let what = "the container has no time namespace in linux.namespaces";
+                return Err(FieldError::unsupported(field, what));
+            }
+            let nanoseconds = offset.nanosecs().unwrap_or(0);
+            if nanoseconds > 999_999_999 {
+                return Err(FieldError::invalid(field, nanoseconds, "less than a second"));
+            }
+            wire.push(TimeOffset { clock, seconds: offset.secs().unwrap_or(0), nanoseconds, ..TimeOffset::default() });
+        }
+        wire.sort_by_key(|offset| offset.clock);
+        Ok(wire)
     }
 
     /// Checks a `hostname` or `domainname`, which needs a UTS namespace and fits into 64 bytes.
@@ -206,9 +239,9 @@ mod tests {
     #[test]
     fn what_cannot_cross_to_a_guest_is_refused() {
         let cases = [
-            (json!([{"type": "network", "path": "/run/netns/x"}]), "linux.namespaces[0].path: not supported"),
+            (json!([{"type": "network", "path": "/run/no/such"}]), "linux.namespaces[0].path: cannot use /run/no/such"),
+            (json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]), "linux.namespaces[0].path: not supported"),
             (json!([{"type": "user"}]), "linux.namespaces[0].type: not supported: user namespaces"),
-            (json!([{"type": "time"}]), "linux.namespaces[0].type: not supported: time namespaces"),
             (json!([{"type": "pid"}, {"type": "pid"}]), "linux.namespaces[1].type: \"pid\" is not given once only"),
         ];
         for (list, expected) in cases {
@@ -216,6 +249,26 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         assert!(namespaces(json!([{"type": "ipc", "path": ""}])).is_ok());
+    }
+
+    #[test]
+    fn offsets_need_a_time_namespace_and_a_known_clock() {
+        let with = namespaces(json!([{"type": "time"}])).unwrap();
+        let without = namespaces(json!([])).unwrap();
+        let offsets = |namespaces: &Namespaces, value: Value| {
+            let offsets: HashMap<String, LinuxTimeOffset> = serde_json::from_value(value).unwrap();
+            namespaces.time_offsets(Some(&offsets)).map_err(|error| error.to_string())
+        };
+
+        let both = json!({"boottime": {"secs": -5}, "monotonic": {"secs": 1, "nanosecs": 7}});
+        let wire = offsets(&with, both).unwrap();
+
+        assert_eq!((wire[0].clock, wire[0].seconds, wire[0].nanoseconds), (1, 1, 7));
+        assert_eq!((wire[1].clock, wire[1].seconds), (7, -5));
+        assert!(offsets(&without, json!({"boottime": {"secs": 1}})).is_err());
+        assert!(offsets(&with, json!({"realtime": {"secs": 1}})).is_err());
+        assert!(offsets(&with, json!({"boottime": {"nanosecs": 1_000_000_000}})).is_err());
+        assert!(offsets(&without, json!({})).is_ok());
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn kernel_args(annotations: &HashMap<String, String>) -> Result<Vec<String>, Fie
 }
 
 /// A list such as `0-3,7`, sorted, each CPU once.
-fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+pub(crate) fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

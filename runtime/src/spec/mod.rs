@@ -6,13 +6,16 @@
 
 mod capabilities;
 mod error;
+mod host_cgroup;
 mod linux;
 mod locate;
 mod machine;
 mod mount_options;
 mod mounts;
+mod network_namespace;
 mod process;
 mod resources;
+mod scheduling;
 mod seccomp;
 pub(crate) mod template;
 mod unknown;
@@ -30,6 +33,7 @@ pub(crate) use self::error::SpecError;
 use self::error::{FieldError, without_nul};
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
+use crate::cgroup::CgroupSpec;
 use crate::logging;
 use crate::storage::{ShareError, Shares};
 
@@ -48,6 +52,8 @@ pub(crate) struct Translated {
     pub(crate) shares: Shares,
     /// The machine.
     pub(crate) machine: Machine,
+    /// The sandbox's cgroup on the host.
+    pub(crate) cgroup: CgroupSpec,
 }
 
 /// Reads and translates the configuration of a bundle.
@@ -110,8 +116,12 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
 
     let linux = spec.linux().as_ref();
     let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
+    process.personality =
+        linux.and_then(|linux| linux.personality().as_ref()).map(scheduling::personality).transpose()?;
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = Namespaces::translate(list(linux.and_then(|linux| linux.namespaces().as_ref())))?;
+    let time_offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
+    let time_offsets = namespaces.time_offsets(time_offsets)?;
     let hostname = spec.hostname().clone().unwrap_or_default();
     let domainname = spec.domainname().clone().unwrap_or_default();
     namespaces.check_name("hostname", &hostname)?;
@@ -132,6 +142,9 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
 
+    let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
+
     let mut shares = Shares::default();
     let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
     let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, &mut shares)?;
@@ -145,6 +158,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         mounts: mounts.mounts,
         devices,
         namespaces: namespaces.to_wire(),
+        time_offsets,
         masked_paths,
         readonly_paths,
         sysctls,
@@ -152,7 +166,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         cgroup_settings,
         ..CreateContainerRequest::default()
     };
-    Ok(Translated { request, shares, machine })
+    Ok(Translated { request, shares, machine, cgroup })
 }
 
 /// An absent list is an empty one.

@@ -8,6 +8,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process as OciProcess};
 
 use super::capabilities;
 use super::error::{FieldError, without_nul};
+use super::scheduling;
 use crate::text;
 
 /// Uid and gid that mean "none" to the kernel.
@@ -18,6 +19,9 @@ pub(crate) fn translate(process: &OciProcess) -> Result<Process, FieldError> {
     let args = process.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(FieldError::missing("process.args", "it names the program to run"));
+    }
+    if args.first().is_some_and(String::is_empty) {
+        return Err(FieldError::missing("process.args[0]", "it names the program to run"));
     }
     let env = process.env().clone().unwrap_or_default();
     for (name, list) in [("args", &args), ("env", &env)] {
@@ -43,6 +47,8 @@ pub(crate) fn translate(process: &OciProcess) -> Result<Process, FieldError> {
     if let Some(score) = process.oom_score_adj().filter(|score| !(-1000..=1000).contains(score)) {
         return Err(FieldError::invalid("process.oomScoreAdj", score, "from -1000 to 1000"));
     }
+    let (initial_cpus, final_cpus) =
+        process.exec_cpu_affinity().as_ref().map(scheduling::exec_cpus).transpose()?.unwrap_or_default();
     let terminal = process.terminal().unwrap_or(false);
     let size = process.console_size().filter(|_| terminal);
     let cells = |count: u64| u32::from(u16::try_from(count).unwrap_or(u16::MAX));
@@ -58,6 +64,10 @@ pub(crate) fn translate(process: &OciProcess) -> Result<Process, FieldError> {
         rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: process.oom_score_adj(),
+        scheduler: process.scheduler().as_ref().map(scheduling::scheduler).transpose()?.into(),
+        io_priority: process.io_priority().as_ref().map(scheduling::io_priority).transpose()?,
+        initial_cpus,
+        final_cpus,
         terminal,
         terminal_rows: size.map_or(0, |size| cells(size.height())),
         terminal_columns: size.map_or(0, |size| cells(size.width())),
@@ -160,6 +170,7 @@ mod tests {
         let limit = |soft, hard| json!({"type": "RLIMIT_CORE", "soft": soft, "hard": hard});
         let cases = [
             (json!({"args": []}), "process.args: missing; it names the program to run"),
+            (json!({"args": ["", "x"]}), "process.args[0]: missing; it names the program to run"),
             (json!({"args": null}), "process.args: missing; it names the program to run"),
             (json!({"args": ["a\0"]}), "process.args[0]: \"a\\0\" is not a text without NUL"),
             (json!({"env": ["A=1", "B"]}), "process.env[1]: \"B\" is not of the form NAME=VALUE"),

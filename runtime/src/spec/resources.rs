@@ -2,20 +2,23 @@
 //! `linux.resources` to the cgroup v2 files of the container's cgroup in the guest.
 
 use bulkhead_protocol::agent::CgroupSetting;
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 use super::error::{FieldError, without_nul};
 
 /// Controllers whose files `unified` may name.
 const UNIFIED_CONTROLLERS: &[&str] = &["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
 
+/// Huge pages that an x86-64 kernel can have.
+const HUGE_PAGE_SIZES: &[&str] = &["2MB", "1GB"];
+
 /// Microseconds of a CPU period when only a quota is given, as in the kernel.
 pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
 ///
-/// `devices` rules are accepted and need no setting: no device of the host is in the guest. `cpu.cpus` is the
-/// supervisor's to honour.
+/// `devices` rules are accepted and need no setting: no device of the host is in the guest. `cpu.cpus` and
+/// `cpu.mems` are the supervisor's to honour.
 pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, FieldError> {
     refuse_unsupported(resources)?;
     let mut settings = Vec::new();
@@ -27,6 +30,12 @@ pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>
     }
     if let Some(limit) = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
         settings.push(setting("pids.max", amount(limit)));
+    }
+    if let Some(block_io) = resources.block_io() {
+        translate_block_io(block_io, &mut settings)?;
+    }
+    for (index, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
+        settings.push(huge_page_limit(index, limit)?);
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();
@@ -47,8 +56,6 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), FieldError> {
     let memory = resources.memory().unwrap_or_default();
     let cpu = resources.cpu().clone().unwrap_or_default();
     let set = |amount: Option<i64>| amount.is_some_and(|amount| amount > 0);
-    let text = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let block_io = resources.block_io().as_ref().is_some_and(|block_io| *block_io != Default::default());
     let network = resources.network().as_ref();
     let network =
         network.is_some_and(|net| net.class_id().is_some() || net.priorities().as_ref().is_some_and(|p| !p.is_empty()));
@@ -59,9 +66,6 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), FieldError> {
         (memory.disable_oom_killer() == Some(true), "memory.disableOOMKiller", "cgroup v2 has no such setting"),
         (set(cpu.realtime_runtime()), "cpu.realtimeRuntime", "cgroup v2 has no such setting"),
         (cpu.realtime_period().is_some_and(|period| period > 0), "cpu.realtimePeriod", "cgroup v2 has no such setting"),
-        (text(cpu.mems()), "cpu.mems", "binding a sandbox's memory to NUMA nodes"),
-        (block_io, "blockIO", "limits for block devices of the host"),
-        (resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()), "hugepageLimits", "huge pages"),
         (network, "network", "cgroup v2 has no such settings"),
         (resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()), "rdma", "RDMA devices"),
     ];
@@ -115,8 +119,43 @@ fn translate_cpu(cpu: &LinuxCpu, settings: &mut Vec<CgroupSetting>) -> Result<()
     Ok(())
 }
 
+/// A weight is all there is to say of the guest's files: they come from no block device of its own.
+fn translate_block_io(block_io: &LinuxBlockIo, settings: &mut Vec<CgroupSetting>) -> Result<(), FieldError> {
+    let any = |list: &Option<Vec<LinuxThrottleDevice>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let what = "limits for block devices of the host";
+    let checks = [
+        (block_io.leaf_weight().is_some_and(|weight| weight != 0), "leafWeight", "cgroup v2 has no such setting"),
+        (block_io.weight_device().as_ref().is_some_and(|list| !list.is_empty()), "weightDevice", what),
+        (any(block_io.throttle_read_bps_device()), "throttleReadBpsDevice", what),
+        (any(block_io.throttle_write_bps_device()), "throttleWriteBpsDevice", what),
+        (any(block_io.throttle_read_iops_device()), "throttleReadIOPSDevice", what),
+        (any(block_io.throttle_write_iops_device()), "throttleWriteIOPSDevice", what),
+    ];
+    if let Some((_, name, what)) = checks.iter().find(|(used, ..)| *used) {
+        return Err(FieldError::unsupported(format!("linux.resources.blockIO.{name}"), *what));
+    }
+    match block_io.weight().filter(|weight| *weight != 0) {
+        None => Ok(()),
+        // By the line through both ends, as runc converts them.
+        Some(weight @ 10..=1000) => {
+            settings.push(setting("io.weight", (1 + (u64::from(weight) - 10) * 9_999 / 990).to_string()));
+            Ok(())
+        }
+        Some(weight) => Err(FieldError::invalid("linux.resources.blockIO.weight", weight, "from 10 to 1000")),
+    }
+}
+
+fn huge_page_limit(index: usize, limit: &LinuxHugepageLimit) -> Result<CgroupSetting, FieldError> {
+    let size = limit.page_size();
+    if !HUGE_PAGE_SIZES.contains(&size.as_str()) {
+        let field = format!("linux.resources.hugepageLimits[{index}].pageSize");
+        return Err(FieldError::invalid(field, size, format!("one of {}", HUGE_PAGE_SIZES.join(", "))));
+    }
+    Ok(setting(&format!("hugetlb.{size}.max"), amount(limit.limit())))
+}
+
 /// Shares (2 to 262144) to weight (1 to 10000), by the line through both ends, as runc converts them.
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
@@ -156,6 +195,12 @@ mod tests {
                 vec![("cpu.max", "5000 100000"), ("cpu.max.burst", "1000")],
             ),
             (json!({"pids": {"limit": 10}}), vec![("pids.max", "10")]),
+            (json!({"blockIO": {"weight": 10}}), vec![("io.weight", "1")]),
+            (json!({"blockIO": {"weight": 1000}}), vec![("io.weight", "10000")]),
+            (
+                json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": -1}]}),
+                vec![("hugetlb.2MB.max", "0"), ("hugetlb.1GB.max", "max")],
+            ),
             (json!({"pids": {"limit": -1}}), vec![("pids.max", "max")]),
             (json!({"pids": {"limit": 0}, "devices": [{"allow": false, "access": "rwm"}]}), vec![]),
             (
@@ -185,10 +230,14 @@ mod tests {
             (json!({"memory": {"limit": 6, "swap": 5}}), "memory.swap"),
             (json!({"cpu": {"realtimeRuntime": 1}}), "cpu.realtimeRuntime"),
             (json!({"cpu": {"realtimePeriod": 1}}), "cpu.realtimePeriod"),
-            (json!({"cpu": {"mems": "0"}}), "cpu.mems"),
             (json!({"cpu": {"idle": 2}}), "cpu.idle"),
-            (json!({"blockIO": {"weight": 10}}), "blockIO"),
-            (json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}), "hugepageLimits"),
+            (json!({"blockIO": {"weight": 9}}), "blockIO.weight"),
+            (json!({"blockIO": {"leafWeight": 9}}), "blockIO.leafWeight"),
+            (
+                json!({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}),
+                "blockIO.throttleReadBpsDevice",
+            ),
+            (json!({"hugepageLimits": [{"pageSize": "64KB", "limit": 1}]}), "hugepageLimits[0].pageSize"),
             (json!({"network": {"classID": 1}}), "network"),
             (json!({"rdma": {"mlx5_1": {"hcaHandles": 1}}}), "rdma"),
             (json!({"unified": {"cgroup.procs": "1"}}), "unified[\"cgroup.procs\"]"),
@@ -198,6 +247,9 @@ mod tests {
             let error = translated(resources).unwrap_err();
             assert!(error.starts_with(&format!("linux.resources.{field}: ")), "{error}");
         }
+        assert!(
+            translated(json!({"blockIO": {"weight": 0, "throttleReadBpsDevice": []}, "cpu": {"mems": ""}})).is_ok()
+        );
         assert!(translated(json!({"blockIO": {}, "network": {}, "rdma": {}, "memory": {"kernel": -1}})).is_ok());
     }
 }

@@ -94,8 +94,8 @@ fn each_broken_whole_is_refused_by_field() {
         ),
         (|c| c["root"]["path"] = json!("config.json"), "root.path: cannot use BUNDLE/config.json: it is not a folder"),
         (
-            |c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp: not supported: system-call filters",
+            |c| c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp.defaultAction: not supported: SCMP_ACT_NOTIFY: a process of the host cannot answer system calls of a guest",
         ),
         (|c| c["linux"]["maskedPaths"] = json!(["proc"]), "linux.maskedPaths[0]: \"proc\" is not an absolute path"),
         (

@@ -49,27 +49,19 @@ fn refuse_process(process: &Process) -> Result<(), FieldError> {
         (named(process.user().username()), "process.user.username", "a Windows field; use process.user.uid"),
         (apparmor, "process.apparmorProfile", "AppArmor profiles in the guest"),
         (named(process.selinux_label()), "process.selinuxLabel", "SELinux labels in the guest"),
-        (process.scheduler().is_some(), "process.scheduler", "scheduling policies"),
-        (process.io_priority().is_some(), "process.ioPriority", "I/O priorities"),
-        (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity", "CPU affinity of exec'd processes"),
     ])
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
     let labelled = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
-    let cgroups_path = linux.cgroups_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
     let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
-    let time_offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
     refuse(&[
         (used(linux.uid_mappings()), "linux.uidMappings", "user namespaces"),
         (used(linux.gid_mappings()), "linux.gidMappings", "user namespaces"),
-        (cgroups_path, "linux.cgroupsPath", "placing the sandbox in a cgroup of the host"),
         (labelled, "linux.mountLabel", "SELinux labels in the guest"),
         (linux.intel_rdt().is_some(), "linux.intelRdt", "cache and bandwidth allocation"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
-        (linux.personality().is_some(), "linux.personality", "execution domains"),
         (net_devices, "linux.netDevices", "moving host network devices into a guest"),
-        (time_offsets, "linux.timeOffsets", "time namespaces"),
     ])
 }
 
@@ -101,12 +93,9 @@ mod tests {
         let linux = [
             ("uidMappings", map.clone()),
             ("gidMappings", map.clone()),
-            ("cgroupsPath", json!("/x")),
             ("mountLabel", json!("l")),
             ("intelRdt", json!({"closID": "c"})),
-            ("personality", json!({"domain": "LINUX32"})),
             ("netDevices", json!({"eth0": {}})),
-            ("timeOffsets", json!({"boottime": {"secs": 1}})),
         ];
         for (field, value) in linux {
             assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
@@ -114,14 +103,8 @@ mod tests {
         for field in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
             assert_eq!(refused(json!({"hooks": {field: hook}})), Some(format!("hooks.{field}")));
         }
-        let process = [
-            ("apparmorProfile", json!("docker-default")),
-            ("selinuxLabel", json!("l")),
-            ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1})),
-            ("scheduler", json!({"policy": "SCHED_FIFO", "priority": 1})),
-            ("execCPUAffinity", json!({"initial": "0"})),
-            ("commandLine", json!("x")),
-        ];
+        let process =
+            [("apparmorProfile", json!("docker-default")), ("selinuxLabel", json!("l")), ("commandLine", json!("x"))];
         for (field, value) in process {
             let spec = json!({"process": {"cwd": "/", "user": {}, field: value}});
             assert_eq!(refused(spec), Some(format!("process.{field}")));

@@ -14,6 +14,7 @@ use super::state_dir::StateDirError;
 use super::streams::OpenStreamError;
 use super::terminal::TerminalError;
 use super::vmm::SpawnVmmError;
+use crate::cgroup::HostCgroupError;
 use crate::install::{FindPartsError, OpenPartError};
 use crate::spec::SpecError;
 
@@ -69,6 +70,8 @@ pub(crate) enum RunError {
     OpenPart(#[from] OpenPartError),
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
     #[error(transparent)]
     SpawnVmm(#[from] SpawnVmmError),
     #[error(transparent)]

@@ -45,6 +45,7 @@ pub(crate) use self::state_dir::{StateDir, sweep};
 use self::streams::{Outputs, StreamIds};
 use self::terminal::{RawTerminal, Size};
 use self::vmm::{Vmm, VmmEvent, VmmOptions, VmmSockets};
+use crate::cgroup::HostCgroup;
 use crate::install::Install;
 use crate::logging;
 use crate::spec;
@@ -97,6 +98,11 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     let begin_ns = now_ns();
     make_mount_points(&request, &translated.shares)?;
     let state = StateDir::create(&options.root, &options.id)?;
+    let cgroup = HostCgroup::create(&translated.cgroup, &options.id)?;
+    if let Some(cgroup) = &cgroup {
+        state.record_cgroup(cgroup.paths())?;
+        cgroup.join()?;
+    }
     let vmm_options = VmmOptions {
         id: &options.id,
         machine: &translated.machine,
@@ -124,7 +130,8 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     state.record_vmm(vmm.pid())?;
     sweep(&options.root);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
-    let sandbox = Sandbox { raw: None, vmm, state, terminal, size, streams, outputs: None, phase: Phase::Booting };
+    let sandbox =
+        Sandbox { raw: None, vmm, cgroup, state, terminal, size, streams, outputs: None, phase: Phase::Booting };
     runtime.block_on(sandbox.supervise(options, &request, sockets, signals, install.boot_timeout, trace))
 }
 
@@ -150,6 +157,8 @@ fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Resul
 struct Sandbox {
     raw: Option<RawTerminal>,
     vmm: Vmm,
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    cgroup: Option<HostCgroup>,
     state: StateDir,
     terminal: bool,
     /// The size that the container's terminal has.

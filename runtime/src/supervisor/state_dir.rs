@@ -9,9 +9,11 @@
 //! Sweeping touches only directories that hold Bulkhead's own marker file, and in them only the files that Bulkhead
 //! makes: `--root` may name a directory that has other things in it.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
+use crate::cgroup::HostCgroup;
 use crate::logging;
 
 /// The longest id: a file name of the kernel's.
@@ -41,7 +44,11 @@ const CONSOLE: &str = "console.log";
 /// The host side of the guest's vsock.
 const VSOCK: &str = "vsock.sock";
 
-const FILES: [&str; 4] = [MARKER, VMM, CONSOLE, VSOCK];
+/// The directories of the sandbox's cgroup, each ended by a NUL byte.
+const CGROUP: &str = "cgroup";
+const FILES: [&str; 5] = [MARKER, VMM, CONSOLE, VSOCK, CGROUP];
+/// Most bytes of its record that are read.
+const MAX_CGROUP_RECORD: u64 = 64 << 10;
 const NEW_PREFIX: &str = ".new-";
 
 /// Tells apart the directories that one process makes.
@@ -194,6 +201,19 @@ impl StateDir {
     }
 }
 
+impl StateDir {
+    /// Notes the directories of the sandbox's cgroup, so that a sweep can remove what a killed supervisor leaves.
+    pub(crate) fn record_cgroup<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Result<(), StateDirError> {
+        let mut record = Vec::new();
+        for path in paths {
+            record.extend(path.as_os_str().as_encoded_bytes());
+            record.push(0);
+        }
+        let written = self.create_file(CGROUP).and_then(|mut file| file.write_all(&record));
+        written.map_err(self.named("write the file", CGROUP))
+    }
+}
+
 impl Drop for StateDir {
     fn drop(&mut self) {
         if let Err(error) = remove_locked(&self.dir, &self.path) {
@@ -241,6 +261,7 @@ fn sweep_one(path: &Path) -> Swept {
         return Swept::Foreign;
     }
     kill_recorded_vmm(&dir);
+    drop(recorded_cgroup(&dir));
     match remove_locked(&dir, path) {
         Ok(()) => Swept::Removed,
         Err(error) => {
@@ -275,6 +296,18 @@ fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(path)
+}
+
+/// The cgroup that was noted; to be dropped, which removes it.
+fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut record = Vec::new();
+    if let Ok(file) = openat(dir, CGROUP, flags, Mode::empty()) {
+        // What cannot be read is not removed.
+        let _ = File::from(file).take(MAX_CGROUP_RECORD).read_to_end(&mut record);
+    }
+    let paths = record.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    HostCgroup::reopen(paths.map(|path| PathBuf::from(OsStr::from_bytes(path))))
 }
 
 /// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is

@@ -235,7 +235,7 @@ fn annotations_out_of_range(env: &Env) -> Result {
 fn fields_that_are_not_honoured(env: &Env) -> Result {
     env.only_bulkhead()?;
     let fields = [
-        ("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_ERRNO" }), "linux.seccomp"),
+        ("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_NOTIFY" }), "linux.seccomp"),
         ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
         ("/linux/uidMappings", json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]), "linux.uidMappings"),

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a sandbox may use of the host, and how each version of cgroups spells it.
+
+/// Limits; what is `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Negative for none.
+    pub(crate) memory_bytes: Option<i64>,
+    /// 2 to 262144.
+    pub(crate) cpu_shares: Option<u64>,
+    /// The same on version 2's scale.
+    pub(crate) cpu_weight: Option<u64>,
+    /// Microseconds of a period; negative for no limit.
+    pub(crate) cpu_quota_us: Option<i64>,
+    pub(crate) cpu_period_us: Option<u64>,
+    /// Lists of CPUs and NUMA nodes.
+    pub(crate) cpus: Option<String>,
+    pub(crate) mems: Option<String>,
+}
+
+impl Limits {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// File and value, for version 2.
+    pub(crate) fn version_2(&self) -> Vec<(&'static str, String)> {
+        let amount = |limit: i64| if limit < 0 { "max".to_owned() } else { limit.to_string() };
+        let quota = match (self.cpu_quota_us, self.cpu_period_us) {
+            (None, None) => None,
+            (quota, None) => Some(amount(quota.unwrap_or(-1))),
+            (quota, Some(period)) => Some(format!("{} {period}", amount(quota.unwrap_or(-1)))),
+        };
+        let settings = [
+            ("memory.max", self.memory_bytes.map(amount)),
+            ("cpu.weight", self.cpu_weight.map(|weight| weight.to_string())),
+            ("cpu.max", quota),
+            ("cpuset.cpus", self.cpus.clone()),
+            ("cpuset.mems", self.mems.clone()),
+        ];
+        settings.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
+    }
+
+    /// The same for version 1. CPUs and nodes are left out there: each cgroup of that controller has to be given both
+    /// before it can have a process. The VMM's CPU affinity holds all the same.
+    pub(crate) fn version_1(&self) -> Vec<(&'static str, String)> {
+        let settings = [
+            ("memory.limit_in_bytes", self.memory_bytes.map(|limit| limit.max(-1).to_string())),
+            ("cpu.shares", self.cpu_shares.map(|shares| shares.to_string())),
+            // The period first: a quota is checked against it.
+            ("cpu.cfs_period_us", self.cpu_period_us.map(|period| period.to_string())),
+            ("cpu.cfs_quota_us", self.cpu_quota_us.map(|quota| quota.max(-1).to_string())),
+        ];
+        settings.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_has_its_spelling() {
+        let limits = Limits {
+            memory_bytes: Some(-5),
+            cpu_shares: Some(1024),
+            cpu_weight: Some(39),
+            cpu_quota_us: Some(5000),
+            cpu_period_us: Some(10000),
+            cpus: Some("0-1".to_owned()),
+            mems: None,
+        };
+
+        let text = |settings: Vec<(&str, String)>| {
+            settings.iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(text(limits.version_2()), "memory.max=max cpu.weight=39 cpu.max=5000 10000 cpuset.cpus=0-1");
+        assert_eq!(
+            text(limits.version_1()),
+            "memory.limit_in_bytes=-1 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
+        );
+        assert!(Limits::default().is_empty() && !limits.is_empty());
+    }
+
+    #[test]
+    fn a_quota_without_a_period_leaves_the_period() {
+        let quota = Limits { cpu_quota_us: Some(5000), ..Limits::default() };
+        let period = Limits { cpu_period_us: Some(5000), ..Limits::default() };
+
+        assert_eq!(quota.version_2(), [("cpu.max", "5000".to_owned())]);
+        assert_eq!(period.version_2(), [("cpu.max", "max 5000".to_owned())]);
+    }
+}

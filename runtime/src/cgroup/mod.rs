@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A sandbox's cgroup on the host: what the VMM and its supervisor together may use, and where an engine looks them up.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | `place` | `linux.cgroupsPath` in its two forms, as a path in the hierarchies |
+//! | `hierarchy` | which hierarchies this host has mounted, and where this process is in them |
+//! | `limits` | the files and values by which each version of cgroups spells a limit |
+//!
+//! A configuration that names no place and no limit leaves the sandbox where its caller is. The directories are made by
+//! plain file operations, also where systemd manages the tree: an engine that wants a scope of systemd's has one for its
+//! own monitor.
+
+mod hierarchy;
+mod limits;
+mod place;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, thread};
+
+use thiserror::Error;
+
+use self::hierarchy::{Hierarchies, Hierarchy};
+pub(crate) use self::limits::Limits;
+pub(crate) use self::place::Place;
+use crate::logging;
+
+/// How often, and how long apart, removing is tried: a killed VMM is in its cgroup until the kernel has taken its machine
+/// apart.
+const REMOVE_ATTEMPTS: u32 = 400;
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a configuration asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct CgroupSpec {
+    /// `None` if the configuration leaves it to the runtime.
+    pub(crate) place: Option<Place>,
+    pub(crate) limits: Limits,
+}
+
+/// A cgroup that cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum HostCgroupError {
+    #[error("cannot find out which cgroups this host has")]
+    Hierarchies(#[source] io::Error),
+    #[error("cannot honour linux.cgroupsPath: no cgroup hierarchy is mounted on this host")]
+    None,
+    #[error("cannot honour linux.resources.cpu.mems: this host's cgroups are of version 1")]
+    NoNodes,
+    #[error("cannot make the cgroup {}", .0.display())]
+    Create(PathBuf, #[source] io::Error),
+    #[error("the cgroup {} has processes already", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot set {} to {value:?}", path.display())]
+    Limit { path: PathBuf, value: String, source: io::Error },
+    #[error("cannot move process {pid} into the cgroup {}", path.display())]
+    Join { path: PathBuf, pid: u32, source: io::Error },
+}
+
+/// A sandbox's cgroup: one directory in each hierarchy that is used. It is removed when this is dropped, unless it is
+/// kept.
+#[derive(Debug)]
+pub(crate) struct HostCgroup {
+    /// Where the sandbox's processes go.
+    groups: Vec<Group>,
+    kept: bool,
+}
+
+#[derive(Debug)]
+struct Group {
+    path: PathBuf,
+    /// Where this process was before, and goes back to before the cgroup is removed.
+    origin: Option<PathBuf>,
+    version_2: bool,
+}
+
+impl HostCgroup {
+    /// Makes the cgroup for the sandbox `id` and sets its limits. `None` if none was asked for, or if the host has none
+    /// to write in and no certain one was asked for.
+    ///
+    /// # Errors
+    ///
+    /// What could not be made or set; nothing of it is left.
+    pub(crate) fn create(spec: &CgroupSpec, id: &str) -> Result<Option<Self>, HostCgroupError> {
+        if spec.place.is_none() && spec.limits.is_empty() {
+            return Ok(None);
+        }
+        match (Self::create_in(spec, id, Hierarchies::of_host), &spec.place) {
+            (Ok(cgroup), _) => Ok(Some(cgroup)),
+            (Err(error), Some(_)) => Err(error),
+            // Memory of certain NUMA nodes is had in no other way.
+            (Err(error), None) if spec.limits.mems.is_some() => Err(error),
+            (Err(error), None) => {
+                let why = crate::text::chain(&error);
+                logging::debug(format_args!("the sandbox stays in its caller's cgroup: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn create_in(
+        spec: &CgroupSpec,
+        id: &str,
+        hierarchies: impl FnOnce() -> io::Result<Hierarchies>,
+    ) -> Result<Self, HostCgroupError> {
+        let hierarchies = hierarchies().map_err(HostCgroupError::Hierarchies)?;
+        let default = Place::default_for(id);
+        let place = spec.place.as_ref().unwrap_or(&default);
+        // Dropped on an error, it takes back what was made.
+        let mut cgroup = Self { groups: Vec::new(), kept: false };
+        for hierarchy in hierarchies.list() {
+            cgroup.add_group(hierarchy, place)?;
+        }
+        if cgroup.groups.is_empty() {
+            return Err(HostCgroupError::None);
+        }
+        if spec.limits.mems.is_some() && !cgroup.groups.iter().any(|group| group.version_2) {
+            return Err(HostCgroupError::NoNodes);
+        }
+        cgroup.update(&spec.limits)?;
+        Ok(cgroup)
+    }
+
+    fn add_group(&mut self, hierarchy: &Hierarchy, place: &Place) -> Result<(), HostCgroupError> {
+        let path = hierarchy.mount_point.join(place.below(&hierarchy.own_path, hierarchy.version_2));
+        let failed = |error| HostCgroupError::Create(path.clone(), error);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
+            if hierarchy.version_2 {
+                hierarchy::enable_controllers(&hierarchy.mount_point, parent);
+            }
+        }
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let processes = fs::read_to_string(path.join("cgroup.procs")).map_err(failed)?;
+                if !processes.is_empty() {
+                    return Err(HostCgroupError::InUse(path));
+                }
+            }
+            result => result.map_err(failed)?,
+        }
+        let origin = Some(hierarchy.mount_point.join(&hierarchy.own_path));
+        self.groups.push(Group { path, origin, version_2: hierarchy.version_2 });
+        Ok(())
+    }
+
+    /// The cgroup of a sandbox whose supervisor is gone, by the paths that it had recorded. Dropped, it is removed.
+    pub(crate) fn reopen(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let groups = paths.into_iter().map(|path| {
+            let version_2 = path.join("cgroup.controllers").exists();
+            Group { path, origin: None, version_2 }
+        });
+        Self { groups: groups.collect(), kept: false }
+    }
+
+    /// Moves a process in, with all its threads.
+    pub(crate) fn add(&self, pid: u32) -> Result<(), HostCgroupError> {
+        self.groups.iter().try_for_each(|group| {
+            fs::write(group.path.join("cgroup.procs"), pid.to_string()).map_err(|source| HostCgroupError::Join {
+                path: group.path.clone(),
+                pid,
+                source,
+            })
+        })
+    }
+
+    /// Moves this process in, and so all that it starts from then on.
+    pub(crate) fn join(&self) -> Result<(), HostCgroupError> {
+        self.add(std::process::id())
+    }
+
+    /// Sets the limits that are given.
+    pub(crate) fn update(&self, limits: &Limits) -> Result<(), HostCgroupError> {
+        for group in &self.groups {
+            for (file, value) in if group.version_2 { limits.version_2() } else { limits.version_1() } {
+                let path = group.path.join(file);
+                // In version 1 each hierarchy has its own controllers' files.
+                if !group.version_2 && !path.exists() {
+                    continue;
+                }
+                fs::write(&path, &value).map_err(|source| HostCgroupError::Limit { path, value, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories: one, or in version 1 one a hierarchy.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.groups.iter().map(|group| group.path.as_path())
+    }
+
+    /// Leaves it for a later process, which [reopens](Self::reopen) it.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for HostCgroup {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for group in self.groups.iter().rev() {
+            if let Err(error) = remove(group) {
+                logging::warn(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
+            }
+        }
+    }
+}
+
+fn remove(group: &Group) -> io::Result<()> {
+    let mut attempt = 0;
+    loop {
+        match fs::remove_dir(&group.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < REMOVE_ATTEMPTS => {
+                if let (0, Some(origin)) = (attempt, &group.origin) {
+                    // If this process is not in it, this changes nothing.
+                    let _ = fs::write(origin.join("cgroup.procs"), std::process::id().to_string());
+                } else {
+                    thread::sleep(REMOVE_PAUSE);
+                }
+                attempt += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plain directories, which take any file.
+    fn hierarchies(root: &Path, version_2: bool) -> Hierarchies {
+        fs::create_dir_all(root.join("user/session")).unwrap();
+        Hierarchies::for_test(vec![Hierarchy {
+            mount_point: root.to_owned(),
+            own_path: "user/session".into(),
+            version_2,
+        }])
+    }
+
+    fn spec(place: Option<&str>) -> CgroupSpec {
+        let limits = Limits { memory_bytes: Some(1 << 20), ..Limits::default() };
+        CgroupSpec { place: place.map(|place| Place::parse(place).unwrap()), limits }
+    }
+
+    #[test]
+    fn it_is_where_it_was_asked_for_and_has_its_limits() {
+        let root = tempfile::tempdir().unwrap();
+
+        let cgroup = HostCgroup::create_in(&spec(Some("/a/b")), "x", || Ok(hierarchies(root.path(), true))).unwrap();
+
+        assert_eq!(cgroup.paths().collect::<Vec<_>>(), [root.path().join("a/b")]);
+        assert_eq!(fs::read_to_string(root.path().join("a/b/memory.max")).unwrap(), "1048576");
+        cgroup.keep();
+    }
+
+    #[test]
+    fn without_a_place_it_is_beside_the_callers() {
+        let root = tempfile::tempdir().unwrap();
+
+        let cgroup = HostCgroup::create_in(&spec(None), "x", || Ok(hierarchies(root.path(), true))).unwrap();
+
+        assert!(root.path().join("user/x/memory.max").exists());
+        cgroup.keep();
+    }
+
+    #[test]
+    fn without_a_place_and_a_limit_there_is_none() {
+        assert!(HostCgroup::create(&CgroupSpec::default(), "x").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_empty_one_is_removed_and_removing_again_is_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("gone");
+        fs::create_dir(&path).unwrap();
+
+        drop(HostCgroup::reopen([path.clone()]));
+        drop(HostCgroup::reopen([path.clone()]));
+
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn one_with_processes_is_not_taken() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("a")).unwrap();
+        fs::write(root.path().join("a/cgroup.procs"), "1\n").unwrap();
+
+        let error = HostCgroup::create_in(&spec(Some("/a")), "x", || Ok(hierarchies(root.path(), true))).unwrap_err();
+
+        assert!(matches!(error, HostCgroupError::InUse(_)), "{error}");
+    }
+
+    #[test]
+    fn a_host_without_hierarchies_is_an_error_only_for_a_certain_place() {
+        let none = || Ok(Hierarchies::for_test(Vec::new()));
+
+        assert!(matches!(HostCgroup::create_in(&spec(Some("/a")), "x", none), Err(HostCgroupError::None)));
+    }
+}
