@@ -8,12 +8,14 @@
 //! | `storage` | which trees of the host the guest gets to see |
 //! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit |
 //! | `cgroup` | the sandbox's cgroup on the host |
+//! | `hooks` | the programs that run at points of a container's life |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
 mod cgroup;
 mod cli;
 mod commands;
+mod hooks;
 mod install;
 mod logging;
 mod spec;

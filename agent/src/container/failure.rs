@@ -48,10 +48,12 @@ pub enum Stage {
     Seccomp,
     /// CPU scheduling, I/O priority, execution domain.
     Scheduling,
+    /// A program that is run before the container's own.
+    Hook,
 }
 
 impl Stage {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::ProgramNotFound,
         Self::ProgramNotExecutable,
         Self::Namespace,
@@ -72,6 +74,7 @@ impl Stage {
         Self::Process,
         Self::Seccomp,
         Self::Scheduling,
+        Self::Hook,
     ];
 
     /// What was being done, to be followed by the subject; `None` where the subject says it all.
@@ -96,6 +99,7 @@ impl Stage {
             Self::Process => Some("cannot prepare the process:"),
             Self::Seccomp => Some("cannot install the seccomp filter"),
             Self::Scheduling => Some("cannot set the process's"),
+            Self::Hook => Some("the hook failed:"),
         }
     }
 }

@@ -64,7 +64,7 @@ impl Join<'_> {
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .map_err(|error| Failure::new(Stage::Process, "hide it while it is being set up", error))?;
         attributes::set_oom_score(self.process)?;
-        sys::enter_namespaces(self.init, self.namespaces.clone_flags())
+        sys::enter_namespaces(self.init, self.namespaces.join_flags())
             .map_err(|error| Failure::new(Stage::Namespace, "those of the container", error))?;
         sys::clone_process(Parent::CallersParent, 0, self.cgroup)
             .map_err(|error| Failure::new(Stage::Process, "make it in the container", error))

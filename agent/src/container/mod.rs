@@ -30,6 +30,7 @@ mod error;
 mod exec;
 mod failure;
 mod files;
+mod hook;
 mod instance;
 mod join;
 mod launch;

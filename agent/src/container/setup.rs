@@ -32,8 +32,12 @@ pub(crate) struct Setup<'a> {
 impl Setup<'_> {
     /// Sets the calling process up and executes its program. Returns only if that failed.
     pub(crate) fn run(&self) -> Failure {
+        let process = &self.spec.process;
         match self.prepare() {
-            Ok(program) => program.execute(&self.spec.process),
+            Ok(program) => match self.spec.start_hooks.run() {
+                Ok(()) => program.execute(process),
+                Err(failure) => failure,
+            },
             Err(failure) => failure,
         }
     }

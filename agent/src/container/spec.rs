@@ -6,6 +6,7 @@ use std::ffi::CString;
 use bulkhead_protocol::agent as wire;
 use rustix::fs::FileType;
 
+use super::hook::StartHooks;
 use crate::process::scheduling::Scheduling;
 use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
@@ -94,6 +95,7 @@ pub struct ContainerSpec {
     /// File name, value.
     pub(crate) cgroup_settings: Vec<(String, String)>,
     pub(crate) process: ProcessSpec,
+    pub(crate) start_hooks: StartHooks,
 }
 
 /// Which namespaces are the container's own, beside mount and pid, which always are.
@@ -120,6 +122,12 @@ impl Namespaces {
         }
         // None of these flags is the sign bit.
         u64::from(flags.cast_unsigned())
+    }
+
+    /// CLONE_NEW* by which an exec'd process enters what init is in, but for the cgroup namespace.
+    pub(crate) fn join_flags(self) -> u64 {
+        let time = if self.time { libc::CLONE_NEWTIME } else { 0 };
+        self.clone_flags() | u64::from(time.cast_unsigned())
     }
 
     /// CLONE_NEWCGROUP if the container has a cgroup namespace of its own, else 0.
@@ -251,6 +259,7 @@ impl ContainerSpec {
             sysctls: request.sysctls.into_iter().map(super::sysctl::check).collect::<Result<_, _>>()?,
             cgroup_settings: request.cgroup_settings.into_iter().map(cgroup_setting).collect::<Result<_, _>>()?,
             process: ProcessSpec::from_wire(process)?,
+            start_hooks: StartHooks::from_wire(request.start_hooks, request.start_hook_state)?,
         })
     }
 
@@ -416,7 +425,7 @@ fn capabilities(wire: Option<&wire::Capabilities>) -> Result<Capabilities, SpecE
     })
 }
 
-fn c_strings(what: &'static str, values: Vec<String>) -> Result<Vec<CString>, SpecError> {
+pub(super) fn c_strings(what: &'static str, values: Vec<String>) -> Result<Vec<CString>, SpecError> {
     let convert = |value: String| {
         CString::new(value).map_err(|error| SpecError::NulByte {
             what,
@@ -433,7 +442,7 @@ fn without_nul(what: &'static str, value: &str) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn absolute(what: &'static str, path: &str) -> Result<(), SpecError> {
+pub(super) fn absolute(what: &'static str, path: &str) -> Result<(), SpecError> {
     without_nul(what, path)?;
     if !path.starts_with('/') {
         return Err(SpecError::NotAbsolute { what, path: path.to_owned() });

@@ -48,6 +48,7 @@ cases![
     confinement::bad_seccomp_filter_is_refused,
     confinement::scheduling_is_the_specs,
     confinement::clocks_have_the_specs_offsets,
+    confinement::start_hooks_run_in_the_container_before_its_program,
     filesystem::only_the_containers_mounts_are_there,
     filesystem::default_devices_work,
     filesystem::devices_of_the_spec_are_made,

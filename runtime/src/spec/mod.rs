@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod error;
+mod hooks;
 mod host_cgroup;
 mod linux;
 mod locate;
@@ -21,6 +22,7 @@ pub(crate) mod template;
 mod unknown;
 mod unsupported;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -34,6 +36,7 @@ use self::error::{FieldError, without_nul};
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
 use crate::cgroup::CgroupSpec;
+use crate::hooks::Hooks;
 use crate::logging;
 use crate::storage::{ShareError, Shares};
 
@@ -54,6 +57,11 @@ pub(crate) struct Translated {
     pub(crate) machine: Machine,
     /// The sandbox's cgroup on the host.
     pub(crate) cgroup: CgroupSpec,
+    /// The programs to run on the host.
+    pub(crate) hooks: Hooks,
+    /// What those are told of the container, but for its id.
+    pub(crate) bundle: PathBuf,
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// Reads and translates the configuration of a bundle.
@@ -138,6 +146,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
 
+    let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
     let annotations = spec.annotations().clone().unwrap_or_default();
     let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
@@ -159,6 +168,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         devices,
         namespaces: namespaces.to_wire(),
         time_offsets,
+        start_hooks,
         masked_paths,
         readonly_paths,
         sysctls,
@@ -166,7 +176,8 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         cgroup_settings,
         ..CreateContainerRequest::default()
     };
-    Ok(Translated { request, shares, machine, cgroup })
+    let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
+    Ok(Translated { request, shares, machine, cgroup, hooks, bundle, annotations })
 }
 
 /// An absent list is an empty one.

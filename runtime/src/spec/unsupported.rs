@@ -2,15 +2,12 @@
 //! The fields that are refused by name: what they ask for is not done, and ignoring them would let a container run
 //! with less protection, or with other meaning, than its author wrote.
 
-use oci_spec::runtime::{Hooks, Linux, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use super::error::FieldError;
 
 /// Refuses a configuration that uses a field which is not honoured. Empty and default values are not uses.
 pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<(), FieldError> {
-    if let Some(hooks) = spec.hooks() {
-        refuse_hooks(hooks)?;
-    }
     let checks = [
         (spec.solaris().is_some(), "solaris", "this is a Linux runtime"),
         (spec.windows().is_some(), "windows", "this is a Linux runtime"),
@@ -24,20 +21,6 @@ pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<(), FieldError> {
         refuse_process(process)?;
     }
     spec.linux().as_ref().map_or(Ok(()), refuse_linux)
-}
-
-fn refuse_hooks(hooks: &Hooks) -> Result<(), FieldError> {
-    #[allow(deprecated, reason = "a configuration may still use it")]
-    let prestart = hooks.prestart();
-    let what = "hooks are not run";
-    refuse(&[
-        (used(prestart), "hooks.prestart", what),
-        (used(hooks.create_runtime()), "hooks.createRuntime", what),
-        (used(hooks.create_container()), "hooks.createContainer", what),
-        (used(hooks.start_container()), "hooks.startContainer", what),
-        (used(hooks.poststart()), "hooks.poststart", what),
-        (used(hooks.poststop()), "hooks.poststop", what),
-    ])
 }
 
 fn refuse_process(process: &Process) -> Result<(), FieldError> {
@@ -89,7 +72,6 @@ mod tests {
     #[test]
     fn each_unsupported_field_is_refused_by_name() {
         let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
-        let hook = json!([{"path": "/bin/true"}]);
         let linux = [
             ("uidMappings", map.clone()),
             ("gidMappings", map.clone()),
@@ -99,9 +81,6 @@ mod tests {
         ];
         for (field, value) in linux {
             assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
-        }
-        for field in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
-            assert_eq!(refused(json!({"hooks": {field: hook}})), Some(format!("hooks.{field}")));
         }
         let process =
             [("apparmorProfile", json!("docker-default")), ("selinuxLabel", json!("l")), ("commandLine", json!("x"))];
@@ -114,7 +93,6 @@ mod tests {
     #[test]
     fn empty_and_default_values_are_not_refused() {
         let spec = json!({
-            "hooks": {"prestart": [], "poststop": []},
             "process": {"cwd": "/", "user": {}, "apparmorProfile": "", "selinuxLabel": ""},
             "linux": {"uidMappings": [], "cgroupsPath": "", "mountLabel": "", "netDevices": {}, "timeOffsets": {}},
         });

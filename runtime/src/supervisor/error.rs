@@ -15,6 +15,7 @@ use super::streams::OpenStreamError;
 use super::terminal::TerminalError;
 use super::vmm::SpawnVmmError;
 use crate::cgroup::HostCgroupError;
+use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
 use crate::spec::SpecError;
 
@@ -72,6 +73,8 @@ pub(crate) enum RunError {
     StateDir(#[from] StateDirError),
     #[error(transparent)]
     HostCgroup(#[from] HostCgroupError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     SpawnVmm(#[from] SpawnVmmError),
     #[error(transparent)]

@@ -46,6 +46,7 @@ use self::streams::{Outputs, StreamIds};
 use self::terminal::{RawTerminal, Size};
 use self::vmm::{Vmm, VmmEvent, VmmOptions, VmmSockets};
 use crate::cgroup::HostCgroup;
+use crate::hooks::{self, Hook, Hooks, State, Status};
 use crate::install::Install;
 use crate::logging;
 use crate::spec;
@@ -117,6 +118,11 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     let streams = StreamIds::choose(terminal);
     request.id.clone_from(&options.id);
     request.start = true;
+    let hook_state = State::new(&options.id, &translated.bundle, translated.annotations);
+    let hook_state = hook_state.at(Status::Creating, Some(std::process::id()));
+    if !request.start_hooks.is_empty() {
+        request.start_hook_state = hook_state.at(Status::Created, Some(std::process::id())).to_text();
+    }
     let size = terminal::size().filter(|_| terminal);
     if let Some(process) = request.process.as_mut() {
         process.stdin_stream = streams.stdin;
@@ -130,9 +136,24 @@ fn run_traced(options: &Options, trace: &mut Trace) -> Result<u8, RunError> {
     state.record_vmm(vmm.pid())?;
     sweep(&options.root);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
-    let sandbox =
-        Sandbox { raw: None, vmm, cgroup, state, terminal, size, streams, outputs: None, phase: Phase::Booting };
-    runtime.block_on(sandbox.supervise(options, &request, sockets, signals, install.boot_timeout, trace))
+    let poststop = translated.hooks.poststop.clone();
+    let stopped = hook_state.at(Status::Stopped, None);
+    let sandbox = Sandbox {
+        raw: None,
+        vmm,
+        cgroup,
+        state,
+        hooks: translated.hooks,
+        hook_state,
+        terminal,
+        size,
+        streams,
+        outputs: None,
+        phase: Phase::Booting,
+    };
+    let result = runtime.block_on(sandbox.supervise(options, &request, sockets, signals, install.boot_timeout, trace));
+    runtime.block_on(hooks::run_all(&poststop, &stopped));
+    result
 }
 
 /// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
@@ -160,6 +181,9 @@ struct Sandbox {
     #[expect(dead_code, reason = "its drop is what it is for")]
     cgroup: Option<HostCgroup>,
     state: StateDir,
+    hooks: Hooks,
+    /// What hooks are told of the container.
+    hook_state: State,
     terminal: bool,
     /// The size that the container's terminal has.
     size: Option<Size>,
@@ -198,12 +222,17 @@ impl Sandbox {
         tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
 
+        let hooks = std::mem::take(&mut self.hooks);
+        let hook_state = self.hook_state.clone();
+        self.run_hooks(&hooks.create, &hook_state, None, &mut events).await?;
         self.start(&agent, request, &mut events, boot_timeout, spawned_ns).await?;
         self.phase = Phase::Running;
         let started_ns = now_ns();
         if let Some(path) = &options.pid_file {
             pid_file::write(path).map_err(|source| RunError::PidFile { path: path.clone(), source })?;
         }
+        let hook_state = hook_state.at(Status::Running, Some(std::process::id()));
+        self.run_hooks(&hooks.poststart, &hook_state, Some(&agent), &mut events).await?;
         let exit = self.wait(&agent, &mut events).await?;
         let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
         events.trace.add(Track::Supervisor, "running", started_ns, now_ns());
@@ -226,6 +255,32 @@ impl Sandbox {
         }
         // The guest's word is only believed as far as an exit status goes.
         Ok(u8::try_from(exit.exit_status).unwrap_or(u8::MAX))
+    }
+
+    /// Runs hooks. Signals are the container's, if there is an agent to pass them on to; else they end the start.
+    async fn run_hooks(
+        &mut self,
+        hooks: &[Hook],
+        state: &State,
+        agent: Option<&Agent>,
+        events: &mut Events<'_>,
+    ) -> Result<(), RunError> {
+        let running = hooks::run(hooks, state);
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                result = &mut running => return Ok(result?),
+                event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
+                signal = events.signals.next() => {
+                    let signal = signal.map_err(RunError::Signals)?;
+                    match agent {
+                        Some(agent) => self.forward(agent, signal, &events.failed),
+                        None if signals::ends_a_start(signal) => return Err(RunError::Interrupted(signal)),
+                        None => {}
+                    }
+                }
+            }
+        }
     }
 
     /// From a booting machine to a container whose program runs.

@@ -239,7 +239,7 @@ fn fields_that_are_not_honoured(env: &Env) -> Result {
         ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
         ("/linux/uidMappings", json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]), "linux.uidMappings"),
-        ("/hooks/prestart", json!([{ "path": "/bin/true" }]), "hooks.prestart"),
+        ("/hooks/prestart", json!([{ "path": "true" }]), "hooks.prestart"),
     ];
     for (pointer, value, name) in fields {
         refused(env, pointer, value, &["config.json", name])?;

@@ -87,3 +87,33 @@ pub(crate) async fn clocks_have_the_specs_offsets() {
         .await;
     assert!(uptime.parse::<u64>().unwrap() >= 1_000_000_000, "{uptime}");
 }
+
+pub(crate) async fn start_hooks_run_in_the_container_before_its_program() {
+    let world = World::new();
+    let hook = |script: &str| wire::Hook {
+        path: "/bin/sh".to_owned(),
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: vec!["PATH=/bin".to_owned(), "A=b=c".to_owned()],
+        timeout_s: 1,
+        ..Default::default()
+    };
+    let told = world
+        .script("cat /tmp/told", |request| {
+            request.start_hooks =
+                vec![hook("cat > /tmp/told"), hook("echo \" $A $HOME\" >> /tmp/told; hostname >> /tmp/told")];
+            request.start_hook_state = "{}".to_owned();
+            request.hostname = "inside".to_owned();
+        })
+        .await;
+    assert_eq!(told, "{} b=c \ninside");
+
+    for (script, expected) in [
+        ("echo no; exit 3", "the hook failed: /bin/sh: exit status: 3: no"),
+        ("exec sleep 100", "the hook failed: /bin/sh: it did not end within 1 s"),
+    ] {
+        let mut request = request(&["true"]);
+        request.start_hooks = vec![hook(script)];
+        let error = world.refused(request).await;
+        assert!(crate::fixture::chain(&error).contains(expected), "{}", crate::fixture::chain(&error));
+    }
+}
