@@ -59,13 +59,11 @@ pub(crate) enum HostCgroupError {
     Join { path: PathBuf, pid: u32, source: io::Error },
 }
 
-/// A sandbox's cgroup: one directory in each hierarchy that is used. It is removed when this is dropped, unless it is
-/// kept.
+/// A sandbox's cgroup: one directory in each hierarchy that is used. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct HostCgroup {
     /// Where the sandbox's processes go.
     groups: Vec<Group>,
-    kept: bool,
 }
 
 #[derive(Debug)]
@@ -109,7 +107,7 @@ impl HostCgroup {
         let default = Place::default_for(id);
         let place = spec.place.as_ref().unwrap_or(&default);
         // Dropped on an error, it takes back what was made.
-        let mut cgroup = Self { groups: Vec::new(), kept: false };
+        let mut cgroup = Self { groups: Vec::new() };
         for hierarchy in hierarchies.list() {
             cgroup.add_group(hierarchy, place)?;
         }
@@ -152,7 +150,7 @@ impl HostCgroup {
             let version_2 = path.join("cgroup.controllers").exists();
             Group { path, origin: None, version_2 }
         });
-        Self { groups: groups.collect(), kept: false }
+        Self { groups: groups.collect() }
     }
 
     /// Moves a process in, with all its threads.
@@ -190,18 +188,10 @@ impl HostCgroup {
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.groups.iter().map(|group| group.path.as_path())
     }
-
-    /// Leaves it for a later process, which [reopens](Self::reopen) it.
-    pub(crate) fn keep(mut self) {
-        self.kept = true;
-    }
 }
 
 impl Drop for HostCgroup {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
         for group in self.groups.iter().rev() {
             if let Err(error) = remove(group) {
                 logging::warn(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
@@ -256,17 +246,15 @@ mod tests {
 
         assert_eq!(cgroup.paths().collect::<Vec<_>>(), [root.path().join("a/b")]);
         assert_eq!(fs::read_to_string(root.path().join("a/b/memory.max")).unwrap(), "1048576");
-        cgroup.keep();
     }
 
     #[test]
     fn without_a_place_it_is_beside_the_callers() {
         let root = tempfile::tempdir().unwrap();
 
-        let cgroup = HostCgroup::create_in(&spec(None), "x", || Ok(hierarchies(root.path(), true))).unwrap();
+        let _cgroup = HostCgroup::create_in(&spec(None), "x", || Ok(hierarchies(root.path(), true))).unwrap();
 
         assert!(root.path().join("user/x/memory.max").exists());
-        cgroup.keep();
     }
 
     #[test]

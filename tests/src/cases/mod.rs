@@ -7,6 +7,7 @@ mod cleanup;
 mod command_line;
 mod debian;
 mod devices;
+mod engine;
 mod exit;
 mod files;
 mod guest_failure;
@@ -79,6 +80,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         namespaces::CASES,
         mounts::CASES,
         devices::CASES,
+        engine::CASES,
         files::CASES,
         tree::CASES,
         bad_config::CASES,

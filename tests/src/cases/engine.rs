@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What container engines write into a bundle: filters of system calls, a cgroup, hooks, namespaces by path.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{Case, case};
+use crate::bundle::Bundle;
+use crate::env::Env;
+use crate::failure::{Result, ensure, ensure_eq, skip};
+
+pub(super) const CASES: &[Case] = &[
+    case!(seccomp_filter),
+    case!(seccomp_filter_without_new_privileges),
+    case!(seccomp_filter_of_an_engine),
+    case!(cgroup_of_the_host),
+    case!(killed_runtime_leaves_no_cgroup),
+    case!(cgroup_that_cannot_be),
+    case!(hooks_in_their_order),
+    case!(failing_hooks),
+    case!(network_namespace_by_path),
+    case!(time_namespace),
+    case!(scheduling),
+    case!(bundle_as_podman_writes_it),
+];
+
+fn seccomp_filter(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("mkdir /tmp/a; chmod 700 /tmp; chmod 755 /tmp; grep ^Seccomp: /proc/self/status");
+    let argument = json!([{ "index": 1, "value": 0o700, "op": "SCMP_CMP_EQ" }]);
+    bundle.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            "syscalls": [
+                { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 18 },
+                { "names": ["chmod"], "action": "SCMP_ACT_ERRNO", "args": argument },
+            ],
+        }),
+    );
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_stdout("Seccomp:\t2\n")?;
+    ensure_eq!(
+        output.stderr(),
+        "mkdir: can't create directory '/tmp/a': Invalid cross-device link\nchmod: /tmp: Operation not permitted\n",
+        "what is refused"
+    );
+    Ok(())
+}
+
+/// By a user without capabilities, and with less allowed than it takes to become one.
+fn seccomp_filter_without_new_privileges(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; setsid true && echo made").user(1000, 1000);
+    bundle.set("/process/noNewPrivileges", json!(false)).set("/process/capabilities", json!({}));
+    bundle.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{
+                "names": ["setuid", "setresuid", "setgroups", "prctl", "close_range", "sendmsg", "setsid", "umask"],
+                "action": "SCMP_ACT_ERRNO",
+            }],
+        }),
+    );
+
+    let output = env.run(&bundle)?.output()?;
+
+    ensure_eq!(output.stdout(), "CapEff:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t2\n", "what it is");
+    Ok(())
+}
+
+/// The list of what a shell needs, as engines write lists: what is not in it is not permitted, what is newer is not there.
+fn seccomp_filter_of_an_engine(env: &Env) -> Result {
+    let Ok(text) = fs::read_to_string("/usr/share/containers/seccomp.json") else {
+        skip!("no /usr/share/containers/seccomp.json");
+    };
+    let mut profile: serde_json::Value = serde_json::from_str(&text)?;
+    if let Some(rules) = profile["syscalls"].as_array_mut() {
+        // An engine leaves out what is for other processors or for capabilities that are not given.
+        rules.retain(|rule| rule["includes"].as_object().is_none_or(serde_json::Map::is_empty));
+        for rule in rules.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+            rule.retain(|key, value| {
+                ["names", "action", "args", "errnoRet"].contains(&key.as_str()) && !value.is_null()
+            });
+        }
+    }
+    if let Some(profile) = profile.as_object_mut() {
+        profile.remove("archMap");
+        profile.insert("architectures".to_owned(), json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]));
+    }
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("ls / >/dev/null && echo fine; mount -t tmpfs x /tmp").set("/linux/seccomp", profile);
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_stdout("fine\n")?;
+    ensure!(output.stderr().contains("mount"), "{}", output.describe());
+    Ok(())
+}
+
+/// Where this host has version 2, it is known where it is.
+fn unified() -> Result<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return Ok(root);
+    }
+    skip!("this host's cgroups are not of version 2");
+}
+
+fn cgroup_of_the_host(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let root = unified()?;
+    let id = env.id();
+    for (path, place) in [
+        (format!("/bulkhead-e2e/{id}"), format!("bulkhead-e2e/{id}")),
+        (format!("bulkheade2e-a.slice:x:{id}"), format!("bulkheade2e.slice/bulkheade2e-a.slice/x-{id}.scope")),
+    ] {
+        let mut bundle = Bundle::busybox(env)?;
+        bundle.sh("echo ready; read line").set("/linux/cgroupsPath", json!(path));
+        let resources =
+            json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000, "shares": 512}});
+        bundle.set("/linux/resources", resources);
+
+        let mut running = env.run_as(&bundle, &id)?.open_stdin().spawn()?;
+        running.wait_for("ready\n")?;
+        let cgroup = root.join(&place);
+        let read = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+        let (processes, cpu, memory) = (read("cgroup.procs"), read("cpu.max"), read("memory.max"));
+        let vmm = running.wait_for_vmm()?;
+        running.write(b"\n")?;
+        running.finish()?.expect_code(0)?;
+
+        let both = [running_pid(&processes, vmm), processes.lines().count() == 2];
+        ensure!(both == [true, true], "the processes of {place}: {processes:?}, the VMM is {vmm}");
+        ensure_eq!(cpu, "50000 100000\n", "cpu.max of {place}");
+        ensure_eq!(memory, format!("{}\n", (64_u64 + 96 + 64) << 20), "memory.max of {place}");
+        ensure!(!cgroup.exists(), "{} is still there", cgroup.display());
+    }
+    for folder in ["bulkhead-e2e", "bulkheade2e.slice/bulkheade2e-a.slice", "bulkheade2e.slice"] {
+        fs::remove_dir(root.join(folder))?;
+    }
+    Ok(())
+}
+
+fn running_pid(processes: &str, pid: i32) -> bool {
+    processes.lines().any(|line| line == pid.to_string())
+}
+
+fn killed_runtime_leaves_no_cgroup(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let root = unified()?;
+    let mut bundle = Bundle::busybox(env)?;
+    let id = env.id();
+    bundle.sh("echo ready; exec sleep 1000").set("/linux/cgroupsPath", json!(format!("/{id}")));
+
+    let mut running = env.run_as(&bundle, &id)?.spawn()?;
+    running.wait_for("ready\n")?;
+    running.signal(Signal::SIGKILL)?;
+    running.finish()?;
+    ensure!(root.join(&id).exists(), "the cgroup was not where it should have been");
+
+    // The next one of that name finds what is left, and takes it away.
+    bundle.sh("echo fine");
+    env.run_as(&bundle, &id)?.output()?.expect_stdout("fine\n")?;
+    ensure!(!root.join(&id).exists(), "the cgroup is still there");
+    Ok(())
+}
+
+fn cgroup_that_cannot_be(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    for path in ["/a/../../b", "/", "a.slice:b:"] {
+        bundle.set("/linux/cgroupsPath", json!(path));
+        env.run(&bundle)?.output()?.expect_error(&["linux.cgroupsPath", path])?;
+    }
+    bundle.set("/linux/cgroupsPath", json!("/x\n/y".repeat(3000)));
+    env.run(&bundle)?.output()?.expect_error(&["cgroup"])
+}
+
+fn hooks_in_their_order(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let order = bundle.folder.join("order");
+    let hook = |name: &str| {
+        let script = format!("echo {name} $(grep -o '\"status\": *\"[a-z]*\"' | tr -d ' ') >> {}", order.display());
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "timeout": 20 }])
+    };
+    let mut hooks = json!({});
+    for kind in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+        hooks[kind] = hook(kind);
+    }
+    let script = "cat > /tmp/told; echo \"$A\" >> /tmp/told; hostname >> /tmp/told";
+    hooks["startContainer"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=b", "PATH=/bin"] }]);
+    bundle.set("/hooks", hooks).set("/hostname", json!("inside"));
+    bundle.sh("grep -o created /tmp/told; tail -n 2 /tmp/told; sleep 1");
+
+    env.run(&bundle)?.output()?.expect_stdout("created\nb\ninside\n")?;
+
+    let lines = fs::read_to_string(&order)?;
+    let names: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
+    ensure_eq!(names, ["prestart", "createRuntime", "createContainer", "poststart", "poststop"], "the hooks");
+    ensure!(lines.lines().last().is_some_and(|line| line.contains("stopped")), "{lines}");
+    Ok(())
+}
+
+fn failing_hooks(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo ran; sleep 100");
+    for kind in ["prestart", "createRuntime", "createContainer", "startContainer"] {
+        bundle.set("/hooks", json!({ kind: hook("echo oh dear >&2; exit 3") }));
+        env.run(&bundle)?.output()?.expect_error(&["/bin/sh", "exit status: 3", "oh dear"])?;
+    }
+    bundle.set("/hooks", json!({ "poststart": hook("exit 4") }));
+    let output = env.run(&bundle)?.output()?;
+    output.expect_code(1)?;
+    output.expect_error_line(&["hooks.poststart[0]", "exit status: 4"])?;
+
+    bundle.sh("exit 5").set("/hooks", json!({ "poststop": hook("exit 6") }));
+    let output = env.run(&bundle)?.output()?;
+    output.expect_code(5)?;
+    ensure!(output.stderr().contains("hooks.poststop[0]"), "{}", output.describe());
+    bundle.set("/hooks", json!({ "prestart": [{ "path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1 }] }));
+    env.run(&bundle)?.output()?.expect_error(&["hooks.prestart[0]", "within 1 s"])
+}
+
+fn network_namespace_by_path(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("ls /sys/class/net");
+    let place = bundle.spec["linux"]["namespaces"].as_array_mut();
+    let network = place.into_iter().flatten().find(|namespace| namespace["type"] == "network");
+    if let Some(network) = network {
+        network["path"] = json!("/proc/self/ns/net");
+    }
+
+    env.run(&bundle)?.output()?.expect_stdout("lo\n")
+}
+
+fn time_namespace(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("cut -d. -f1 /proc/uptime");
+    if let Some(namespaces) = bundle.spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({ "type": "time" }));
+    }
+    bundle.set("/linux/timeOffsets", json!({ "boottime": { "secs": 1_000_000 }, "monotonic": { "secs": 5 } }));
+
+    let output = env.run(&bundle)?.output()?;
+
+    let uptime: u64 = output.stdout().trim().parse().unwrap_or_default();
+    ensure!((1_000_000..1_001_000).contains(&uptime), "{}", output.describe());
+    Ok(())
+}
+
+fn scheduling(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("cut -d' ' -f19,41 /proc/self/stat; uname -m; ionice -p $$");
+    bundle.set("/process/scheduler", json!({ "policy": "SCHED_BATCH", "nice": 7 }));
+    bundle.set("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 }));
+    bundle.set("/linux/personality", json!({ "domain": "LINUX32" }));
+
+    env.run(&bundle)?.output()?.expect_stdout("7 3\ni686\nbest-effort: prio 6\n")
+}
+
+/// What podman 4.3 and docker 20.10 put into each bundle, besides what the other cases have.
+fn bundle_as_podman_writes_it(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    for name in ["hosts", "resolv.conf", "hostname"] {
+        let file = bundle.folder.join(name);
+        fs::write(&file, format!("{name}\n"))?;
+        bundle.bind(&file, &format!("/etc/{name}"), &["rprivate"]);
+    }
+    bundle.mount("tmpfs", "tmpfs", "/run", &["nosuid", "nodev", "mode=755", "size=65536k", "tmpcopyup"]);
+    bundle.mount("bind", "/dev/null", "/dev/ptmx-like", &["bind"]);
+    let devices = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm" },
+    ]);
+    bundle.set(
+        "/linux/resources",
+        json!({
+            "devices": devices, "memory": { "disableOOMKiller": false }, "cpu": { "shares": 0 },
+            "pids": { "limit": 2048 }, "blockIO": { "weight": 0 },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
+        }),
+    );
+    bundle.set("/process/apparmorProfile", json!("")).set("/process/oomScoreAdj", json!(0));
+    bundle
+        .set("/annotations", json!({ "io.container.manager": "libpod", "org.opencontainers.image.stopSignal": "15" }));
+    bundle.sh("cat /etc/hosts /etc/resolv.conf /etc/hostname");
+
+    env.run(&bundle)?.output()?.expect_stdout("hosts\nresolv.conf\nhostname\n")
+}
