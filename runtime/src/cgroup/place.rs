@@ -20,6 +20,10 @@ impl Place {
     /// The place that `linux.cgroupsPath` names: a path, or `SLICE:PREFIX:NAME` as for systemd, which is where systemd
     /// would put the scope of that name. `None` if it leads out of the hierarchy or nowhere.
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        // The path is quoted in messages.
+        if text.chars().any(char::is_control) {
+            return None;
+        }
         if let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] {
             return systemd(slice, prefix, name).map(Self::Absolute);
         }
@@ -107,7 +111,8 @@ mod tests {
 
     #[test]
     fn what_leads_nowhere_or_out_is_none() {
-        for text in ["", "/", ".", "/a/../b", "..", "a.slice:b:", "a:b:c", "a.slice:b/c:d", "a--b.slice:c:d", "..:a:b"]
+        for text in
+            ["", "/", ".", "/a\nb", "/a/../b", "..", "a.slice:b:", "a:b:c", "a.slice:b/c:d", "a--b.slice:c:d", "..:a:b"]
         {
             assert_eq!(path(text), None, "{text}");
         }
