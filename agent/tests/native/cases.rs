@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cases.
 
+mod confinement;
 mod control;
 mod exec;
-mod confinement;
 mod filesystem;
 mod program;
 mod stdio;
