@@ -8,7 +8,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{self, check, run, spec};
+use crate::commands::{
+    self, check, create, delete, events, exec, features, gc, kill, list, logs, pause, ps, resume, run, spec, start,
+    state, update,
+};
 use crate::logging::{self, LogFormat};
 use crate::text;
 
@@ -42,6 +45,22 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     trace: Option<PathBuf>,
 
+    /// Accepted for runc's sake
+    #[arg(long, global = true, hide = true)]
+    systemd_cgroup: bool,
+
+    /// Accepted for runc's sake: a sandbox's user is always root
+    #[arg(long, global = true, hide = true, value_name = "MODE")]
+    rootless: Option<String>,
+
+    /// Accepted for crun's sake
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    cgroup_manager: Option<String>,
+
+    /// Accepted for runc's sake: a virtual machine is not saved by CRIU
+    #[arg(long, global = true, hide = true, value_name = "FILE")]
+    criu: Option<PathBuf>,
+
     /// Print the version
     #[arg(long, short = 'v', action = clap::ArgAction::Version)]
     version: Option<bool>,
@@ -53,6 +72,21 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Create(create::Arguments),
+    Start(start::Arguments),
+    State(state::Arguments),
+    Kill(kill::Arguments),
+    Exec(exec::Arguments),
+    Delete(delete::Arguments),
+    List(list::Arguments),
+    Ps(ps::Arguments),
+    Pause(pause::Arguments),
+    Resume(resume::Arguments),
+    Update(update::Arguments),
+    Events(events::Arguments),
+    Logs(logs::Arguments),
+    Gc(gc::Arguments),
+    Features(features::Arguments),
     Spec(spec::Arguments),
     Check(check::Arguments),
 }
@@ -72,6 +106,21 @@ pub(crate) fn run() -> ExitCode {
     let global = commands::Global { root: root.unwrap_or_else(|| DEFAULT_ROOT.into()), trace: cli.trace };
     let result = match cli.command {
         Command::Run(arguments) => run::run(&global, arguments),
+        Command::Create(arguments) => create::run(&global, arguments),
+        Command::Start(arguments) => start::run(&global, &arguments),
+        Command::State(arguments) => state::run(&global, &arguments),
+        Command::Kill(arguments) => kill::run(&global, &arguments),
+        Command::Exec(arguments) => exec::run(&global, &arguments),
+        Command::Delete(arguments) => delete::run(&global, &arguments),
+        Command::List(arguments) => list::run(&global, &arguments),
+        Command::Ps(arguments) => ps::run(&global, &arguments),
+        Command::Pause(arguments) => pause::run(&global, &arguments),
+        Command::Resume(arguments) => resume::run(&global, &arguments),
+        Command::Update(arguments) => update::run(&global, &arguments),
+        Command::Events(arguments) => events::run(&global, &arguments),
+        Command::Logs(arguments) => logs::run(&global, &arguments),
+        Command::Gc(arguments) => gc::run(&global, &arguments),
+        Command::Features(arguments) => features::run(&arguments),
         Command::Spec(arguments) => spec::run(&arguments),
         Command::Check(arguments) => check::run(&global, &arguments),
     };
@@ -133,7 +182,7 @@ mod tests {
         let after = parse_run("bulkhead run c1 -b /b --pid-file=/p");
 
         assert_eq!(before, after);
-        assert_eq!(before.id, "c1");
+        assert_eq!(before.common.id, "c1");
     }
 
     #[test]
@@ -168,6 +217,6 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("bulkhead "), "{text}");
         assert!(lines[1].starts_with("commit: "), "{text}");
-        assert!(lines[2].starts_with("spec: 1.2."), "{text}");
+        assert_eq!(lines[2], format!("spec: {}", commands::OCI_VERSION), "{text}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod bundle;
 mod cases;
+mod detached;
 mod env;
 mod failure;
 mod images;

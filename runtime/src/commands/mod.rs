@@ -2,11 +2,30 @@
 //! The verbs, one a file: each takes its arguments, makes one call, and gives the exit status or what failed.
 
 pub(crate) mod check;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod events;
+pub(crate) mod exec;
+pub(crate) mod features;
+pub(crate) mod gc;
+pub(crate) mod kill;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod pause;
+pub(crate) mod ps;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod spec;
+pub(crate) mod start;
+pub(crate) mod state;
+mod table;
+pub(crate) mod update;
 
 use std::error::Error;
 use std::path::PathBuf;
+
+/// The version of the specification that is followed.
+pub(crate) const OCI_VERSION: &str = "1.2.1";
 
 /// The options that go before any verb and concern the verb.
 #[derive(Debug)]

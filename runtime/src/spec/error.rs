@@ -24,6 +24,15 @@ pub(crate) enum SpecError {
     Field(PathBuf, #[source] FieldError),
 }
 
+/// A part of a configuration that stands alone and cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum PartError {
+    #[error("it is not what the specification asks for")]
+    Parse(#[from] serde_json::Error),
+    #[error(transparent)]
+    Field(#[from] FieldError),
+}
+
 fn at(field: &str) -> String {
     if field.is_empty() { String::new() } else { format!("{field}: ") }
 }

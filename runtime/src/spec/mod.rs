@@ -28,11 +28,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
-use bulkhead_protocol::agent::CreateContainerRequest;
-use oci_spec::runtime::Spec;
+use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
+use oci_spec::runtime::{Process as OciProcess, Spec};
 
-pub(crate) use self::error::SpecError;
 use self::error::{FieldError, without_nul};
+pub(crate) use self::error::{PartError, SpecError};
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
 use crate::cgroup::CgroupSpec;
@@ -74,6 +74,46 @@ pub(crate) fn load(bundle: &Path) -> Result<Translated, SpecError> {
     let path = bundle.join(CONFIG_FILE);
     let spec = read(&path)?;
     translate(&spec, &bundle).map_err(|error| SpecError::Field(path, error))
+}
+
+/// Reads a bundle's `process`, as a base for further ones.
+///
+/// # Errors
+///
+/// Names the file; the field that is wrong.
+pub(crate) fn load_process(bundle: &Path) -> Result<OciProcess, SpecError> {
+    let path = bundle.join(CONFIG_FILE);
+    let spec = read(&path)?;
+    let missing = || FieldError::missing("process", "it says what to run");
+    spec.process().clone().ok_or_else(|| SpecError::Field(path, missing()))
+}
+
+/// The names of the mount options that are honoured, sorted.
+pub(crate) fn mount_option_names() -> Vec<&'static str> {
+    mount_options::names()
+}
+
+/// The names of the capabilities that are known, sorted.
+pub(crate) fn capability_names() -> Vec<&'static str> {
+    capabilities::names()
+}
+
+/// A further process, from the JSON of the specification's `process`.
+///
+/// # Errors
+///
+/// Names the field.
+pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
+    Ok(process::translate(&serde_json::from_slice(json)?)?)
+}
+
+/// New limits, from the JSON of the specification's `linux.resources`.
+///
+/// # Errors
+///
+/// Names the field.
+pub(crate) fn resources_from_json(json: &[u8]) -> Result<Vec<CgroupSetting>, PartError> {
+    Ok(resources::translate(&serde_json::from_slice(json)?)?)
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {

@@ -100,6 +100,16 @@ const PROPAGATION: &[(&str, u64)] = &[
     ("unbindable", MS_UNBINDABLE),
 ];
 
+/// The names of all options that are Bulkhead's to honour, sorted.
+#[must_use]
+pub(crate) fn names() -> Vec<&'static str> {
+    let propagation = PROPAGATION.iter().map(|(name, _)| *name);
+    let mut names: Vec<_> = FLAGS.iter().chain(RECURSIVE).map(|(name, ..)| *name).chain(propagation).collect();
+    names.push("tmpcopyup");
+    names.sort_unstable();
+    names
+}
+
 /// The MS_* flags of a propagation mode, or `None` for a name that is none.
 #[must_use]
 pub(crate) fn propagation_flags(name: &str) -> Option<u64> {

@@ -2,17 +2,20 @@
 //! The calls to the guest's agent. The guest is not trusted: its texts are cleaned, its answers bounded by ttrpc (4 MiB),
 //! its silence by a deadline where silence would hold something up.
 
+use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, GetInfoRequest, GetInfoResponse,
-    ResizeTerminalRequest, SignalProcessRequest, WaitProcessRequest, WaitProcessResponse,
+    CgroupSetting, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest,
+    ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
+    ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, ResizeTerminalRequest, ResumeContainerRequest,
+    SignalProcessRequest, StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
-use nix::sys::signal::Signal;
 use thiserror::Error;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
@@ -22,8 +25,8 @@ use ttrpc::context::Context;
 use super::terminal::Size;
 use crate::text;
 
-/// How long a signal or a new terminal size may take to arrive.
-const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call may take that has nothing to wait for.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a guest may take to write its dirty pages back: all of its memory, to a slow disk.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -98,43 +101,111 @@ impl Agent {
         Ok(self.client.create_container(Context::default(), request).await?)
     }
 
-    /// Returns when init has ended, however long that takes.
-    pub(crate) async fn wait(&self) -> Result<WaitProcessResponse, AgentError> {
-        let request = WaitProcessRequest { container_id: self.container_id.clone(), ..WaitProcessRequest::default() };
+    pub(crate) async fn start(&self) -> Result<StartContainerResponse, AgentError> {
+        let request = StartContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        Ok(self.client.start_container(Context::default(), &request).await?)
+    }
+
+    /// Makes and starts a further process.
+    pub(crate) async fn exec(&self, exec_id: &str, process: Process) -> Result<ExecProcessResponse, AgentError> {
+        let request = ExecProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            process: Some(process).into(),
+            ..Default::default()
+        };
+        Ok(self.client.exec_process(Context::default(), &request).await?)
+    }
+
+    /// Waits for the end of a process; `exec_id` is empty for init, here and below.
+    pub(crate) async fn wait(&self, exec_id: &str) -> Result<WaitProcessResponse, AgentError> {
+        let request = WaitProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
         Ok(self.client.wait_process(Context::default(), &request).await?)
     }
 
-    pub(crate) async fn signal(&self, signal: Signal) -> Result<(), AgentError> {
+    /// Sends a signal, by its number, to a process, or to `all` of the container.
+    pub(crate) async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
         let request = SignalProcessRequest {
             container_id: self.container_id.clone(),
-            signal: (signal as i32).unsigned_abs(),
-            ..SignalProcessRequest::default()
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
         };
-        within(SIGNAL_TIMEOUT, self.client.signal_process(Context::default(), &request)).await
+        within(CALL_TIMEOUT, self.client.signal_process(Context::default(), &request)).await?;
+        Ok(())
     }
 
-    pub(crate) async fn resize(&self, size: Size) -> Result<(), AgentError> {
+    pub(crate) async fn resize(&self, exec_id: &str, size: Size) -> Result<(), AgentError> {
         let request = ResizeTerminalRequest {
             container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
             rows: size.rows,
             columns: size.columns,
-            ..ResizeTerminalRequest::default()
+            ..Default::default()
         };
-        within(SIGNAL_TIMEOUT, self.client.resize_terminal(Context::default(), &request)).await
+        within(CALL_TIMEOUT, self.client.resize_terminal(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
+        Ok(within(CALL_TIMEOUT, self.client.list_processes(Context::default(), &request)).await?.processes)
+    }
+
+    pub(crate) async fn pause(&self) -> Result<(), AgentError> {
+        let request = PauseContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        within(CALL_TIMEOUT, self.client.pause_container(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn resume(&self) -> Result<(), AgentError> {
+        let request = ResumeContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        within(CALL_TIMEOUT, self.client.resume_container(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn update(&self, cgroup_settings: Vec<CgroupSetting>) -> Result<(), AgentError> {
+        let container_id = self.container_id.clone();
+        let request = UpdateContainerRequest { container_id, cgroup_settings, ..Default::default() };
+        within(CALL_TIMEOUT, self.client.update_container(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn stats(&self) -> Result<GetStatsResponse, AgentError> {
+        let request = GetStatsRequest { container_id: self.container_id.clone(), ..Default::default() };
+        within(CALL_TIMEOUT, self.client.get_stats(Context::default(), &request)).await
+    }
+
+    /// Forgets an exec'd process that has ended.
+    pub(crate) async fn delete_process(&self, exec_id: &str) -> Result<(), AgentError> {
+        let container_id = self.container_id.clone();
+        let request = DeleteProcessRequest { container_id, exec_id: exec_id.to_owned(), ..Default::default() };
+        within(CALL_TIMEOUT, self.client.delete_process(Context::default(), &request)).await?;
+        Ok(())
     }
 
     /// Returns when all that the container wrote has reached the host.
     pub(crate) async fn delete(&self) -> Result<(), AgentError> {
-        let request =
-            DeleteContainerRequest { container_id: self.container_id.clone(), ..DeleteContainerRequest::default() };
-        within(DELETE_TIMEOUT, self.client.delete_container(Context::default(), &request)).await
+        let request = DeleteContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+        within(DELETE_TIMEOUT, self.client.delete_container(Context::default(), &request)).await?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Agent").field("container_id", &self.container_id).finish_non_exhaustive()
     }
 }
 
 /// A call whose answer is not waited for beyond `limit`.
-async fn within<T>(limit: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<(), AgentError> {
-    timeout(limit, call).await.map_err(|_| AgentError::Timeout)??;
-    Ok(())
+async fn within<T>(limit: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
+    Ok(timeout(limit, call).await.map_err(|_| AgentError::Timeout)??)
 }
 
 #[cfg(test)]

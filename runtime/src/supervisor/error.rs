@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use super::agent::{AgentError, Refusal};
-use super::state_dir::StateDirError;
+use super::console::ConsoleError;
+use super::state::StateDirError;
 use super::streams::OpenStreamError;
 use super::terminal::TerminalError;
 use super::vmm::SpawnVmmError;
@@ -61,6 +62,12 @@ pub(crate) enum RunError {
     Signals(#[source] io::Error),
     #[error("cannot set up the event loop")]
     EventLoop(#[source] io::Error),
+    #[error("cannot find out the current folder")]
+    Paths(#[source] io::Error),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error("the caller was gone before the container was created")]
+    CallerGone,
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]

@@ -14,6 +14,8 @@ pub(crate) enum TerminalError {
         "process.terminal is true, but stdin is not a terminal (start it from one, or set process.terminal to false)"
     )]
     NotATerminal,
+    #[error("a terminal is asked for, but stdin is not one (start it from one, or leave --tty out)")]
+    NotATerminalForExec,
     #[error("cannot switch the terminal to raw mode")]
     Raw(#[source] io::Error),
 }
@@ -28,6 +30,11 @@ pub(crate) struct Size {
 /// Checks that stdin is a terminal.
 pub(crate) fn require() -> Result<(), TerminalError> {
     if isatty(stdin()) { Ok(()) } else { Err(TerminalError::NotATerminal) }
+}
+
+/// Checks that stdin is a terminal, for a process that is added to a container.
+pub(crate) fn require_for_exec() -> Result<(), TerminalError> {
+    if isatty(stdin()) { Ok(()) } else { Err(TerminalError::NotATerminalForExec) }
 }
 
 /// The terminal's size, unless it does not know it.

@@ -8,9 +8,11 @@ mod command_line;
 mod debian;
 mod devices;
 mod engine;
+mod exec;
 mod exit;
 mod files;
 mod guest_failure;
+mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
@@ -72,6 +74,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         command_line::CASES,
         exit::CASES,
+        lifecycle::CASES,
+        exec::CASES,
         stdio::CASES,
         streams::CASES,
         terminal::CASES,

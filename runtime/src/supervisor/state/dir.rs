@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The state directory of a sandbox, `<root>/<id>/`, and the sweeping of those that a killed supervisor left.
+//! The state directory of a sandbox, `<root>/<id>/`, as its supervisor holds it.
 //!
 //! The directory itself carries a lock (flock(2)) that its supervisor holds for as long as it lives; the kernel drops it
 //! with the process, however it ends. So a directory whose lock is free is stale, and whoever gets that lock may remove
 //! it. A new directory is made and locked under a name that cannot be an id (`.new-…`), and then renamed, so that there
 //! is no moment at which a live sandbox's directory is unlocked.
-//!
-//! Sweeping touches only directories that hold Bulkhead's own marker file, and in them only the files that Bulkhead
-//! makes: `--root` may name a directory that has other things in it.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -26,30 +21,31 @@ use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, openat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
-use crate::cgroup::HostCgroup;
+use super::record::{Record, STATE, STATE_NEW};
+use super::sweep::{Swept, start_time, sweep_one};
 use crate::logging;
 
 /// The longest id: a file name of the kernel's.
 const MAX_ID: usize = 255;
 
 /// Marks a directory as a sandbox's.
-const MARKER: &str = "bulkhead";
+pub(super) const MARKER: &str = "bulkhead";
 /// The VMM's process id and start time.
-const VMM: &str = "vmm";
+pub(super) const VMM: &str = "vmm";
 /// What the guest's kernel wrote to its console.
-const CONSOLE: &str = "console.log";
+pub(super) const CONSOLE: &str = "console.log";
 /// The host side of the guest's vsock.
-const VSOCK: &str = "vsock.sock";
+pub(super) const VSOCK: &str = "vsock.sock";
+/// The supervisor's Task API.
+pub(super) const TASK: &str = "task.sock";
 
 /// The directories of the sandbox's cgroup, each ended by a NUL byte.
-const CGROUP: &str = "cgroup";
-const FILES: [&str; 5] = [MARKER, VMM, CONSOLE, VSOCK, CGROUP];
-/// Most bytes of its record that are read.
-const MAX_CGROUP_RECORD: u64 = 64 << 10;
-const NEW_PREFIX: &str = ".new-";
+pub(super) const CGROUP: &str = "cgroup";
+
+const FILES: [&str; 8] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, STATE, STATE_NEW];
+pub(super) const NEW_PREFIX: &str = ".new-";
 
 /// Tells apart the directories that one process makes.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -97,12 +93,13 @@ pub(crate) fn check_id(id: &str) -> Result<(), StateDirError> {
     Ok(())
 }
 
-/// A sandbox's state directory, locked; removed when dropped.
+/// A sandbox's state directory, locked; removed when dropped, unless it is to be kept.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
     /// Holds the lock.
     dir: OwnedFd,
+    keep: bool,
 }
 
 impl StateDir {
@@ -150,6 +147,7 @@ impl StateDir {
                         thread::sleep(Duration::from_millis(2));
                     }
                     Swept::Foreign => return Err(StateDirError::Foreign(path)),
+                    Swept::Kept => return Err(StateDirError::InUse(id.to_owned())),
                     Swept::Removed => in_use = false,
                 },
                 Err(error) => return Err(io("rename to the container's id the folder")(error.into())),
@@ -161,7 +159,7 @@ impl StateDir {
     /// Locks a directory that was just made; `None` when a sweep was faster.
     fn lock_new(path: &Path) -> Result<Option<Self>, Errno> {
         match lock(path) {
-            Ok(Some(dir)) => Ok(Some(Self { path: path.to_owned(), dir })),
+            Ok(Some(dir)) => Ok(Some(Self { path: path.to_owned(), dir, keep: false })),
             Ok(None) | Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -187,21 +185,27 @@ impl StateDir {
         UnixListener::bind(self.vsock_path()).map_err(self.named("make the socket", VSOCK))
     }
 
-    /// The path of the vsock's socket, for this process alone: through the open directory, since a socket's address is
-    /// limited to 107 bytes and `--root` is not.
+    /// The path of the vsock's socket, for this process alone.
     pub(crate) fn vsock_path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{VSOCK}", self.dir.as_raw_fd()))
+        short_path(&self.dir, VSOCK)
     }
 
-    /// Notes the VMM's process, so that a sweep can end one that has survived its supervisor.
-    pub(crate) fn record_vmm(&self, pid: u32) -> Result<(), StateDirError> {
-        let start_time = start_time(pid).unwrap_or(0);
-        let written = self.create_file(VMM).and_then(|mut file| writeln!(file, "{pid} {start_time}"));
-        written.map_err(self.named("write the file", VMM))
+    /// Makes the socket of the Task API.
+    pub(crate) fn bind_task(&self) -> Result<UnixListener, StateDirError> {
+        UnixListener::bind(short_path(&self.dir, TASK)).map_err(self.named("make the socket", TASK))
     }
-}
 
-impl StateDir {
+    /// A second descriptor of the directory, which holds the lock as well.
+    pub(crate) fn handle(&self) -> Result<OwnedFd, StateDirError> {
+        let doing = "duplicate the descriptor of";
+        self.dir.try_clone().map_err(|source| StateDirError::Io { doing, path: self.path.clone(), source })
+    }
+
+    /// Writes the record.
+    pub(crate) fn record(&self, record: &Record) -> Result<(), StateDirError> {
+        record.write(&self.dir).map_err(self.named("write the file", STATE))
+    }
+
     /// Notes the directories of the sandbox's cgroup, so that a sweep can remove what a killed supervisor leaves.
     pub(crate) fn record_cgroup<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Result<(), StateDirError> {
         let mut record = Vec::new();
@@ -212,67 +216,44 @@ impl StateDir {
         let written = self.create_file(CGROUP).and_then(|mut file| file.write_all(&record));
         written.map_err(self.named("write the file", CGROUP))
     }
+
+    /// From here on the directory stays when this is dropped.
+    pub(crate) fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Whether it stays.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// Notes the VMM's process, so that a sweep can end one that has survived its supervisor.
+    pub(crate) fn record_vmm(&self, pid: u32) -> Result<(), StateDirError> {
+        let start_time = start_time(pid).unwrap_or(0);
+        let written = self.create_file(VMM).and_then(|mut file| writeln!(file, "{pid} {start_time}"));
+        written.map_err(self.named("write the file", VMM))
+    }
+}
+
+/// The path of a socket, for this process alone: through the open directory, since a socket's address is limited to 107
+/// bytes and `--root` is not.
+pub(super) fn short_path(dir: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
 impl Drop for StateDir {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         if let Err(error) = remove_locked(&self.dir, &self.path) {
             logging::warn(format_args!("cannot remove the state directory {}: {error}", self.path.display()));
         }
     }
 }
 
-/// What became of a directory that was not ours.
-#[derive(Debug, PartialEq, Eq)]
-enum Swept {
-    /// Its supervisor lives.
-    InUse,
-    /// It is none of Bulkhead's.
-    Foreign,
-    /// It is gone.
-    Removed,
-}
-
-/// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
-pub(crate) fn sweep(root: &Path) {
-    let Ok(entries) = fs::read_dir(root) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_ours = name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || check_id(name).is_ok());
-        if is_ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) && sweep_one(&entry.path()) == Swept::Removed {
-            logging::debug(format_args!("swept the stale state directory {}", entry.path().display()));
-        }
-    }
-}
-
-fn sweep_one(path: &Path) -> Swept {
-    let dir = match lock(path) {
-        Ok(Some(dir)) => dir,
-        Ok(None) => return Swept::InUse,
-        Err(Errno::NOENT) => return Swept::Removed,
-        Err(_) => return Swept::Foreign,
-    };
-    let is_new = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes()));
-    let marked = rustix::fs::statat(&dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-    // A new one may not have its marker yet; it is removed only if it is empty.
-    if !marked && !is_new {
-        return Swept::Foreign;
-    }
-    kill_recorded_vmm(&dir);
-    drop(recorded_cgroup(&dir));
-    match remove_locked(&dir, path) {
-        Ok(()) => Swept::Removed,
-        Err(error) => {
-            logging::debug(format_args!("cannot sweep {}: {error}", path.display()));
-            Swept::Foreign
-        }
-    }
-}
-
 /// Opens and locks a directory. `None`: the lock is taken, or `path` has come to name another directory meanwhile.
-fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
+pub(super) fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
     let dir = open(path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -288,7 +269,7 @@ fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
 }
 
 /// Removes Bulkhead's files and the directory, whose lock is held. The marker goes last.
-fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
+pub(super) fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
     for name in FILES.iter().rev() {
         match unlinkat(dir.as_fd(), *name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -298,52 +279,11 @@ fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// The cgroup that was noted; to be dropped, which removes it.
-fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut record = Vec::new();
-    if let Ok(file) = openat(dir, CGROUP, flags, Mode::empty()) {
-        // What cannot be read is not removed.
-        let _ = File::from(file).take(MAX_CGROUP_RECORD).read_to_end(&mut record);
-    }
-    let paths = record.split(|byte| *byte == 0).filter(|path| !path.is_empty());
-    HostCgroup::reopen(paths.map(|path| PathBuf::from(OsStr::from_bytes(path))))
-}
-
-/// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is
-/// stuck. The start time tells it from a later process with the same id.
-fn kill_recorded_vmm(dir: &OwnedFd) {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let Ok(file) = openat(dir, VMM, flags, Mode::empty()) else {
-        return;
-    };
-    let recorded = io::read_to_string(File::from(file)).unwrap_or_default();
-    let mut words = recorded.split_whitespace().map(str::parse::<u64>);
-    let (Some(Ok(pid)), Some(Ok(recorded_start))) = (words.next(), words.next()) else {
-        return;
-    };
-    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return;
-    };
-    // The descriptor is taken first: it stays with the process that is then compared.
-    let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else {
-        return;
-    };
-    if u32::try_from(pid).ok().and_then(start_time) == Some(recorded_start) {
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-    }
-}
-
-/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc_pid_stat(5)).
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the name in parentheses, may hold anything.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(19)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::record::Status;
+    use super::super::record::tests::record;
+    use super::super::sweep::sweep;
     use super::*;
     use std::collections::HashSet;
     use std::process::Command;
@@ -412,6 +352,34 @@ mod tests {
 
         assert_eq!(names(root.path()), ["c1"]);
         drop(state);
+    }
+
+    #[test]
+    fn a_kept_directory_survives_its_supervisor_and_keeps_its_id() {
+        let root = tempfile::tempdir().unwrap();
+        for (id, status) in [("ended", Status::Stopped), ("killed", Status::Running), ("unborn", Status::Creating)] {
+            let state = StateDir::create(root.path(), id).unwrap();
+            state.record(&record(id, status, true)).unwrap();
+            abandon(state);
+        }
+
+        sweep(root.path());
+
+        let mut left = names(root.path());
+        left.sort();
+        assert_eq!(left, ["ended", "killed"]);
+        assert!(matches!(StateDir::create(root.path(), "ended"), Err(StateDirError::InUse(_))));
+    }
+
+    #[test]
+    fn a_directory_that_is_kept_is_not_removed_with_its_holder() {
+        let root = tempfile::tempdir().unwrap();
+        let mut state = StateDir::create(root.path(), "c1").unwrap();
+
+        state.keep();
+        drop(state);
+
+        assert_eq!(names(root.path()), ["c1"]);
     }
 
     #[test]

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `bulkhead start`: lets a created container execute its program.
+
+use clap::Args;
+use containerd_shim_protos::api::StartRequest;
+use ttrpc::context::Context;
+
+use super::{Global, Outcome};
+use crate::supervisor::state::Found;
+use crate::supervisor::{CallError, client};
+
+/// Execute the program of a created container
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Name of the container
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Starts the container; returns once its program runs.
+pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
+    let found = Found::open(&global.root, &arguments.id)?;
+    client::call(&found, CallError::StartStopped, async |task, id| {
+        task.start(Context::default(), &StartRequest { id, ..Default::default() }).await
+    })?;
+    Ok(0)
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Calls to the supervisor of a container, from another process.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use containerd_shim_protos::shim_async::TaskClient;
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+use super::container::CallError;
+use super::state::{Found, LookupError, Status};
+use crate::text;
+
+/// A call that could not be made, or was refused.
+#[derive(Debug, Error)]
+pub(crate) enum ClientError {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// Known without asking the supervisor.
+    #[error(transparent)]
+    State(#[from] CallError),
+    #[error("cannot set up the event loop")]
+    EventLoop(#[source] io::Error),
+    #[error("cannot reach the container's supervisor")]
+    Connect(#[source] io::Error),
+    /// In the supervisor's words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the container's supervisor ended before it answered")]
+    Lost,
+    #[error("the container's supervisor gave an answer that cannot be understood")]
+    Answer,
+}
+
+impl From<ttrpc::Error> for ClientError {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => Self::Refused(text::one_line(status.message())),
+            _ => Self::Lost,
+        }
+    }
+}
+
+/// An event loop for a command.
+pub(crate) fn event_loop() -> Result<Runtime, ClientError> {
+    Builder::new_current_thread().enable_all().build().map_err(ClientError::EventLoop)
+}
+
+/// Connects to the supervisor; within an event loop.
+pub(crate) fn connect(found: &Found) -> Result<TaskClient, ClientError> {
+    let stream = UnixStream::connect(found.task_path()).map_err(ClientError::Connect)?;
+    stream.set_nonblocking(true).map_err(ClientError::Connect)?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(ClientError::Connect)?;
+    Ok(TaskClient::new(Client::new(Socket::new(stream))))
+}
+
+/// Makes one call to the supervisor of a container that has not ended; `ended` is the error if it has.
+pub(crate) fn call<T>(
+    found: &Found,
+    ended: CallError,
+    work: impl AsyncFnOnce(&TaskClient, String) -> ttrpc::Result<T>,
+) -> Result<T, ClientError> {
+    if found.status() == Status::Stopped {
+        return Err(ended.into());
+    }
+    event_loop()?.block_on(async {
+        match connect(found) {
+            Ok(client) => Ok(work(&client, found.record().id.clone()).await?),
+            // It has ended since.
+            Err(ClientError::Connect(_)) if found.status() == Status::Stopped => Err(ended.into()),
+            Err(error) => Err(error),
+        }
+    })
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container as its supervisor knows it: shared by the loop that supervises it and the calls that come in.
+//!
+//! ```text
+//! creating ──> created ──start──> running <──pause, resume──> paused
+//!                 └───────────────────┴───────── exit ──────────┴──────> stopped
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bulkhead_protocol::agent::{CgroupSetting, Process, Seccomp, TracePoint};
+use nix::sys::signal::Signal;
+use protobuf::MessageField;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::agent::{Agent, AgentError};
+use super::execs::Execs;
+use super::signals;
+use super::state::{Record, Status};
+use crate::logging;
+
+/// The number of the signal that nothing survives.
+pub(crate) const SIGKILL: u32 = 9;
+
+/// A call that does not fit the container's state, or failed. The words are those of runc, which engines look for.
+#[derive(Debug, Error)]
+pub(crate) enum CallError {
+    #[error("container does not exist: {0}")]
+    NoSuchContainer(String),
+    #[error("process does not exist: {0}")]
+    NoSuchProcess(String),
+    #[error("process exists already: {0}")]
+    ProcessExists(String),
+    #[error("cannot start a container that is still being created")]
+    StartWhileCreating,
+    #[error("cannot start an already running container")]
+    StartRunning,
+    #[error("cannot start a container in the paused state")]
+    StartPaused,
+    #[error("cannot start a container that has stopped")]
+    StartStopped,
+    #[error("container not running")]
+    NotRunning,
+    #[error("container not paused")]
+    NotPaused,
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
+    #[error("cannot exec in a container that is still being created")]
+    ExecWhileCreating,
+    #[error("cannot delete {0}: it has not ended")]
+    DeleteRunning(String),
+    #[error("the process of the call is wrong: {0}")]
+    BadRequest(String),
+    #[error("not supported: {0}")]
+    NotSupported(&'static str),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// How a process has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// 0 to 255: the exit code, or 128 + n for signal n.
+    pub(crate) status: u8,
+    /// When, since 1970.
+    pub(crate) at: Duration,
+}
+
+impl Ended {
+    /// An end that is seen at this moment.
+    pub(crate) fn now(status: u8) -> Self {
+        Self { status, at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
+    }
+}
+
+/// What changes in a container's life.
+#[derive(Debug)]
+struct Life {
+    record: Record,
+    /// A start is under way or has been: there is no second one.
+    start_taken: bool,
+}
+
+/// The container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) agent: Agent,
+    pub(crate) execs: Execs,
+    id: String,
+    life: Mutex<Life>,
+    /// Where the record is written.
+    dir: OwnedFd,
+    ended: watch::Sender<Option<Ended>>,
+    started: watch::Sender<bool>,
+    /// What confines init and is the configuration's, not its process': it confines the others too.
+    seccomp: MessageField<Seccomp>,
+    personality: Option<u32>,
+}
+
+impl Container {
+    /// A container that is being created, with that init. `dir` is its state directory.
+    pub(crate) fn new(agent: Agent, record: Record, init: &Process, dir: OwnedFd) -> Self {
+        let id = record.id.clone();
+        let life = Mutex::new(Life { record, start_taken: false });
+        Self {
+            agent,
+            execs: Execs::default(),
+            id,
+            life,
+            dir,
+            ended: watch::Sender::new(None),
+            started: watch::Sender::new(false),
+            seccomp: init.seccomp.clone(),
+            personality: init.personality,
+        }
+    }
+
+    /// Confines a further process as init is.
+    pub(crate) fn confine(&self, process: &mut Process) {
+        process.seccomp.clone_from(&self.seccomp);
+        process.personality = self.personality;
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.life().record.clone()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.life().record.status
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        // Nothing panics while the lock is held.
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a state and writes it down. A stopped container stays stopped.
+    pub(crate) fn enter(&self, status: Status) {
+        let mut life = self.life();
+        if life.record.status == Status::Stopped {
+            return;
+        }
+        life.record.status = status;
+        self.write(&life.record);
+    }
+
+    fn write(&self, record: &Record) {
+        if let Err(error) = record.write(&self.dir) {
+            logging::warn(format_args!("cannot write down that the container is {}: {error}", record.status.name()));
+        }
+    }
+
+    /// The container has ended, or was lost; that is written down if its state is `kept`.
+    pub(crate) fn stopped(&self, ended: Ended, kept: bool) {
+        {
+            let mut life = self.life();
+            life.record.status = Status::Stopped;
+            life.record.exit_status = Some(ended.status);
+            if kept {
+                self.write(&life.record);
+            }
+        }
+        self.ended.send_replace(Some(ended));
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.ended.borrow().clone()
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn wait(&self) -> Result<Ended, CallError> {
+        let mut ended = self.ended.subscribe();
+        let seen = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+        // The sender is this very container's: it lives.
+        seen.ok().flatten().ok_or(CallError::NotRunning)
+    }
+
+    /// Lets init execute its program.
+    pub(crate) async fn start(&self) -> Result<Vec<TracePoint>, CallError> {
+        {
+            let mut life = self.life();
+            match life.record.status {
+                Status::Creating => return Err(CallError::StartWhileCreating),
+                Status::Created if !life.start_taken => life.start_taken = true,
+                Status::Created | Status::Running => return Err(CallError::StartRunning),
+                Status::Paused => return Err(CallError::StartPaused),
+                Status::Stopped => return Err(CallError::StartStopped),
+            }
+        }
+        // Where it fails, init ends, and so the container: whoever waits for init sees it.
+        let started = self.agent.start().await?;
+        self.enter(Status::Running);
+        self.started.send_replace(true);
+        Ok(started.trace)
+    }
+
+    /// Waits until it has been started by a call.
+    pub(crate) async fn started(&self) {
+        // The sender is this very container's: it lives.
+        let _ = self.started.subscribe().wait_for(|started| *started).await;
+    }
+
+    /// Sends a signal to init, or to all processes.
+    pub(crate) async fn kill(&self, signal: u32, all: bool) -> Result<(), CallError> {
+        let signal = match self.status() {
+            Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
+            // The kernel lets an init that handles no signals be ended by SIGKILL alone.
+            Status::Created if Signal::try_from(signal.cast_signed()).is_ok_and(signals::ends_a_start) => SIGKILL,
+            _ => signal,
+        };
+        Ok(self.agent.signal("", signal, all).await?)
+    }
+
+    /// Freezes all processes.
+    pub(crate) async fn pause(&self) -> Result<(), CallError> {
+        if !matches!(self.status(), Status::Running | Status::Created) {
+            return Err(CallError::NotRunning);
+        }
+        self.agent.pause().await?;
+        self.enter(Status::Paused);
+        Ok(())
+    }
+
+    /// Lets all processes go on.
+    pub(crate) async fn resume(&self) -> Result<(), CallError> {
+        if self.status() != Status::Paused {
+            return Err(CallError::NotPaused);
+        }
+        self.agent.resume().await?;
+        self.enter(Status::Running);
+        Ok(())
+    }
+
+    /// Changes the limits.
+    pub(crate) async fn update(&self, settings: Vec<CgroupSetting>) -> Result<(), CallError> {
+        self.require_alive()?;
+        Ok(self.agent.update(settings).await?)
+    }
+
+    /// Fails unless there is an init, frozen or not.
+    pub(crate) fn require_alive(&self) -> Result<(), CallError> {
+        match self.status() {
+            Status::Creating | Status::Stopped => Err(CallError::NotRunning),
+            Status::Created | Status::Running | Status::Paused => Ok(()),
+        }
+    }
+
+    /// Fails unless a process can be added.
+    pub(crate) fn require_exec(&self) -> Result<(), CallError> {
+        match self.status() {
+            Status::Creating => Err(CallError::ExecWhileCreating),
+            Status::Stopped => Err(CallError::ExecStopped),
+            Status::Created | Status::Running | Status::Paused => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `delete`: the removal of a container's state, and, where asked for, of the container before.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::KillRequest;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use thiserror::Error;
+
+use super::client;
+use super::container::{CallError, SIGKILL};
+use super::state::{Found, LookupError, Status};
+use crate::logging;
+
+/// How long a killed container may take to end in good order: its files are written back.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a supervisor may take to be gone once the kernel ends it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a supervisor is gone.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A container that cannot be deleted.
+#[derive(Debug, Error)]
+pub(crate) enum DeleteError {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error("cannot delete container {id} that is not stopped: {}", status.name())]
+    NotStopped { id: String, status: Status },
+    #[error("cannot delete container {id}: its supervisor, process {pid}, does not end")]
+    Stuck { id: String, pid: u32 },
+}
+
+/// Deletes a container that has ended, or that was never started. With `force` one that runs is killed, and one that does
+/// not exist is no error. May be called any number of times, also at once.
+pub(crate) fn delete(root: &Path, id: &str, force: bool) -> Result<(), DeleteError> {
+    match Found::open(root, id).map_err(DeleteError::from).and_then(|found| delete_found(&found, force)) {
+        Err(DeleteError::Lookup(LookupError::NotFound(_))) if force => Ok(()),
+        result => result,
+    }
+}
+
+fn delete_found(found: &Found, force: bool) -> Result<(), DeleteError> {
+    if found.remove()? {
+        return Ok(());
+    }
+    let (id, status) = (found.record().id.clone(), found.status());
+    match status {
+        Status::Stopped => {}
+        Status::Created => kill(found),
+        _ if force => kill(found),
+        _ => return Err(DeleteError::NotStopped { id, status }),
+    }
+    if removed_within(found, END_TIMEOUT)? {
+        return Ok(());
+    }
+    // The VMM dies with it.
+    logging::debug(format_args!("{id} does not end, so its supervisor is killed"));
+    let pid = found.record().pid;
+    kill_supervisor(found, pid);
+    if removed_within(found, KILL_TIMEOUT)? { Ok(()) } else { Err(DeleteError::Stuck { id, pid }) }
+}
+
+/// Asks the supervisor to kill the container. Where that fails, there is another way.
+fn kill(found: &Found) {
+    let killed = client::call(found, CallError::NotRunning, async |task, id| {
+        task.kill(
+            ttrpc::context::with_duration(END_TIMEOUT),
+            &KillRequest { id, signal: SIGKILL, ..Default::default() },
+        )
+        .await
+    });
+    if let Err(error) = killed {
+        logging::debug(format_args!("{} was not killed by its supervisor: {error}", found.record().id));
+    }
+}
+
+fn removed_within(found: &Found, limit: Duration) -> Result<bool, LookupError> {
+    let end = Instant::now() + limit;
+    loop {
+        match found.remove() {
+            Ok(true) | Err(LookupError::NotFound(_)) => return Ok(true),
+            Ok(false) if Instant::now() >= end => return Ok(false),
+            Ok(false) => thread::sleep(LOOK_INTERVAL),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn kill_supervisor(found: &Found, pid: u32) {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    // The descriptor is taken first: as long as the lock is held, its holder is who wrote the record.
+    if let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty())
+        && found.is_alive()
+    {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::{Record, StateDir};
+    use super::*;
+
+    fn kept(root: &Path, id: &str, status: Status) -> StateDir {
+        let mut state = StateDir::create(root, id).unwrap();
+        let record = Record {
+            id: id.to_owned(),
+            pid: 0,
+            status,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: String::new(),
+            annotations: Default::default(),
+            kept: true,
+            exit_status: None,
+        };
+        state.record(&record).unwrap();
+        state.keep();
+        state
+    }
+
+    #[test]
+    fn what_has_ended_is_deleted_once() {
+        let root = tempfile::tempdir().unwrap();
+        drop(kept(root.path(), "ended", Status::Stopped));
+        drop(kept(root.path(), "killed", Status::Running));
+
+        for id in ["ended", "killed"] {
+            delete(root.path(), id, false).unwrap();
+            assert!(matches!(delete(root.path(), id, false), Err(DeleteError::Lookup(LookupError::NotFound(_)))));
+            delete(root.path(), id, true).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_runs_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let _running = kept(root.path(), "c1", Status::Running);
+
+        let error = delete(root.path(), "c1", false).unwrap_err();
+
+        assert_eq!(error.to_string(), "cannot delete container c1 that is not stopped: running");
+        assert!(Found::open(root.path(), "c1").is_ok());
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The processes that were added to a container, from the call that describes one to the call that forgets it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bulkhead_protocol::agent::Process;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use super::agent::AgentError;
+use super::container::{CallError, Container, Ended};
+use super::streams::StreamIds;
+
+/// How long, after the container's end, those who attend to its other processes may take to fetch their last output.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Streams with smaller numbers are init's.
+const FIRST_STREAM: u32 = 16;
+
+/// The status of a process that ended with its container: it was killed.
+const KILLED: u8 = 137;
+
+/// The table of processes.
+#[derive(Debug)]
+pub(crate) struct Execs {
+    table: Mutex<HashMap<String, Arc<Exec>>>,
+    next_stream: AtomicU32,
+    /// Somebody who attended to a process is done with it.
+    changed: Notify,
+}
+
+impl Default for Execs {
+    fn default() -> Self {
+        Self { table: Mutex::default(), next_stream: AtomicU32::new(FIRST_STREAM), changed: Notify::new() }
+    }
+}
+
+/// One process.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) streams: StreamIds,
+    pub(crate) terminal: bool,
+    /// What to start; taken by the start.
+    process: Mutex<Option<Process>>,
+    /// Its pid in the guest, once it runs.
+    pid: watch::Sender<Option<u32>>,
+    ended: watch::Sender<Option<Ended>>,
+    /// Whether somebody pumps its streams, and is to be given time at the end.
+    attended: Mutex<bool>,
+}
+
+impl Exec {
+    pub(crate) fn pid(&self) -> Option<u32> {
+        *self.pid.borrow()
+    }
+
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.ended.borrow().clone()
+    }
+
+    fn set_attended(&self, attended: bool) {
+        *self.attended.lock().unwrap_or_else(PoisonError::into_inner) = attended;
+    }
+
+    fn is_attended(&self) -> bool {
+        *self.attended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Execs {
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+        // Nothing panics while the lock is held.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a process; `wanted` says which of its streams are to be carried.
+    pub(crate) fn add(&self, exec_id: &str, mut process: Process, wanted: [bool; 3]) -> Result<(), CallError> {
+        let terminal = process.terminal;
+        let number = |wanted: bool| if wanted { self.next_stream.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let [stdin, stdout, stderr] = wanted;
+        // A terminal's output is one stream.
+        let streams = StreamIds { stdin: number(stdin), stdout: number(stdout), stderr: number(stderr && !terminal) };
+        process.stdin_stream = streams.stdin;
+        process.stdout_stream = streams.stdout;
+        process.stderr_stream = streams.stderr;
+        let exec = Exec {
+            streams,
+            terminal,
+            process: Mutex::new(Some(process)),
+            pid: watch::Sender::new(None),
+            ended: watch::Sender::new(None),
+            attended: Mutex::new(false),
+        };
+        let mut table = self.table();
+        if exec_id.is_empty() || table.contains_key(exec_id) {
+            return Err(CallError::ProcessExists(exec_id.to_owned()));
+        }
+        table.insert(exec_id.to_owned(), Arc::new(exec));
+        Ok(())
+    }
+
+    /// Looks a process up.
+    pub(crate) fn get(&self, exec_id: &str) -> Result<Arc<Exec>, CallError> {
+        self.table().get(exec_id).cloned().ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
+    }
+
+    /// Forgets a process.
+    pub(crate) fn remove(&self, exec_id: &str) {
+        self.table().remove(exec_id);
+        self.changed.notify_waiters();
+    }
+
+    /// After the container's end: returns when nobody has output to fetch any more, or has had the time to.
+    pub(crate) async fn farewell(&self, limit: Duration) {
+        let done = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                // From here on no change is missed.
+                changed.as_mut().enable();
+                if !self.table().values().any(|exec| exec.is_attended()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Who has not fetched it by now has stopped reading.
+        let _ = timeout(limit, done).await;
+    }
+}
+
+/// Starts a process that was added; its pid in the guest.
+pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u32, CallError> {
+    let exec = container.execs.get(exec_id)?;
+    let process = exec.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(process) = process else {
+        return Err(CallError::ProcessExists(exec_id.to_owned()));
+    };
+    exec.set_attended(true);
+    let started = match container.agent.exec(exec_id, process).await {
+        Ok(started) => started,
+        Err(error) => {
+            container.execs.remove(exec_id);
+            return Err(error.into());
+        }
+    };
+    let pid = u32::try_from(started.pid).unwrap_or(0);
+    exec.pid.send_replace(Some(pid));
+    let (container, exec_id) = (Arc::clone(container), exec_id.to_owned());
+    tokio::spawn(async move {
+        let status = match container.agent.wait(&exec_id).await {
+            Ok(exit) => u8::try_from(exit.exit_status).unwrap_or(u8::MAX),
+            Err(AgentError::Lost | AgentError::Timeout | AgentError::Refused { .. }) => KILLED,
+        };
+        exec.ended.send_replace(Some(Ended::now(status)));
+    });
+    Ok(pid)
+}
+
+/// Waits for the end of a process. Who gives up waiting has no further interest in it.
+pub(crate) async fn wait(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
+    let exec = container.execs.get(exec_id)?;
+    let mut attention = Attention { container, exec: &exec, kept: false };
+    let mut ended = exec.ended.subscribe();
+    let seen = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+    attention.kept = true;
+    // The sender is in the entry that this function holds.
+    seen.ok().flatten().ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
+}
+
+/// Forgets a process that has ended, or was never started.
+pub(crate) async fn delete(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
+    let exec = container.execs.get(exec_id)?;
+    let ended = match (exec.pid(), exec.ended()) {
+        (None, _) => Ended::now(0),
+        (Some(_), Some(ended)) => {
+            // The container may have ended meanwhile, and everything of it with it.
+            let _ = container.agent.delete_process(exec_id).await;
+            ended
+        }
+        (Some(_), None) => return Err(CallError::DeleteRunning(exec_id.to_owned())),
+    };
+    container.execs.remove(exec_id);
+    Ok(ended)
+}
+
+/// Somebody waits for a process; dropped before its end, that somebody is gone.
+struct Attention<'a> {
+    container: &'a Container,
+    exec: &'a Exec,
+    kept: bool,
+}
+
+impl Drop for Attention<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.exec.set_attended(false);
+            self.container.execs.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn added(terminal: bool, wanted: [bool; 3]) -> StreamIds {
+        let execs = Execs::default();
+        execs.add("e", Process { terminal, ..Process::default() }, wanted).unwrap();
+        execs.get("e").unwrap().streams
+    }
+
+    #[test]
+    fn each_wanted_stream_has_a_number_of_its_own_and_a_terminal_two() {
+        assert_eq!(added(false, [true, true, true]), StreamIds { stdin: 16, stdout: 17, stderr: 18 });
+        assert_eq!(added(false, [false, true, false]), StreamIds { stdin: 0, stdout: 16, stderr: 0 });
+        assert_eq!(added(true, [true, true, true]), StreamIds { stdin: 16, stdout: 17, stderr: 0 });
+    }
+
+    #[test]
+    fn an_id_names_one_process() {
+        let execs = Execs::default();
+        execs.add("e", Process::default(), [false; 3]).unwrap();
+
+        assert!(matches!(execs.add("e", Process::default(), [false; 3]), Err(CallError::ProcessExists(_))));
+        assert!(matches!(execs.add("", Process::default(), [false; 3]), Err(CallError::ProcessExists(_))));
+        execs.remove("e");
+        assert!(matches!(execs.get("e"), Err(CallError::NoSuchProcess(_))));
+    }
+
+    #[tokio::test]
+    async fn the_farewell_waits_for_those_who_attend_only_and_not_for_ever() {
+        let execs = Execs::default();
+        execs.add("e", Process::default(), [true; 3]).unwrap();
+        let limit = Duration::from_millis(50);
+        let begin = tokio::time::Instant::now();
+
+        execs.farewell(Duration::from_secs(3600)).await;
+        execs.get("e").unwrap().set_attended(true);
+        execs.farewell(limit).await;
+
+        assert!(begin.elapsed() >= limit);
+    }
+}

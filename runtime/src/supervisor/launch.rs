@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the command line to a booting sandbox: in this process, or in one that lives on.
+
+use std::io;
+use std::path::{Path, PathBuf, absolute};
+use std::process;
+
+use bulkhead_protocol::agent::CreateContainerRequest;
+
+use super::console;
+use super::daemon::{self, DetachError, Reporter};
+use super::error::RunError;
+use super::sandbox::{Launched, Sandbox};
+use super::signals::BlockedSignals;
+use super::state::{self, Record, StateDir, Status, check_id, sweep};
+use super::streams::StreamIds;
+use super::terminal;
+use super::vmm::{Vmm, VmmOptions};
+use crate::cgroup::HostCgroup;
+use crate::hooks;
+use crate::install::{Install, OpenParts};
+use crate::logging;
+use crate::spec::{self, Translated};
+use crate::storage::Shares;
+use crate::storage::mount_points::{self, Kind};
+use crate::text;
+use crate::trace::{Trace, now_ns};
+
+/// Whether the caller waits for the container's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It does; the state is removed at the end, unless it is to be kept.
+    Foreground { keep: bool },
+    /// It does not; the state is kept until the container is deleted.
+    Detached { start: bool },
+}
+
+impl Mode {
+    /// Whether the state stays after the container's end.
+    pub(super) fn keeps(self) -> bool {
+        matches!(self, Self::Foreground { keep: true } | Self::Detached { .. })
+    }
+
+    /// Whether the program is executed without being asked for.
+    pub(super) fn starts(self) -> bool {
+        matches!(self, Self::Foreground { .. } | Self::Detached { start: true })
+    }
+}
+
+/// What a container is made from.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) trace: Option<PathBuf>,
+    pub(crate) mode: Mode,
+}
+
+impl Options {
+    /// With absolute paths: the supervisor leaves the folder that it was called in.
+    fn absolute(mut self) -> io::Result<Self> {
+        self.bundle = absolute(self.bundle)?;
+        self.root = absolute(self.root)?;
+        for path in [&mut self.pid_file, &mut self.console_socket, &mut self.trace].into_iter().flatten() {
+            *path = absolute(&*path)?;
+        }
+        Ok(self)
+    }
+}
+
+/// A container that could not be made by a process of its own.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Detach(#[from] DetachError),
+}
+
+impl CreateError {
+    /// The exit status that says so.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Run(error) => error.exit_status(),
+            Self::Detach(error) => error.exit_status(),
+        }
+    }
+}
+
+/// What is known before anything exists.
+struct Plan {
+    translated: Translated,
+    install: Install,
+    parts: OpenParts,
+}
+
+/// Runs a container in a sandbox of its own and returns its exit status.
+///
+/// # Errors
+///
+/// Why it could not be started, or was lost; nothing of it is left on the host.
+pub(crate) fn run(options: Options) -> Result<u8, RunError> {
+    let options = options.absolute().map_err(RunError::Paths)?;
+    traced(&options, |trace| {
+        let begin_ns = now_ns();
+        let signals = BlockedSignals::block().map_err(RunError::Signals)?;
+        let plan = check(&options)?;
+        trace.since("spec", begin_ns);
+        supervise(&options, plan, signals, &mut None, trace)
+    })
+}
+
+/// Makes a container whose supervisor is a process that lives on; returns once it is created, or started.
+///
+/// # Errors
+///
+/// Why it could not; nothing of it is left on the host.
+pub(crate) fn create(options: Options) -> Result<(), CreateError> {
+    let options = options.absolute().map_err(RunError::Paths)?;
+    let plan = check(&options)?;
+    Ok(daemon::detach(|reporter| {
+        let mut reporter = Some(reporter);
+        match traced(&options, |trace| create_in_child(&options, plan, &mut reporter, trace)) {
+            Ok(status) => status,
+            Err(error) => {
+                let (message, status) = (text::chain(&error), error.exit_status());
+                match reporter {
+                    Some(reporter) => reporter.failed(message, status),
+                    None => logging::error(format_args!("{message}")),
+                }
+                status
+            }
+        }
+    })?)
+}
+
+fn create_in_child(
+    options: &Options,
+    plan: Plan,
+    reporter: &mut Option<Reporter>,
+    trace: &mut Trace,
+) -> Result<u8, RunError> {
+    let signals = BlockedSignals::block().map_err(RunError::Signals)?;
+    if let Some(socket) = &options.console_socket {
+        console::attach(socket)?;
+    }
+    supervise(options, plan, signals, reporter, trace)
+}
+
+fn traced(options: &Options, work: impl FnOnce(&mut Trace) -> Result<u8, RunError>) -> Result<u8, RunError> {
+    let mut trace = Trace::create(options.trace.clone())
+        .map_err(|source| RunError::Trace { path: options.trace.clone().unwrap_or_default(), source })?;
+    let result = work(&mut trace);
+    if let Err((path, error)) = trace.write() {
+        logging::warn(format_args!("cannot write the trace {}: {error}", path.display()));
+    }
+    result
+}
+
+/// Looks at everything that can be wrong before anything is made.
+fn check(options: &Options) -> Result<Plan, RunError> {
+    check_id(&options.id)?;
+    let translated = spec::load(&options.bundle)?;
+    let terminal = translated.request.process.terminal;
+    let detached = matches!(options.mode, Mode::Detached { .. });
+    console::check(terminal, detached, options.console_socket.as_deref())?;
+    if terminal && !detached {
+        terminal::require()?;
+    }
+    let install = Install::find()?;
+    let parts = install.open()?;
+    Ok(Plan { translated, install, parts })
+}
+
+fn supervise(
+    options: &Options,
+    plan: Plan,
+    signals: BlockedSignals,
+    reporter: &mut Option<Reporter>,
+    trace: &mut Trace,
+) -> Result<u8, RunError> {
+    let begin_ns = now_ns();
+    let Plan { translated, install, parts } = plan;
+    let Translated { mut request, shares, machine, cgroup, hooks, bundle, annotations } = translated;
+    make_mount_points(&request, &shares)?;
+    let state = StateDir::create(&options.root, &options.id)?;
+    let cgroup = HostCgroup::create(&cgroup, &options.id)?;
+    if let Some(cgroup) = &cgroup {
+        state.record_cgroup(cgroup.paths())?;
+        cgroup.join()?;
+    }
+    let vmm_options = VmmOptions {
+        id: &options.id,
+        machine: &machine,
+        shares: &shares,
+        vsock: state.bind_vsock()?,
+        console: state.create_console_log()?,
+        trace: trace.enabled(),
+    };
+    let (vmm, sockets) = Vmm::spawn(&install, parts, vmm_options)?;
+    trace.since("vmm spawn", begin_ns);
+
+    let terminal = request.process.terminal;
+    let streams = StreamIds::choose(terminal);
+    request.id.clone_from(&options.id);
+    request.start = options.mode.starts();
+    let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
+    let hook_state = hook_state.at(hooks::Status::Creating, Some(process::id()));
+    if !request.start_hooks.is_empty() {
+        request.start_hook_state = hook_state.at(hooks::Status::Created, Some(process::id())).to_text();
+    }
+    let size = terminal::size().filter(|_| terminal);
+    if let Some(process) = request.process.as_mut() {
+        process.stdin_stream = streams.stdin;
+        process.stdout_stream = streams.stdout;
+        process.stderr_stream = streams.stderr;
+        if let Some(size) = size {
+            (process.terminal_rows, process.terminal_columns) = (size.rows, size.columns);
+        }
+    }
+    // From here on the guest boots; what is done meanwhile costs nothing.
+    state.record_vmm(vmm.pid())?;
+    let record = Record {
+        id: options.id.clone(),
+        pid: process::id(),
+        status: Status::Creating,
+        bundle,
+        rootfs: rootfs(&shares).to_owned(),
+        created: state::now(),
+        annotations,
+        kept: options.mode.keeps(),
+        exit_status: None,
+    };
+    state.record(&record)?;
+    let task = state.bind_task()?;
+    sweep(&options.root);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
+    let (poststop, stopped) = (hooks.poststop.clone(), hook_state.at(hooks::Status::Stopped, None));
+    let boot_timeout = install.boot_timeout;
+    let launched = Launched { request, record, hooks, hook_state, sockets, signals, task, boot_timeout };
+    let sandbox = Sandbox::new(vmm, cgroup, state, terminal, size, streams);
+    let result = runtime.block_on(sandbox.supervise(options, launched, reporter, trace));
+    runtime.block_on(hooks::run_all(&poststop, &stopped));
+    result
+}
+
+fn rootfs(shares: &Shares) -> &Path {
+    shares.private.first().map_or(Path::new(""), |tree| &tree.source)
+}
+
+/// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
+fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
+    let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
+        return Ok(());
+    };
+    let mounts = request.mounts.iter().map(|mount| {
+        let file = mount.share.is_some() && !mount.source_is_dir;
+        (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
+    });
+    let points = mounts.chain([(request.process.cwd.as_str(), Kind::Folder)]);
+    mount_points::make(&rootfs.source, points).map_err(|(path, source)| RunError::MountPoint {
+        path,
+        rootfs: rootfs.source.clone(),
+        source,
+    })
+}

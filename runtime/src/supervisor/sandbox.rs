@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The supervising loop: everything that a sandbox reacts to, from its VMM's start to its end.
+
+use std::cell::Cell;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::agent::{CreateContainerRequest, WaitProcessResponse};
+use nix::sys::signal::Signal;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::agent::{Agent, AgentError};
+use super::container::{CallError, Container, Ended};
+use super::daemon::Reporter;
+use super::error::{Loss, Phase, RunError};
+use super::execs::FAREWELL;
+use super::launch::Options;
+use super::pid_file;
+use super::signals::{self, BlockedSignals, SignalStream};
+use super::state::{Record, StateDir, Status};
+use super::streams::{self, Outputs, StreamIds};
+use super::task_service::TaskServer;
+use super::terminal::{self, RawTerminal, Size};
+use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
+use crate::cgroup::HostCgroup;
+use crate::hooks::{self, Hook, Hooks, State};
+use crate::logging;
+use crate::text;
+use crate::trace::{Trace, Track, now_ns};
+
+/// How long a VMM may take to be gone after its connections are.
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a sandbox is started with besides what it owns.
+pub(super) struct Launched {
+    pub(super) request: CreateContainerRequest,
+    pub(super) record: Record,
+    pub(super) hooks: Hooks,
+    /// What hooks are told of the container.
+    pub(super) hook_state: State,
+    pub(super) sockets: VmmSockets,
+    pub(super) signals: BlockedSignals,
+    pub(super) task: UnixListener,
+    pub(super) boot_timeout: Duration,
+}
+
+/// What there is of a running sandbox, in the order in which it is undone.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    raw: Option<RawTerminal>,
+    vmm: Vmm,
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    cgroup: Option<HostCgroup>,
+    state: StateDir,
+    terminal: bool,
+    /// The size that the container's terminal has.
+    size: Option<Size>,
+    streams: StreamIds,
+    outputs: Option<Outputs>,
+    phase: Phase,
+}
+
+/// Where things come from that a sandbox reacts to in every state.
+struct Events<'a> {
+    vmm: UnboundedReceiver<VmmEvent>,
+    signals: SignalStream,
+    /// Signals that did not arrive.
+    failures: UnboundedReceiver<AgentError>,
+    failed: UnboundedSender<AgentError>,
+    trace: &'a mut Trace,
+}
+
+impl Sandbox {
+    /// A sandbox whose VMM has been started.
+    pub(super) fn new(
+        vmm: Vmm,
+        cgroup: Option<HostCgroup>,
+        state: StateDir,
+        terminal: bool,
+        size: Option<Size>,
+        streams: StreamIds,
+    ) -> Self {
+        Self { raw: None, vmm, cgroup, state, terminal, size, streams, outputs: None, phase: Phase::Booting }
+    }
+
+    /// Supervises until the end; the container's exit status. A reporter is told when the container is created, or
+    /// started, and taken.
+    pub(super) async fn supervise(
+        mut self,
+        options: &Options,
+        launched: Launched,
+        reporter: &mut Option<Reporter>,
+        trace: &mut Trace,
+    ) -> Result<u8, RunError> {
+        let Launched { request, record, hooks, hook_state, sockets, signals, task, boot_timeout } = launched;
+        let (vmm_sender, vmm_events) = unbounded_channel();
+        let (failed, failures) = unbounded_channel();
+        let signals = signals.into_stream().map_err(RunError::Signals)?;
+        let mut events = Events { vmm: vmm_events, signals, failures, failed, trace };
+        sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
+        let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
+        tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, vmm_sender));
+        let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
+        let container = Arc::new(Container::new(agent, record, &request.process, self.state.handle()?));
+        let server = TaskServer::start(task, Arc::clone(&container)).await.map_err(RunError::EventLoop)?;
+
+        let result = match self.run_hooks(&hooks.create, &hook_state, None, &mut events).await {
+            Ok(()) => {
+                let poststart = (hooks.poststart, hook_state.at(hooks::Status::Running, Some(std::process::id())));
+                self.live(options, &container, &request, &poststart, boot_timeout, reporter, &mut events).await
+            }
+            Err(error) => Err(error),
+        };
+        let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
+        let begin_ns = now_ns();
+        // The machine goes first: who learns of the end may rely on it.
+        let kept = self.state.is_kept();
+        drop(self);
+        container.stopped(Ended::now(status), kept);
+        server.stop().await;
+        events.trace.since("teardown", begin_ns);
+        result
+    }
+
+    /// From a booting machine to the container's end, and its exit status.
+    async fn live(
+        &mut self,
+        options: &Options,
+        container: &Arc<Container>,
+        request: &CreateContainerRequest,
+        (poststart, hook_state): &(Vec<Hook>, State),
+        boot_timeout: Duration,
+        reporter: &mut Option<Reporter>,
+        events: &mut Events<'_>,
+    ) -> Result<u8, RunError> {
+        let caller = reporter.as_ref().map(Reporter::watch).transpose().map_err(RunError::EventLoop)?;
+        self.create(&container.agent, request, events, boot_timeout, caller).await?;
+        self.phase = Phase::Running;
+        let started_ns = now_ns();
+        container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
+        if let Some(path) = &options.pid_file {
+            pid_file::write(path).map_err(|source| RunError::PidFile { path: path.clone(), source })?;
+        }
+        if options.mode.starts() {
+            self.run_hooks(poststart, hook_state, Some(container), events).await?;
+        }
+        if options.mode.keeps() {
+            self.state.keep();
+        }
+        if let Some(reporter) = reporter.take() {
+            reporter.succeeded();
+        }
+        if !options.mode.starts() && !poststart.is_empty() && self.wait_for_start(container, events).await? {
+            self.run_hooks(poststart, hook_state, Some(container), events).await?;
+        }
+        let exit = self.wait(container, events).await?;
+        let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
+        events.trace.add(Track::Supervisor, "running", started_ns, now_ns());
+
+        self.phase = Phase::Draining;
+        let begin_ns = now_ns();
+        self.drain(container, events).await?;
+        let trace = &mut events.trace;
+        if let Some(first_ns) = self.outputs.as_ref().and_then(Outputs::first_output_ns) {
+            trace.add(Track::Supervisor, "first output", first_ns, first_ns);
+        }
+        trace.add_guest(&exit.trace);
+        trace.add(Track::Guest, "exit", exited_ns, exited_ns);
+        trace.since("drain", begin_ns);
+        if exit.oom_killed {
+            logging::warn(format_args!("the guest's kernel killed a process of the container: out of memory"));
+        }
+        // The guest's word is only believed as far as an exit status goes.
+        Ok(u8::try_from(exit.exit_status).unwrap_or(u8::MAX))
+    }
+
+    /// From a booting machine to a container that waits for its start, or whose program runs.
+    async fn create(
+        &mut self,
+        agent: &Agent,
+        request: &CreateContainerRequest,
+        events: &mut Events<'_>,
+        boot_timeout: Duration,
+        caller: Option<UnixStream>,
+    ) -> Result<(), RunError> {
+        let spawned_ns = now_ns();
+        let agent_up_ns = Cell::new(0);
+        let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
+        let result = {
+            let answer = async {
+                let info = agent.get_info().await.map_err(RunError::Agent)?;
+                agent_up_ns.set(now_ns());
+                // The agent listens for streams before it connects.
+                let raw = terminal.then(RawTerminal::enter).transpose()?;
+                Ok((info, raw, streams::open(&vsock, ids).await?))
+            };
+            let created = async { agent.create(request).await.map_err(RunError::Create) };
+            let create = async { tokio::try_join!(answer, created) };
+            let caller_gone = hang_up(caller);
+            tokio::pin!(create, caller_gone);
+            let mut deadline = Instant::now() + boot_timeout;
+            loop {
+                tokio::select! {
+                    result = &mut create => break result,
+                    event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
+                    signal = events.signals.next() => {
+                        let signal = signal.map_err(RunError::Signals)?;
+                        if signals::ends_a_start(signal) {
+                            return Err(RunError::Interrupted(signal));
+                        }
+                    }
+                    () = &mut caller_gone => return Err(RunError::CallerGone),
+                    () = sleep_until(deadline) => {
+                        // Once the agent has answered, the container has as much time again.
+                        if agent_up_ns.get() == 0 || self.phase == Phase::Starting {
+                            let (phase, console) = (self.phase, self.vmm.console_tail());
+                            return Err(RunError::Deadline { phase, timeout: boot_timeout, console });
+                        }
+                        self.phase = Phase::Starting;
+                        deadline = Instant::now() + boot_timeout;
+                    }
+                }
+            }
+        };
+        let (info, raw, outputs) = match result {
+            Ok(((info, raw, outputs), created)) => {
+                let up_ns = agent_up_ns.get();
+                events.trace.set_guest_clock(info.now_ns, up_ns);
+                events.trace.add(Track::Supervisor, "boot", spawned_ns, up_ns);
+                events.trace.since("create container", up_ns);
+                events.trace.add_guest(&created.trace);
+                (info, raw, outputs)
+            }
+            Err(error) => return Err(self.explain(error, events).await),
+        };
+        events.trace.add_guest(&info.trace);
+        self.raw = raw;
+        self.outputs = Some(outputs);
+        let (agent, kernel) = (text::one_line(&info.agent_version), text::one_line(&info.kernel_release));
+        logging::debug(format_args!("agent {agent} on Linux {kernel}"));
+        Ok(())
+    }
+
+    /// Runs hooks. Signals are the container's, if there is one to pass them on to; else they end the start.
+    async fn run_hooks(
+        &mut self,
+        hooks: &[Hook],
+        state: &State,
+        container: Option<&Arc<Container>>,
+        events: &mut Events<'_>,
+    ) -> Result<(), RunError> {
+        let running = hooks::run(hooks, state);
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                result = &mut running => return Ok(result?),
+                event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
+                signal = events.signals.next() => {
+                    let signal = signal.map_err(RunError::Signals)?;
+                    match container {
+                        Some(container) => self.forward(container, signal, &events.failed),
+                        None if signals::ends_a_start(signal) => return Err(RunError::Interrupted(signal)),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Until a created container has been started, or has ended without that; whether it was started.
+    async fn wait_for_start(&mut self, container: &Arc<Container>, events: &mut Events<'_>) -> Result<bool, RunError> {
+        let ended = container.agent.wait("");
+        let started = container.started();
+        tokio::pin!(ended, started);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut started => return Ok(true),
+                // Whoever waits for it next learns how, or why that is not known.
+                _ = &mut ended => return Ok(false),
+                event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
+                signal = events.signals.next() => {
+                    self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
+                }
+            }
+        }
+    }
+
+    /// Until init has ended.
+    async fn wait(
+        &mut self,
+        container: &Arc<Container>,
+        events: &mut Events<'_>,
+    ) -> Result<WaitProcessResponse, RunError> {
+        // A change of size while the container was being made has been missed.
+        self.resize(&container.agent);
+        let wait = container.agent.wait("");
+        tokio::pin!(wait);
+        loop {
+            let error = tokio::select! {
+                result = &mut wait => match result {
+                    Ok(exit) => return Ok(exit),
+                    Err(error) => RunError::Agent(error),
+                },
+                event = events.vmm.recv() => {
+                    self.on_vmm_event(event, events.trace)?;
+                    continue;
+                }
+                signal = events.signals.next() => {
+                    self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
+                    continue;
+                }
+                Some(error) = events.failures.recv() => RunError::Agent(error),
+            };
+            return Err(self.explain(error, events).await);
+        }
+    }
+
+    /// After init's end: until its output is delivered and its files are written back.
+    async fn drain(&mut self, container: &Container, events: &mut Events<'_>) -> Result<(), RunError> {
+        let mut outputs = self.outputs.take();
+        let drained = async {
+            if let Some(outputs) = &mut outputs {
+                outputs.drained().await;
+            }
+            Ok(())
+        };
+        let deleted = async {
+            container.execs.farewell(FAREWELL).await;
+            container.agent.delete().await.map_err(RunError::Delete)
+        };
+        let result = {
+            let done = async { tokio::try_join!(drained, deleted) };
+            tokio::pin!(done);
+            loop {
+                tokio::select! {
+                    result = &mut done => break result.map(|_| ()),
+                    event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
+                    signal = events.signals.next() => {
+                        let signal = signal.map_err(RunError::Signals)?;
+                        if signals::ends_a_start(signal) {
+                            return Err(RunError::InterruptedDrain(signal));
+                        }
+                    }
+                }
+            }
+        };
+        self.outputs = outputs;
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error, events).await),
+        }
+    }
+
+    fn forward(&mut self, container: &Arc<Container>, signal: Signal, failed: &UnboundedSender<AgentError>) {
+        if signal == Signal::SIGWINCH && self.terminal {
+            self.resize(&container.agent);
+            return;
+        }
+        let (container, failed) = (Arc::clone(container), failed.clone());
+        tokio::spawn(async move {
+            match container.kill((signal as i32).unsigned_abs(), false).await {
+                Ok(()) => {}
+                Err(CallError::Agent(error @ (AgentError::Lost | AgentError::Timeout))) => {
+                    let _ = failed.send(error);
+                }
+                // A process that has just ended is no failure.
+                Err(error) => logging::debug(format_args!("{signal} was not delivered: {error}")),
+            }
+        });
+    }
+
+    fn resize(&mut self, agent: &Agent) {
+        let size = terminal::size().filter(|_| self.terminal);
+        if let Some(size) = size.filter(|size| self.size != Some(*size)) {
+            self.size = Some(size);
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                if let Err(error) = agent.resize("", size).await {
+                    logging::debug(format_args!("the terminal's size was not passed on: {error}"));
+                }
+            });
+        }
+    }
+
+    /// Records a trace point; fails when the VMM is gone.
+    fn on_vmm_event(&mut self, event: Option<VmmEvent>, trace: &mut Trace) -> Result<(), RunError> {
+        let end = match event {
+            Some(VmmEvent::Trace { name, begin_ns, end_ns }) => {
+                trace.add(Track::Vmm, &name, begin_ns, end_ns);
+                return Ok(());
+            }
+            Some(VmmEvent::Gone(end)) => end,
+            None => None,
+        };
+        let cause = vmm::describe_end(end, self.vmm.reap(), &self.vmm.stderr());
+        Err(RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() }))
+    }
+
+    /// A lost connection has a cause, which the VMM's end tells; it comes at once, or not at all.
+    async fn explain(&mut self, error: RunError, events: &mut Events<'_>) -> RunError {
+        if !error.is_lost_connection() {
+            return error;
+        }
+        let cause = async {
+            loop {
+                let event = events.vmm.recv().await;
+                if let Err(loss) = self.on_vmm_event(event, events.trace) {
+                    return loss;
+                }
+            }
+        };
+        match timeout(GONE_TIMEOUT, cause).await {
+            Ok(loss) => loss,
+            Err(_) => {
+                let cause = "the guest's agent ended its connection".to_owned();
+                RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() })
+            }
+        }
+    }
+}
+
+/// Returns when whoever waits for the report is gone; never where nobody does.
+async fn hang_up(caller: Option<UnixStream>) {
+    if let Some(caller) = caller
+        && caller.set_nonblocking(true).is_ok()
+        && let Ok(mut caller) = tokio::net::UnixStream::from_std(caller)
+    {
+        // It sends nothing: whatever comes is its end.
+        let _ = caller.read(&mut [0]).await;
+        return;
+    }
+    std::future::pending().await
+}

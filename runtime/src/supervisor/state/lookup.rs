@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container's state directory, as those see it who are not its supervisor.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::dir::{CONSOLE, StateDirError, TASK, VSOCK, check_id, lock, remove_locked, short_path};
+use super::record::{Record, Status};
+use super::sweep::end_sandbox;
+
+/// A container that cannot be looked up. Engines look for the words "does not exist".
+#[derive(Debug, Error)]
+pub(crate) enum LookupError {
+    #[error(transparent)]
+    Id(StateDirError),
+    #[error("container does not exist: {0}")]
+    NotFound(String),
+    #[error("cannot read the state of the container in {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+}
+
+/// A container that has been looked up.
+#[derive(Debug)]
+pub(crate) struct Found {
+    path: PathBuf,
+    dir: OwnedFd,
+    record: Record,
+}
+
+impl Found {
+    /// Looks a container up.
+    pub(crate) fn open(root: &Path, id: &str) -> Result<Self, LookupError> {
+        check_id(id).map_err(LookupError::Id)?;
+        let path = root.join(id);
+        let failed = |error: io::Error| LookupError::Read(path.clone(), error);
+        let dir = match open(&path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(LookupError::NotFound(id.to_owned())),
+            Err(error) => return Err(failed(error.into())),
+        };
+        match Record::read(&dir).map_err(failed)? {
+            Some(record) => Ok(Self { path, dir, record }),
+            // It is being made, or being deleted.
+            None => Err(LookupError::NotFound(id.to_owned())),
+        }
+    }
+
+    /// All containers under `root`, by their ids; one that cannot be read is left out.
+    pub(crate) fn all(root: &Path) -> Vec<Self> {
+        let names =
+            fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut all: Vec<_> = names.filter_map(|id| Self::open(root, &id).ok()).collect();
+        all.sort_by(|one, other| one.record.id.cmp(&other.record.id));
+        all
+    }
+
+    /// What its supervisor wrote down last.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether its supervisor lives: whether the lock is held.
+    pub(crate) fn is_alive(&self) -> bool {
+        // A shared lock does not disturb others who ask. It is let go of at once: a deleter waits for it.
+        match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {
+                let _ = flock(&self.dir, FlockOperation::Unlock);
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// Where the container is in its life: without its supervisor it has none.
+    pub(crate) fn status(&self) -> Status {
+        if self.is_alive() { self.record.status } else { Status::Stopped }
+    }
+
+    /// The path of the Task API's socket, for this process alone.
+    pub(crate) fn task_path(&self) -> PathBuf {
+        short_path(&self.dir, TASK)
+    }
+
+    /// The path of the vsock's socket, for this process alone.
+    pub(crate) fn vsock_path(&self) -> PathBuf {
+        short_path(&self.dir, VSOCK)
+    }
+
+    /// What the guest's kernel wrote to its console.
+    pub(crate) fn console(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat(&self.dir, CONSOLE, flags, Mode::empty())?.into())
+    }
+
+    /// Removes the state, if the supervisor is gone; whether it was.
+    pub(crate) fn remove(&self) -> Result<bool, LookupError> {
+        let failed = |error: io::Error| LookupError::Read(self.path.clone(), error);
+        match lock(&self.path) {
+            Ok(Some(dir)) => {
+                end_sandbox(&dir);
+                remove_locked(&dir, &self.path).map_err(failed)?;
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            // Another deleter was faster.
+            Err(Errno::NOENT) => Err(LookupError::NotFound(self.record.id.clone())),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StateDir;
+    use super::super::record::tests::record;
+    use super::*;
+
+    #[test]
+    fn a_container_is_what_its_record_says_while_its_supervisor_lives() {
+        let root = tempfile::tempdir().unwrap();
+        let mut state = StateDir::create(root.path(), "c1").unwrap();
+        state.record(&record("c1", Status::Running, true)).unwrap();
+        state.keep();
+
+        let found = Found::open(root.path(), "c1").unwrap();
+        assert_eq!(found.status(), Status::Running);
+        assert!(!found.remove().unwrap());
+        drop(state);
+
+        assert_eq!(found.status(), Status::Stopped);
+        assert!(found.remove().unwrap());
+        assert!(matches!(found.remove(), Err(LookupError::NotFound(_))));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let _unborn = StateDir::create(root.path(), "unborn").unwrap();
+
+        for id in ["absent", "unborn"] {
+            let error = Found::open(root.path(), id).unwrap_err();
+            assert_eq!(error.to_string(), format!("container does not exist: {id}"));
+        }
+        assert!(matches!(Found::open(root.path(), "a/b"), Err(LookupError::Id(_))));
+        assert!(Found::all(root.path()).is_empty());
+    }
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What lies under `--root`: a directory for each container, with a record of it.
+
+mod dir;
+mod lookup;
+mod record;
+mod sweep;
+
+pub(crate) use self::dir::{StateDir, StateDirError, check_id};
+pub(crate) use self::lookup::{Found, LookupError};
+pub(crate) use self::record::{Record, Status, now};
+pub(crate) use self::sweep::{collect, sweep};

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `state.json`: what is known of a container by those that are not its supervisor, and after its supervisor's end.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Mode, OFlags, openat, renameat};
+use serde::{Deserialize, Serialize};
+
+use crate::logging;
+
+/// The file's name in a state directory.
+pub(super) const STATE: &str = "state.json";
+/// Its name while it is being written.
+pub(super) const STATE_NEW: &str = ".state.json";
+
+/// Most bytes that are read: annotations are bounded by the configuration's size.
+const MAX_SIZE: u64 = 32 << 20;
+
+/// Where a container is in its life, in the specification's words and runc's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// Its guest boots.
+    Creating,
+    /// Its init waits for the start.
+    Created,
+    /// Its program runs.
+    Running,
+    /// All of its processes are frozen.
+    Paused,
+    /// Its init has ended.
+    Stopped,
+}
+
+impl Status {
+    /// The word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The content of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Record {
+    pub(crate) id: String,
+    /// The supervisor's process.
+    pub(crate) pid: u32,
+    pub(crate) status: Status,
+    /// Absolute.
+    pub(crate) bundle: PathBuf,
+    /// Absolute.
+    pub(crate) rootfs: PathBuf,
+    /// When it was made, RFC 3339 with nanoseconds.
+    pub(crate) created: String,
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Whether the state stays after the container's end, until it is deleted.
+    pub(crate) kept: bool,
+    /// Once the container has ended.
+    pub(crate) exit_status: Option<u8>,
+}
+
+impl Record {
+    /// Reads the record of a state directory; `None` if it has none yet.
+    pub(super) fn read(dir: impl AsFd) -> io::Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match openat(dir, STATE, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut text = Vec::new();
+        file.take(MAX_SIZE).read_to_end(&mut text)?;
+        Ok(Some(serde_json::from_slice(&text)?))
+    }
+
+    /// Writes the record so that whoever reads it sees the old one or this, whole.
+    pub(crate) fn write(&self, dir: impl AsFd) -> io::Result<()> {
+        let dir = dir.as_fd();
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mut file = File::from(openat(dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(&serde_json::to_vec(self)?)?;
+        drop(file);
+        Ok(renameat(dir, STATE_NEW, dir, STATE)?)
+    }
+}
+
+/// This moment, as RFC 3339 with nanoseconds.
+pub(crate) fn now() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = logging::rfc3339(now.as_secs());
+    format!("{}.{:09}Z", seconds.trim_end_matches('Z'), now.subsec_nanos())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn record(id: &str, status: Status, kept: bool) -> Record {
+        Record {
+            id: id.to_owned(),
+            pid: 7,
+            status,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: now(),
+            annotations: BTreeMap::new(),
+            kept,
+            exit_status: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_the_last_one_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = File::open(folder.path()).unwrap();
+        let mut first = record("c1", Status::Running, true);
+        first.annotations.insert("a".into(), "b".into());
+
+        assert_eq!(Record::read(&dir).unwrap(), None);
+        first.write(&dir).unwrap();
+        assert_eq!(Record::read(&dir).unwrap(), Some(first.clone()));
+        first.status = Status::Stopped;
+        first.write(&dir).unwrap();
+
+        assert_eq!(Record::read(&dir).unwrap(), Some(first));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_time_is_of_a_fixed_length() {
+        let now = now();
+
+        assert_eq!(now.len(), "2026-01-01T00:00:00.000000000Z".len(), "{now}");
+        assert!(now.starts_with("20") && now.ends_with('Z'));
+    }
+}

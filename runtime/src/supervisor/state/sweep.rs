@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sweeping: the removal of state directories whose supervisor was killed.
+//!
+//! It touches only directories that hold Bulkhead's own marker file, and in them only the files that Bulkhead makes:
+//! `--root` may name a directory that has other things in it. Directories that are kept stay for `delete` and `gc`.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::dir::{CGROUP, MARKER, NEW_PREFIX, VMM, check_id, lock, remove_locked};
+use super::record::{Record, Status};
+use crate::cgroup::HostCgroup;
+use crate::logging;
+
+/// Most bytes of a cgroup's record that are read.
+const MAX_CGROUP_RECORD: u64 = 64 << 10;
+
+/// What became of a directory that was not ours.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Swept {
+    /// Its supervisor lives.
+    InUse,
+    /// It is none of Bulkhead's.
+    Foreign,
+    /// Its container is to be deleted by those who created it.
+    Kept,
+    /// It is gone.
+    Removed,
+}
+
+/// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
+pub(crate) fn sweep(root: &Path) {
+    for path in candidates(root) {
+        if sweep_one(&path) == Swept::Removed {
+            logging::debug(format_args!("swept the stale state directory {}", path.display()));
+        }
+    }
+}
+
+/// Removes, besides, what killed supervisors have left of containers that were to be kept; or only looks for it. The
+/// directories that are gone, or would be.
+pub(crate) fn collect(root: &Path, dry_run: bool) -> Vec<PathBuf> {
+    let mut collected: Vec<_> = candidates(root).filter(|path| collect_one(path, dry_run)).collect();
+    collected.sort();
+    collected
+}
+
+fn collect_one(path: &Path, dry_run: bool) -> bool {
+    let Ok(Some(dir)) = lock(path) else {
+        return false;
+    };
+    // One that ended in good order waits for whoever created it.
+    let ended = Record::read(&dir).ok().flatten().is_some_and(|record| record.status == Status::Stopped);
+    if ended || !is_own(&dir, path) {
+        return false;
+    }
+    if dry_run {
+        return true;
+    }
+    end_sandbox(&dir);
+    let removed = remove_locked(&dir, path);
+    if let Err(error) = &removed {
+        logging::warn(format_args!("cannot remove {}: {error}", path.display()));
+    }
+    removed.is_ok()
+}
+
+/// The directories under `root` whose names are those of state directories.
+fn candidates(root: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        let fits = name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || check_id(name).is_ok());
+        (fits && entry.file_type().is_ok_and(|kind| kind.is_dir())).then(|| entry.path())
+    })
+}
+
+/// Whether a locked directory is Bulkhead's. A new one may not have its marker yet; it is removed only if it is empty.
+fn is_own(dir: &OwnedFd, path: &Path) -> bool {
+    let is_new = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes()));
+    is_new || rustix::fs::statat(dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+pub(super) fn sweep_one(path: &Path) -> Swept {
+    let dir = match lock(path) {
+        Ok(Some(dir)) => dir,
+        Ok(None) => return Swept::InUse,
+        Err(Errno::NOENT) => return Swept::Removed,
+        Err(_) => return Swept::Foreign,
+    };
+    if !is_own(&dir, path) {
+        return Swept::Foreign;
+    }
+    end_sandbox(&dir);
+    // A record that cannot be read is not one to believe in.
+    if Record::read(&dir).ok().flatten().is_some_and(|record| record.kept && record.status != Status::Creating) {
+        return Swept::Kept;
+    }
+    match remove_locked(&dir, path) {
+        Ok(()) => Swept::Removed,
+        Err(error) => {
+            logging::debug(format_args!("cannot sweep {}: {error}", path.display()));
+            Swept::Foreign
+        }
+    }
+}
+
+/// The cgroup that was noted; to be dropped, which removes it.
+fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut record = Vec::new();
+    if let Ok(file) = openat(dir, CGROUP, flags, Mode::empty()) {
+        // What cannot be read is not removed.
+        let _ = File::from(file).take(MAX_CGROUP_RECORD).read_to_end(&mut record);
+    }
+    let paths = record.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    HostCgroup::reopen(paths.map(|path| PathBuf::from(OsStr::from_bytes(path))))
+}
+
+/// Ends what is left of a sandbox whose supervisor is gone: its VMM and its cgroup.
+pub(super) fn end_sandbox(dir: &OwnedFd) {
+    kill_recorded_vmm(dir);
+    drop(recorded_cgroup(dir));
+}
+
+/// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is
+/// stuck. The start time tells it from a later process with the same id.
+fn kill_recorded_vmm(dir: &OwnedFd) {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(file) = openat(dir, VMM, flags, Mode::empty()) else {
+        return;
+    };
+    let recorded = io::read_to_string(File::from(file)).unwrap_or_default();
+    let mut words = recorded.split_whitespace().map(str::parse::<u64>);
+    let (Some(Ok(pid)), Some(Ok(recorded_start))) = (words.next(), words.next()) else {
+        return;
+    };
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    // The descriptor is taken first: it stays with the process that is then compared.
+    let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else {
+        return;
+    };
+    if u32::try_from(pid).ok().and_then(start_time) == Some(recorded_start) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+}
+
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc_pid_stat(5)).
+pub(super) fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name in parentheses, may hold anything.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StateDir;
+    use super::super::record::tests::record;
+    use super::*;
+
+    #[test]
+    fn a_collection_takes_what_crashed_and_leaves_what_ended_or_lives() {
+        let root = tempfile::tempdir().unwrap();
+        for (id, status) in [("ended", Status::Stopped), ("crashed", Status::Running)] {
+            let mut state = StateDir::create(root.path(), id).unwrap();
+            state.record(&record(id, status, true)).unwrap();
+            state.keep();
+        }
+        let _lives = StateDir::create(root.path(), "lives").unwrap();
+        fs::create_dir(root.path().join("theirs")).unwrap();
+        let crashed = root.path().join("crashed");
+
+        assert_eq!(collect(root.path(), true), [crashed.clone()]);
+        assert!(crashed.exists());
+        assert_eq!(collect(root.path(), false), [crashed.clone()]);
+
+        assert!(!crashed.exists());
+        for id in ["ended", "lives", "theirs"] {
+            assert!(root.path().join(id).exists(), "{id}");
+        }
+        assert!(collect(root.path(), false).is_empty());
+    }
+}

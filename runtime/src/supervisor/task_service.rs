@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The supervisor's control interface: containerd's Task API, served to the command line.
+//!
+//! Versions 2 and 3 differ in the package name alone, so both are served. A call's work goes on when its caller is gone:
+//! a container must not be left half started.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
+    KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status as TaskStatus, UpdateTaskRequest,
+    WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim_async::{Task, create_task};
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+use protobuf::{EnumOrUnknown, Message, MessageField};
+use tokio::sync::RwLock;
+use tokio::time::timeout;
+use ttrpc::Code;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+use super::agent::{AgentError, Refusal};
+use super::container::{CallError, Container, Ended};
+use super::execs;
+use super::state::Status;
+use super::terminal::Size;
+use crate::spec;
+use crate::text;
+
+/// What a stream is called in `ExecProcess` to be carried to whoever asks for it, and, with its number, in the answer to
+/// `State`.
+pub(crate) const STREAM: &str = "stream:";
+
+/// The type of the details of a process: the agent's own message.
+pub(crate) const PROCESS_INFO_TYPE: &str = "bulkhead.agent.ProcessInfo";
+
+/// The type of statistics: the agent's own message.
+pub(crate) const STATS_TYPE: &str = "bulkhead.agent.GetStatsResponse";
+
+const SERVICE_V2: &str = "containerd.task.v2.Task";
+const SERVICE_V3: &str = "containerd.task.v3.Task";
+
+/// How long the last answers may take to be sent.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// The server. It lives as long as the supervisor.
+pub(crate) struct TaskServer {
+    server: Server,
+    calls: Arc<RwLock<()>>,
+}
+
+impl TaskServer {
+    /// Serves a container on a socket.
+    pub(crate) async fn start(
+        listener: std::os::unix::net::UnixListener,
+        container: Arc<Container>,
+    ) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = Listener::from(tokio::net::UnixListener::from_std(listener)?);
+        let calls = Arc::<RwLock<()>>::default();
+        let service: Arc<dyn Task + Send + Sync> = Arc::new(TaskService { container, calls: Arc::clone(&calls) });
+        let mut v2 = create_task(Arc::clone(&service));
+        let v2 = v2.remove(SERVICE_V3).map(|methods| (SERVICE_V2.to_owned(), methods)).into_iter().collect();
+        let mut server =
+            Server::new().add_listener(listener).register_service(v2).register_service(create_task(service));
+        server.start().await.map_err(std::io::Error::other)?;
+        Ok(Self { server, calls })
+    }
+
+    /// Ends it once the calls under way have been answered.
+    pub(crate) async fn stop(mut self) {
+        // Each call holds the lock for reading until its answer is on its way.
+        let _ = timeout(LAST_ANSWERS, self.calls.write()).await;
+        let _ = timeout(LAST_ANSWERS, self.server.shutdown()).await;
+    }
+}
+
+#[derive(Clone)]
+struct TaskService {
+    container: Arc<Container>,
+    calls: Arc<RwLock<()>>,
+}
+
+impl TaskService {
+    /// Whether a call is for this container.
+    fn check(&self, id: &str) -> Result<Arc<Container>, CallError> {
+        if id == self.container.id() {
+            Ok(Arc::clone(&self.container))
+        } else {
+            Err(CallError::NoSuchContainer(id.to_owned()))
+        }
+    }
+
+    /// Does a call's work to its end, whether its caller waits or not.
+    async fn call<T, F>(&self, id: &str, work: impl FnOnce(Arc<Container>) -> F) -> ttrpc::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, CallError>> + Send + 'static,
+    {
+        let _under_way = self.calls.read().await;
+        let work = work(self.check(id).map_err(status)?);
+        match tokio::spawn(work).await {
+            Ok(result) => result.map_err(status),
+            Err(panic) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, panic))),
+        }
+    }
+}
+
+/// The status of a failure: a code that containerd understands, and a line for a person.
+fn status(error: CallError) -> ttrpc::Error {
+    let code = match &error {
+        CallError::NoSuchContainer(_) | CallError::NoSuchProcess(_) => Code::NOT_FOUND,
+        CallError::ProcessExists(_) => Code::ALREADY_EXISTS,
+        CallError::StartWhileCreating
+        | CallError::StartRunning
+        | CallError::StartPaused
+        | CallError::StartStopped
+        | CallError::NotRunning
+        | CallError::NotPaused
+        | CallError::ExecStopped
+        | CallError::ExecWhileCreating
+        | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
+        CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
+        CallError::NotSupported(_) => Code::UNIMPLEMENTED,
+        CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
+        CallError::Agent(AgentError::Refused { .. }) => Code::INVALID_ARGUMENT,
+        CallError::Agent(AgentError::Timeout) => Code::DEADLINE_EXCEEDED,
+        CallError::Agent(AgentError::Lost) => Code::UNAVAILABLE,
+    };
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, text::chain(&error)))
+}
+
+fn timestamp(ended: &Ended) -> MessageField<Timestamp> {
+    let seconds = i64::try_from(ended.at.as_secs()).unwrap_or(i64::MAX);
+    let nanos = ended.at.subsec_nanos().cast_signed();
+    MessageField::some(Timestamp { seconds, nanos, ..Timestamp::default() })
+}
+
+fn task_status(status: Status) -> EnumOrUnknown<TaskStatus> {
+    let status = match status {
+        // The Task API has no word for it.
+        Status::Creating | Status::Created => TaskStatus::CREATED,
+        Status::Running => TaskStatus::RUNNING,
+        Status::Paused => TaskStatus::PAUSED,
+        Status::Stopped => TaskStatus::STOPPED,
+    };
+    status.into()
+}
+
+fn container_state(container: &Container) -> StateResponse {
+    let record = container.record();
+    let ended = container.ended();
+    StateResponse {
+        id: record.id,
+        bundle: record.bundle.to_string_lossy().into_owned(),
+        pid: record.pid,
+        status: task_status(record.status),
+        exit_status: ended.as_ref().map_or(0, |ended| u32::from(ended.status)),
+        exited_at: ended.as_ref().map(timestamp).unwrap_or_default(),
+        ..StateResponse::default()
+    }
+}
+
+fn exec_state(container: &Container, exec_id: &str) -> Result<StateResponse, CallError> {
+    let exec = container.execs.get(exec_id)?;
+    let ended = exec.ended();
+    let status = match (exec.pid(), &ended) {
+        (_, Some(_)) => TaskStatus::STOPPED,
+        (Some(_), None) => TaskStatus::RUNNING,
+        (None, None) => TaskStatus::CREATED,
+    };
+    let name = |number: u32| if number == 0 { String::new() } else { format!("{STREAM}{number}") };
+    Ok(StateResponse {
+        id: container.id().to_owned(),
+        exec_id: exec_id.to_owned(),
+        pid: exec.pid().unwrap_or(0),
+        status: status.into(),
+        stdin: name(exec.streams.stdin),
+        stdout: name(exec.streams.stdout),
+        stderr: name(exec.streams.stderr),
+        terminal: exec.terminal,
+        exit_status: ended.as_ref().map_or(0, |ended| u32::from(ended.status)),
+        exited_at: ended.as_ref().map(timestamp).unwrap_or_default(),
+        ..StateResponse::default()
+    })
+}
+
+fn any(type_url: &str, message: &impl Message) -> Result<Any, CallError> {
+    let value = message.write_to_bytes().map_err(|error| CallError::BadRequest(error.to_string()))?;
+    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let container = self.check(&request.id).map_err(status)?;
+        if request.exec_id.is_empty() {
+            return Ok(container_state(&container));
+        }
+        exec_state(&container, &request.exec_id).map_err(status)
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        self.call(&request.id, move |container| async move {
+            let pid = if request.exec_id.is_empty() {
+                container.start().await?;
+                container.record().pid
+            } else {
+                container.require_exec()?;
+                execs::start(&container, &request.exec_id).await?
+            };
+            Ok(StartResponse { pid, ..StartResponse::default() })
+        })
+        .await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, move |container| async move {
+            container.require_exec()?;
+            let mut process = spec::process_from_json(&request.spec.value)
+                .map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+            process.terminal |= request.terminal;
+            container.confine(&mut process);
+            let carried = |stream: &str| match stream {
+                "" => Ok(false),
+                STREAM => Ok(true),
+                _ => Err(CallError::NotSupported("streams other than the guest's own")),
+            };
+            let wanted = [carried(&request.stdin)?, carried(&request.stdout)?, carried(&request.stderr)?];
+            container.execs.add(&request.exec_id, process, wanted)?;
+            Ok(Empty::default())
+        })
+        .await
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        // Not in a task of its own: that a caller no longer waits is to be noticed.
+        let _under_way = self.calls.read().await;
+        let container = self.check(&request.id).map_err(status)?;
+        let ended = if request.exec_id.is_empty() {
+            container.wait().await
+        } else {
+            execs::wait(&container, &request.exec_id).await
+        };
+        let ended = ended.map_err(status)?;
+        let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
+        Ok(WaitResponse { exit_status, exited_at, ..WaitResponse::default() })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, move |container| async move {
+            if request.exec_id.is_empty() {
+                container.kill(request.signal, request.all).await?;
+            } else {
+                container.execs.get(&request.exec_id)?;
+                container.agent.signal(&request.exec_id, request.signal, false).await?;
+            }
+            Ok(Empty::default())
+        })
+        .await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        self.call(&request.id, move |container| async move {
+            let ended = if request.exec_id.is_empty() {
+                container.ended().ok_or_else(|| CallError::DeleteRunning(container.id().to_owned()))?
+            } else {
+                execs::delete(&container, &request.exec_id).await?
+            };
+            let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
+            Ok(DeleteResponse { exit_status, exited_at, ..DeleteResponse::default() })
+        })
+        .await
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, move |container| async move {
+            let size = Size { rows: request.height, columns: request.width };
+            container.agent.resize(&request.exec_id, size).await?;
+            Ok(Empty::default())
+        })
+        .await
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, |container| async move { container.pause().await.map(|()| Empty::default()) }).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, |container| async move { container.resume().await.map(|()| Empty::default()) }).await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        self.call(&request.id, |container| async move {
+            container.require_alive()?;
+            let processes = container.agent.processes().await?.into_iter().map(|process| {
+                let info = MessageField::some(any(PROCESS_INFO_TYPE, &process)?);
+                let pid = u32::try_from(process.pid).unwrap_or(0);
+                Ok(ProcessInfo { pid, info, ..ProcessInfo::default() })
+            });
+            let processes = processes.collect::<Result<_, CallError>>()?;
+            Ok(PidsResponse { processes, ..PidsResponse::default() })
+        })
+        .await
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, move |container| async move {
+            let settings = spec::resources_from_json(&request.resources.value)
+                .map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+            container.update(settings).await.map(|()| Empty::default())
+        })
+        .await
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        self.call(&request.id, |container| async move {
+            container.require_alive()?;
+            let stats = any(STATS_TYPE, &container.agent.stats().await?)?;
+            Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
+        })
+        .await
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        // Who pumps a stdin closes it by ending the stream.
+        self.check(&request.id).map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let container = self.check(&request.id).map_err(status)?;
+        let (shim_pid, task_pid) = (std::process::id(), container.record().pid);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(ConnectResponse { shim_pid, task_pid, version, ..ConnectResponse::default() })
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container that lives on when the command that made it has ended.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::bundle::Bundle;
+use crate::env::Env;
+use crate::failure::{Context as _, Result, ensure_eq, fail};
+use crate::output::Output;
+use crate::run::Run;
+
+/// How long what is waited for may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The container. Dropped, it is deleted by force.
+#[derive(Debug)]
+pub(crate) struct Detached<'a> {
+    env: &'a Env,
+    pub(crate) id: String,
+    /// Where its output goes.
+    output: PathBuf,
+    /// The process that stands for it.
+    pub(crate) pid: i32,
+}
+
+impl<'a> Detached<'a> {
+    /// `create`: it waits for `start`.
+    pub(crate) fn create(env: &'a Env, bundle: &Bundle) -> Result<Self> {
+        Self::make(env, bundle, &["create"])
+    }
+
+    /// `run --detach`.
+    pub(crate) fn run(env: &'a Env, bundle: &Bundle) -> Result<Self> {
+        Self::make(env, bundle, &["run", "--detach"])
+    }
+
+    fn make(env: &'a Env, bundle: &Bundle, verb: &[&str]) -> Result<Self> {
+        bundle.write()?;
+        let id = env.id();
+        let (output, pid_file) = (env.work.join(format!("{id}.out")), env.work.join(format!("{id}.pid")));
+        let mut arguments: Vec<OsString> = verb.iter().map(OsString::from).collect();
+        arguments.extend(["--bundle".into(), bundle.folder.clone().into(), "--pid-file".into()]);
+        arguments.extend([pid_file.clone().into(), id.clone().into()]);
+        let made = Self { env, id, output, pid: 0 };
+        // Its streams are the container's from then on, so they are no pipes of this process.
+        let file = File::create(&made.output)?;
+        let end = env.call(arguments).stdout(file.try_clone()?).stderr(file).output()?;
+        let said = fs::read_to_string(&made.output)?;
+        end.expect_code(0).context(|| format!("{verb:?} (output {said:?})"))?;
+        let pid = fs::read_to_string(&pid_file)?.trim().parse().context(|| "reading the pid file".to_owned())?;
+        Ok(Self { pid, ..made.forget() })
+    }
+
+    /// The same, without the deletion at the end.
+    fn forget(self) -> Self {
+        let copy = Self { env: self.env, id: self.id.clone(), output: self.output.clone(), pid: self.pid };
+        std::mem::forget(self);
+        copy
+    }
+
+    /// A verb for this container, its words before the id.
+    pub(crate) fn verb(&self, words: &[&str]) -> Run<'a> {
+        self.verb_with(words, &[])
+    }
+
+    /// A verb for this container, with words before and after the id.
+    pub(crate) fn verb_with(&self, before: &[&str], after: &[&str]) -> Run<'a> {
+        self.env.call(before.iter().copied().chain([self.id.as_str()]).chain(after.iter().copied()))
+    }
+
+    /// A verb that has to succeed.
+    pub(crate) fn must(&self, words: &[&str]) -> Result<Output> {
+        let output = self.verb(words).output()?;
+        output.expect_code(0).context(|| format!("{words:?}"))?;
+        Ok(output)
+    }
+
+    /// `exec` of a shell script.
+    pub(crate) fn exec(&self, script: &str) -> Run<'a> {
+        self.verb_with(&["exec"], &["sh", "-c", script])
+    }
+
+    /// What `state` prints.
+    pub(crate) fn state(&self) -> Result<Value> {
+        let output = self.must(&["state"])?;
+        serde_json::from_slice(&output.stdout).context(|| format!("parsing {}", output.describe()))
+    }
+
+    pub(crate) fn expect_status(&self, status: &str) -> Result {
+        ensure_eq!(self.state()?["status"], Value::from(status), "the status");
+        Ok(())
+    }
+
+    /// Waits until the state says so.
+    pub(crate) fn wait_for_status(&self, status: &str) -> Result {
+        let end = Instant::now() + LIMIT;
+        while self.state()?["status"] != status {
+            if Instant::now() >= end {
+                fail!("the container has not become {status}: {}", self.state()?);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// What it has written so far.
+    pub(crate) fn output(&self) -> Result<String> {
+        fs::read_to_string(&self.output).context(|| format!("reading {}", self.output.display()))
+    }
+
+    /// Waits until it has written that.
+    pub(crate) fn wait_for(&self, text: &str) -> Result {
+        let end = Instant::now() + LIMIT;
+        while !self.output()?.contains(text) {
+            if Instant::now() >= end {
+                fail!("{text:?} did not come; seen {:?}", self.output()?);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of the process that stands for it, as an engine does; its exit status.
+    pub(crate) fn wait(&self) -> Result<i32> {
+        match waitpid(Pid::from_raw(self.pid), None)? {
+            WaitStatus::Exited(_, status) => Ok(status),
+            other => fail!("the process that stands for the container: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let _ = self.verb(&["delete", "--force"]).output();
+    }
+}
