@@ -433,5 +433,5 @@ async fn hang_up(caller: Option<UnixStream>) {
         let _ = caller.read(&mut [0]).await;
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
