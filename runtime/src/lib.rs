@@ -6,7 +6,7 @@
 //! | `cli`, `commands` | the command line; one verb a file |
 //! | `spec` | config.json: from bytes to what the guest's agent is told |
 //! | `storage` | which trees of the host the guest gets to see |
-//! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit |
+//! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit; and its clients |
 //! | `cgroup` | the sandbox's cgroup on the host |
 //! | `hooks` | the programs that run at points of a container's life |
 //! | `install` | where the VMM, the kernel and the guest image lie |

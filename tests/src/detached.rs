@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Context as _, Result, ensure_eq, fail};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::output::Output;
 use crate::run::Run;
 
@@ -49,21 +49,14 @@ impl<'a> Detached<'a> {
         let mut arguments: Vec<OsString> = verb.iter().map(OsString::from).collect();
         arguments.extend(["--bundle".into(), bundle.folder.clone().into(), "--pid-file".into()]);
         arguments.extend([pid_file.clone().into(), id.clone().into()]);
-        let made = Self { env, id, output, pid: 0 };
+        let mut made = Self { env, id, output, pid: 0 };
         // Its streams are the container's from then on, so they are no pipes of this process.
         let file = File::create(&made.output)?;
         let end = env.call(arguments).stdout(file.try_clone()?).stderr(file).output()?;
         let said = fs::read_to_string(&made.output)?;
-        end.expect_code(0).context(|| format!("{verb:?} (output {said:?})"))?;
-        let pid = fs::read_to_string(&pid_file)?.trim().parse().context(|| "reading the pid file".to_owned())?;
-        Ok(Self { pid, ..made.forget() })
-    }
-
-    /// The same, without the deletion at the end.
-    fn forget(self) -> Self {
-        let copy = Self { env: self.env, id: self.id.clone(), output: self.output.clone(), pid: self.pid };
-        std::mem::forget(self);
-        copy
+        ensure!(end.status.success(), "{verb:?} failed: {}; on its streams {said:?}", end.describe());
+        made.pid = fs::read_to_string(&pid_file)?.parse().context(|| "reading the pid file".to_owned())?;
+        Ok(made)
     }
 
     /// A verb for this container, its words before the id.
@@ -79,7 +72,7 @@ impl<'a> Detached<'a> {
     /// A verb that has to succeed.
     pub(crate) fn must(&self, words: &[&str]) -> Result<Output> {
         let output = self.verb(words).output()?;
-        output.expect_code(0).context(|| format!("{words:?}"))?;
+        ensure!(output.status.success(), "{words:?} failed: {}", output.describe());
         Ok(output)
     }
 

@@ -1,5 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A sandbox's life on the host, from `bulkhead run` to its exit.
+//! A sandbox's life on the host, from `run` or `create` to its exit.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | `launch`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
+//! | `sandbox` | the loop that supervises it: the states below |
+//! | `container`, `execs`, `task_service` | what the loop shares with the calls that come in, and those calls |
+//! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
+//! | `state` | what lies under `--root` |
+//! | `agent`, `vmm`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
 //!  checked ──> booting ──> starting ──> running ──> draining ──> gone
@@ -12,18 +21,19 @@
 //! | checked | configuration, parts and terminal are looked at; nothing exists yet | any fault of theirs |
 //! | booting | state directory and VMM exist, the guest boots; the request to create the container is on its way | a signal, the VMM's end, the deadline |
 //! | starting | the agent has answered; streams are opened, the container is created and its program executed | as above |
-//! | running | bytes are pumped, signals and sizes forwarded | the VMM's end, an agent that does not answer |
+//! | running | bytes are pumped, signals and sizes forwarded; or the program waits for `start` | the VMM's end, an agent that does not answer |
 //! | draining | init has ended; its output is delivered, its files written back | as above, and a second of the ending signals |
 //! | gone, failed | everything is undone, in reverse | |
 //!
 //! Each step of the set-up is undone by the drop of the value that stands for it, so that a failure, a panic, and the
-//! ordinary end take the same way: the terminal's mode comes back, the VMM is killed, the state directory is removed.
+//! ordinary end take the same way: the terminal's mode comes back, the VMM is killed, the state directory is removed. It
+//! stays only if it is kept for those who created the container.
 
 mod agent;
 pub(crate) mod client;
-pub(crate) mod console;
+mod console;
 mod container;
-pub(crate) mod daemon;
+mod daemon;
 mod delete;
 mod error;
 mod execs;
@@ -34,7 +44,7 @@ mod sandbox;
 mod signals;
 pub(crate) mod state;
 mod streams;
-pub(crate) mod task_service;
+mod task_service;
 mod terminal;
 mod vmm;
 
