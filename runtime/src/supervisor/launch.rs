@@ -10,7 +10,7 @@ use bulkhead_protocol::agent::CreateContainerRequest;
 use super::console;
 use super::daemon::{self, DetachError, Reporter};
 use super::error::RunError;
-use super::sandbox::{Launched, Sandbox};
+use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{self, Record, StateDir, Status, check_id, sweep};
 use super::streams::StreamIds;
@@ -240,7 +240,8 @@ fn supervise(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
     let (poststop, stopped) = (hooks.poststop.clone(), hook_state.at(hooks::Status::Stopped, None));
     let boot_timeout = install.boot_timeout;
-    let launched = Launched { request, record, hooks, hook_state, sockets, signals, task, boot_timeout };
+    let start = Start { request, hooks, hook_state, boot_timeout };
+    let launched = Launched { start, record, sockets, signals, task };
     let sandbox = Sandbox::new(vmm, cgroup, state, terminal, size, streams);
     let result = runtime.block_on(sandbox.supervise(options, launched, reporter, trace));
     runtime.block_on(hooks::run_all(&poststop, &stopped));

@@ -36,14 +36,19 @@ const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a sandbox is started with besides what it owns.
 pub(super) struct Launched {
-    pub(super) request: CreateContainerRequest,
+    pub(super) start: Start,
     pub(super) record: Record,
-    pub(super) hooks: Hooks,
-    /// What hooks are told of the container.
-    pub(super) hook_state: State,
     pub(super) sockets: VmmSockets,
     pub(super) signals: BlockedSignals,
     pub(super) task: UnixListener,
+}
+
+/// What is to be made.
+pub(super) struct Start {
+    pub(super) request: CreateContainerRequest,
+    pub(super) hooks: Hooks,
+    /// What hooks are told of the container.
+    pub(super) hook_state: State,
     pub(super) boot_timeout: Duration,
 }
 
@@ -95,7 +100,7 @@ impl Sandbox {
         reporter: &mut Option<Reporter>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { request, record, hooks, hook_state, sockets, signals, task, boot_timeout } = launched;
+        let Launched { start, record, sockets, signals, task } = launched;
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -104,16 +109,10 @@ impl Sandbox {
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
         tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
-        let container = Arc::new(Container::new(agent, record, &request.process, self.state.handle()?));
+        let container = Arc::new(Container::new(agent, record, &start.request.process, self.state.handle()?));
         let server = TaskServer::start(task, Arc::clone(&container)).await.map_err(RunError::EventLoop)?;
 
-        let result = match self.run_hooks(&hooks.create, &hook_state, None, &mut events).await {
-            Ok(()) => {
-                let poststart = (hooks.poststart, hook_state.at(hooks::Status::Running, Some(std::process::id())));
-                self.live(options, &container, &request, &poststart, boot_timeout, reporter, &mut events).await
-            }
-            Err(error) => Err(error),
-        };
+        let result = self.live(options, &container, &start, reporter, &mut events).await;
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
@@ -130,22 +129,23 @@ impl Sandbox {
         &mut self,
         options: &Options,
         container: &Arc<Container>,
-        request: &CreateContainerRequest,
-        (poststart, hook_state): &(Vec<Hook>, State),
-        boot_timeout: Duration,
+        start: &Start,
         reporter: &mut Option<Reporter>,
         events: &mut Events<'_>,
     ) -> Result<u8, RunError> {
+        let Start { request, hooks, hook_state, boot_timeout } = start;
+        self.run_hooks(&hooks.create, hook_state, None, events).await?;
         let caller = reporter.as_ref().map(Reporter::watch).transpose().map_err(RunError::EventLoop)?;
-        self.create(&container.agent, request, events, boot_timeout, caller).await?;
+        self.create(&container.agent, request, events, *boot_timeout, caller).await?;
         self.phase = Phase::Running;
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
         if let Some(path) = &options.pid_file {
             pid_file::write(path).map_err(|source| RunError::PidFile { path: path.clone(), source })?;
         }
+        let hook_state = hook_state.at(hooks::Status::Running, Some(std::process::id()));
         if options.mode.starts() {
-            self.run_hooks(poststart, hook_state, Some(container), events).await?;
+            self.run_hooks(&hooks.poststart, &hook_state, Some(container), events).await?;
         }
         if options.mode.keeps() {
             self.state.keep();
@@ -153,8 +153,8 @@ impl Sandbox {
         if let Some(reporter) = reporter.take() {
             reporter.succeeded();
         }
-        if !options.mode.starts() && !poststart.is_empty() && self.wait_for_start(container, events).await? {
-            self.run_hooks(poststart, hook_state, Some(container), events).await?;
+        if !options.mode.starts() && !hooks.poststart.is_empty() && self.wait_for_start(container, events).await? {
+            self.run_hooks(&hooks.poststart, &hook_state, Some(container), events).await?;
         }
         let exit = self.wait(container, events).await?;
         let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
