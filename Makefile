@@ -29,9 +29,12 @@ help: ## Print this
 	@echo
 	@echo 'tests/kvm-host/run COMMAND runs any command where KVM works, on any machine.'
 
-.PHONY: setup
+.PHONY: setup setup-tests
 setup: ## Install the Debian packages that are missing (apt; as root or through sudo)
 	@.ci/setup
+
+setup-tests: ## The same, with the container engines that the tests drive
+	@.ci/setup --tests
 
 .PHONY: build build-host build-agent build-kernel
 build: build-host build-agent build-kernel ## Build everything into target/bulkhead/, without running it
@@ -58,7 +61,7 @@ run: setup build ## Run a busybox container and show its kernel beside the host'
 	@tests/demo/busybox $(TREE)
 
 .PHONY: test test-unit test-e2e check
-test: setup build ## Everything: format, clippy, unit tests, then end-to-end tests where KVM works
+test: setup-tests build ## Everything: format, clippy, unit tests, then end-to-end tests where KVM works
 	@tests/all fmt clippy unit e2e
 
 check: ## Format and clippy

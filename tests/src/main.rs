@@ -8,6 +8,7 @@
 mod bundle;
 mod cases;
 mod detached;
+mod engines;
 mod env;
 mod failure;
 mod images;

@@ -28,6 +28,8 @@ const END_OF_STREAMS: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     env: &'a Env,
+    /// Another program than the runtime.
+    program: Option<PathBuf>,
     root: PathBuf,
     globals: Vec<OsString>,
     arguments: Vec<OsString>,
@@ -46,6 +48,7 @@ impl Env {
     pub(crate) fn call<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Run<'_> {
         Run {
             env: self,
+            program: None,
             root: self.root.clone(),
             globals: Vec::new(),
             arguments: arguments.into_iter().map(Into::into).collect(),
@@ -59,6 +62,11 @@ impl Env {
             stderr: None,
             limit: LIMIT,
         }
+    }
+
+    /// Another program, such as a container engine, with these arguments.
+    pub(crate) fn tool<A: Into<OsString>>(&self, program: &Path, arguments: impl IntoIterator<Item = A>) -> Run<'_> {
+        Run { program: Some(program.to_owned()), ..self.call(arguments) }
     }
 
     /// `run` of a bundle under a new id.
@@ -149,7 +157,10 @@ impl Run<'_> {
         if let Some(script) = self.wrapper {
             words.extend(["/bin/sh".into(), "-c".into(), script.into(), "sh".into()]);
         }
-        words.extend([self.env.runtime.clone().into(), "--root".into(), self.root.clone().into()]);
+        match &self.program {
+            Some(program) => words.push(program.clone().into()),
+            None => words.extend([self.env.runtime.clone().into(), "--root".into(), self.root.clone().into()]),
+        }
         words.extend(self.globals.iter().chain(&self.arguments).cloned());
         words
     }
@@ -173,7 +184,7 @@ impl Run<'_> {
     pub(crate) fn spawn(mut self) -> Result<Running> {
         let mut command = self.command();
         let started = Instant::now();
-        let mut child = command.spawn().context(|| format!("starting {}", self.env.runtime.display()))?;
+        let mut child = command.spawn().context(|| format!("starting {:?}", self.words()))?;
         let mut stdin = child.stdin.take();
         if let Some(input) = self.input.take()
             && let Some(mut pipe) = stdin.take()

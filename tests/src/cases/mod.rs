@@ -7,6 +7,7 @@ mod cleanup;
 mod command_line;
 mod debian;
 mod devices;
+mod docker;
 mod engine;
 mod exec;
 mod exit;
@@ -15,6 +16,7 @@ mod guest_failure;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod podman;
 mod process;
 mod signals;
 mod stdio;
@@ -92,6 +94,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         guest_failure::CASES,
         cleanup::CASES,
         debian::CASES,
+        podman::CASES,
+        docker::CASES,
     ]
     .into_iter()
     .flatten()

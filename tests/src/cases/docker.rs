@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers under docker, with the runtime's path, as its users type it.
+
+use std::path::Path;
+
+use super::{Case, case};
+use crate::engines::Docker;
+use crate::env::Env;
+use crate::failure::{Result, ensure};
+
+pub(super) const CASES: &[Case] = &[case!(foreground), case!(detached), case!(restarted)];
+
+fn foreground(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+
+    docker.run(&["--rm"], &["echo", "hello"]).output()?.expect_stdout("hello\n")?;
+    docker.run(&["--rm"], &["sh", "-c", "exit 7"]).output()?.expect_code(7)?;
+    docker.run(&["--rm", "-i"], &["wc", "-c"]).input(vec![b'x'; 300_000]).output()?.expect_stdout("300000\n")?;
+    docker.run(&["--rm"], &["no-such-program"]).output()?.expect_code(127)?;
+    if Path::new("/usr/bin/docker-init").exists() {
+        let output = docker.run(&["--rm", "--init"], &["sh", "-c", "cat /proc/1/comm"]).output()?;
+        output.expect_in_stdout(&["init"])?;
+    }
+    docker.end()
+}
+
+fn detached(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    docker.run(&["-d", "--name", "box", "--memory", "128m"], &["sh", "-c", script]).output()?.expect_code(0)?;
+
+    docker.call(["exec", "box", "sh", "-c", "cat /sys/fs/cgroup/memory.max; exit 9"]).output()?.expect_code(9)?;
+    docker.call(["exec", "-i", "box", "cat"]).input("through").output()?.expect_stdout("through")?;
+    docker.succeed(["logs", "box"])?.expect_stdout("up\n")?;
+    docker.succeed(["stats", "--no-stream", "--format", "{{.Name}}", "box"])?.expect_stdout("box\n")?;
+    docker.succeed(["pause", "box"])?;
+    docker.succeed(["unpause", "box"])?;
+    docker.succeed(["stop", "--time", "30", "box"])?;
+    docker.succeed(["inspect", "--format", "{{.State.ExitCode}}", "box"])?.expect_stdout("3\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+fn restarted(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+
+    docker
+        .run(&["-d", "--name", "box", "--restart", "on-failure:1"], &["sh", "-c", "echo once more; exit 1"])
+        .output()?
+        .expect_code(0)?;
+
+    let waited = docker.succeed(["wait", "box"])?;
+    ensure!(waited.stdout() == "1\n", "what wait tells: {}", waited.describe());
+    // The first wait may have ended with the first run.
+    docker.succeed(["wait", "box"])?;
+    docker.succeed(["inspect", "--format", "{{.RestartCount}}", "box"])?.expect_stdout("1\n")?;
+    docker.succeed(["logs", "box"])?.expect_stdout("once more\nonce more\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers under podman, as its users type it.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::{Case, case};
+use crate::engines::Podman;
+use crate::env::{Env, Kind};
+use crate::failure::{Result, ensure, ensure_eq};
+use crate::pty::Terminal;
+
+pub(super) const CASES: &[Case] = &[
+    case!(foreground),
+    case!(detached),
+    case!(paused_and_killed),
+    case!(limits),
+    case!(file_systems),
+    case!(identity),
+    case!(terminals),
+];
+
+fn foreground(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+
+    podman.run(&[], &["echo", "hello"]).output()?.expect_stdout("hello\n")?;
+    podman.run(&[], &["sh", "-c", "exit 7"]).output()?.expect_code(7)?;
+    podman.run(&[], &["no-such-program"]).output()?.expect_code(127)?;
+    podman.run(&[], &["/etc/passwd"]).output()?.expect_code(126)?;
+    podman.run(&["-i"], &["wc", "-c"]).input(vec![b'x'; 300_000]).output()?.expect_stdout("300000\n")?;
+    let kernel = podman.run(&[], &["uname", "-r"]).output()?;
+    kernel.expect_code(0)?;
+    let host = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    let is_host = kernel.stdout().trim() == host;
+    ensure_eq!(is_host, env.kind == Kind::Other, "whether the container runs on the host's kernel");
+    let left = podman.succeed(["ps", "--all", "--quiet"])?;
+    left.expect_stdout("")
+}
+
+fn detached(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached("box", &["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"])?;
+
+    podman.succeed(["exec", "box", "sh", "-c", "while [ ! -d /proc/1 ]; do sleep 0.1; done; hostname; exit 0"])?;
+    podman.call(["exec", "box", "sh", "-c", "exit 9"]).output()?.expect_code(9)?;
+    podman.call(["exec", "-i", "box", "cat"]).input("through").output()?.expect_stdout("through")?;
+    podman
+        .call(["exec", "-u", "1000:1000", "-w", "/tmp", "-e", "A=b", "box", "sh", "-c", "id -u; pwd; echo $A"])
+        .output()?
+        .expect_stdout("1000\n/tmp\nb\n")?;
+    fs::write(env.work.join("file"), "copied")?;
+    let source = env.work.join("file").display().to_string();
+    podman.succeed(["cp", &source, "box:/tmp/file"])?;
+    podman.succeed(["logs", "box"])?.expect_in_stdout(&["up"])?;
+    podman.succeed(["stats", "--no-stream", "--format", "{{.Name}}", "box"])?.expect_in_stdout(&["box"])?;
+    podman.succeed(["stop", "--time", "30", "box"])?;
+    ensure_eq!(exit_code(&podman, "box")?, 3, "the exit code of a container that ends at SIGTERM");
+    podman.succeed(["wait", "box"])?.expect_stdout("3\n")?;
+    podman.succeed(["start", "box"])?;
+    podman.succeed(["rm", "--force", "--time", "0", "box"])?;
+    podman.succeed(["ps", "--all", "--quiet"])?.expect_stdout("")
+}
+
+fn paused_and_killed(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached("box", &["sleep", "1000"])?;
+
+    podman.succeed(["pause", "box"])?;
+    ensure_eq!(state(&podman, "box")?["Status"], "paused", "the state of a paused container");
+    podman.succeed(["unpause", "box"])?;
+    ensure_eq!(state(&podman, "box")?["Status"], "running", "the state of a container that goes on");
+    podman.succeed(["kill", "box"])?;
+    podman.succeed(["wait", "box"])?.expect_stdout("137\n")?;
+    podman.succeed(["rm", "box"]).map(drop)
+}
+
+fn limits(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; ulimit -n";
+    let options = ["--memory", "128m", "--pids-limit", "50", "--cpus", "0.5", "--ulimit", "nofile=200:200"];
+
+    let output = podman.run(&options, &["sh", "-c", script]).output()?;
+
+    output.expect_stdout("134217728\n50\n50000 100000\n200\n")
+}
+
+fn file_systems(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let folder = env.folder("data")?;
+    fs::write(folder.join("from-host"), "h")?;
+    let volume = format!("{}:/data", folder.display());
+    let script =
+        "cat /data/from-host && echo c > /data/from-container && echo x > /scratch/x && ! touch /y 2>/dev/null";
+
+    let options = ["--read-only", "--tmpfs", "/scratch", "-v", &volume];
+    podman.run(&options, &["sh", "-c", script]).output()?.expect_stdout("h")?;
+
+    ensure_eq!(fs::read_to_string(folder.join("from-container"))?, "c\n", "what the container wrote");
+    let read_only = format!("{volume}:ro");
+    let output = podman.run(&["-v", &read_only], &["touch", "/data/y"]).output()?;
+    ensure!(output.status.code() == Some(1), "a read-only volume: {}", output.describe());
+    Ok(())
+}
+
+fn identity(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let script = "id -u; id -g; hostname; grep CapEff /proc/self/status; grep Seccomp: /proc/self/status";
+
+    let options = ["--user", "1000:1000", "--hostname", "there", "--cap-drop", "all"];
+    let output = podman.run(&options, &["sh", "-c", script]).output()?;
+    output.expect_stdout("1000\n1000\nthere\nCapEff:\t0000000000000000\nSeccomp:\t2\n")?;
+
+    let profile = env.work.join("profile.json");
+    fs::write(
+        &profile,
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 2}]}"#,
+    )?;
+    let option = format!("seccomp={}", profile.display());
+    let output = podman.run(&["--security-opt", &option], &["mkdir", "/tmp/x"]).output()?;
+    ensure!(output.stderr().contains("No such file"), "a system call that is refused: {}", output.describe());
+    Ok(())
+}
+
+fn terminals(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+
+    let mut terminal = Terminal::new(33, 77)?;
+    let mut running = terminal.spawn(podman.run(&["-it", "--name", "box"], &["sh"]))?;
+    terminal.type_text("tty; stty size; echo re''ady\n")?;
+    terminal.wait_for("ready")?;
+    ensure!(terminal.text().contains("33 77"), "the size of the terminal: {}", terminal.text());
+    let mut second = Terminal::new(20, 60)?;
+    let exec = second.spawn(podman.call(["exec", "-it", "box", "sh"]))?;
+    second.type_text("stty size; echo sec''ond; exit 4\n")?;
+    second.wait_for("second")?;
+    exec.finish()?.expect_code(4)?;
+    ensure!(second.text().contains("20 60"), "the size of the second terminal: {}", second.text());
+    ensure!(running.is_running()?, "the end of a process is not the end of the container");
+    terminal.type_text("exit 5\n")?;
+    running.finish()?.expect_code(5)
+}
+
+fn state(podman: &Podman<'_>, name: &str) -> Result<Value> {
+    let inspected: Value = serde_json::from_slice(&podman.succeed(["inspect", name])?.stdout)?;
+    Ok(inspected[0]["State"].clone())
+}
+
+fn exit_code(podman: &Podman<'_>, name: &str) -> Result<i64> {
+    Ok(state(podman, name)?["ExitCode"].as_i64().unwrap_or(-1))
+}

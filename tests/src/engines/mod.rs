@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Container engines, each with a state of its own on a tmpfs, and an image that needs no registry.
+
+mod docker;
+mod podman;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) use docker::Docker;
+pub(crate) use podman::Podman;
+
+use crate::bundle::Bundle;
+use crate::env::Env;
+use crate::failure::{Context as _, Result, ensure, skip};
+
+/// The image that every engine has: busybox.
+pub(crate) const IMAGE: &str = "bulkhead-e2e";
+
+/// The path of a program of Debian's, or a skip that names its package.
+fn debian_program(path: &str, package: &str) -> Result<PathBuf> {
+    if !Path::new(path).exists() {
+        skip!("there is no {path} (package {package})");
+    }
+    Ok(path.into())
+}
+
+/// A folder on a tmpfs: the engines' storage cannot lie on an overlay.
+fn state_folder(env: &Env, name: &str) -> Result<PathBuf> {
+    let folder = env.folder(name)?;
+    env.mount("tmpfs", "tmpfs", &folder, "mode=700")?;
+    Ok(folder)
+}
+
+/// The image as a tar archive, which the engines import.
+fn image_archive(env: &Env) -> Result<Vec<u8>> {
+    let rootfs = Bundle::busybox(env)?.rootfs();
+    let tar = Command::new("tar").arg("-C").arg(&rootfs).args(["-c", "."]).output();
+    let tar = tar.context(|| format!("packing {}", rootfs.display()))?;
+    ensure!(tar.status.success(), "packing {}: {}", rootfs.display(), String::from_utf8_lossy(&tar.stderr));
+    fs::remove_dir_all(&rootfs)?;
+    Ok(tar.stdout)
+}

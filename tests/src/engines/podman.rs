@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! podman with conmon, its state in the case's folder.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use super::{IMAGE, debian_program, image_archive, state_folder};
+use crate::env::Env;
+use crate::failure::Result;
+use crate::output::Output;
+use crate::run::Run;
+
+/// An engine to give commands to.
+#[derive(Debug)]
+pub(crate) struct Podman<'a> {
+    env: &'a Env,
+    program: PathBuf,
+    state: PathBuf,
+}
+
+impl<'a> Podman<'a> {
+    /// An engine that has the image, and nothing else.
+    pub(crate) fn new(env: &'a Env) -> Result<Self> {
+        let program = debian_program("/usr/bin/podman", "podman")?;
+        debian_program("/usr/bin/conmon", "conmon")?;
+        let state = state_folder(env, "podman")?;
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/storage\"\nrunroot = \"{0}/run\"\n",
+            state.display()
+        );
+        fs::write(state.join("storage.conf"), storage)?;
+        let settings = format!(
+            "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
+             static_dir = \"{0}/static\"\nvolume_path = \"{0}/volumes\"\n[containers]\nlog_driver = \"k8s-file\"\n",
+            state.display()
+        );
+        fs::write(state.join("containers.conf"), settings)?;
+        fs::create_dir(state.join("tmp"))?;
+        let podman = Self { env, program, state };
+        podman.call(["import", "-", IMAGE]).input(image_archive(env)?).output()?.expect_code(0)?;
+        Ok(podman)
+    }
+
+    /// A command of the engine's, its stdin empty.
+    pub(crate) fn call<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Run<'_> {
+        let words: Vec<OsString> = [OsString::from("--runtime"), self.env.runtime.clone().into()]
+            .into_iter()
+            .chain(arguments.into_iter().map(Into::into))
+            .collect();
+        self.env
+            .tool(&self.program, words)
+            .variable("CONTAINERS_CONF", self.state.join("containers.conf"))
+            .variable("CONTAINERS_STORAGE_CONF", self.state.join("storage.conf"))
+            .variable("TMPDIR", self.state.join("tmp"))
+    }
+
+    /// Gives a command, which has to succeed.
+    pub(crate) fn succeed<const N: usize>(&self, arguments: [&str; N]) -> Result<Output> {
+        let output = self.call(arguments).output()?;
+        output.expect_code(0)?;
+        Ok(output)
+    }
+
+    /// `run --rm` of the image, without a network.
+    pub(crate) fn run(&self, options: &[&str], command: &[&str]) -> Run<'_> {
+        let fixed = ["run", "--rm", "--network", "none"];
+        self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command))
+    }
+
+    /// `run -d` of the image under a name.
+    pub(crate) fn run_detached(&self, name: &str, command: &[&str]) -> Result {
+        let fixed = ["run", "-d", "--network", "none", "--name", name, IMAGE];
+        self.call(fixed.iter().chain(command)).output()?.expect_code(0)
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // Whatever a failed case has left: its containers end with it.
+        let _ = self.call(["rm", "--all", "--force", "--time", "0"]).output();
+    }
+}
