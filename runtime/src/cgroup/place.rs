@@ -6,6 +6,9 @@ use std::path::{Component, Path, PathBuf};
 /// The slice of a path in systemd's form that names none.
 const DEFAULT_SLICE: &str = "system.slice";
 
+/// Longest text of a place, in bytes: with the hierarchy's own path it has to fit into the kernel's 4096.
+const MAX_LENGTH: usize = 2048;
+
 /// A place in each hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -18,10 +21,11 @@ pub(crate) enum Place {
 
 impl Place {
     /// The place that `linux.cgroupsPath` names: a path, or `SLICE:PREFIX:NAME` as for systemd, which is where systemd
-    /// would put the scope of that name. `None` if it leads out of the hierarchy or nowhere.
+    /// would put the scope of that name. `None` if it leads out of the hierarchy or nowhere, or is
+    /// too long.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         // The path is quoted in messages.
-        if text.chars().any(char::is_control) {
+        if text.len() > MAX_LENGTH || text.chars().any(char::is_control) {
             return None;
         }
         if let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] {

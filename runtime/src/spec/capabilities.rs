@@ -55,15 +55,20 @@ pub(crate) fn names() -> Vec<&'static str> {
     NAMES.to_vec()
 }
 
-/// The wire form; sets are sorted. Absent sets are empty.
+/// The wire form; sets are sorted. Absent sets are empty. The kernel has no ambient capability that is not permitted and
+/// inheritable too (capabilities(7)): one that is asked for all the same is left out, as by runc, whose own example
+/// configuration has such.
 #[must_use]
 pub(crate) fn translate(capabilities: &LinuxCapabilities) -> Capabilities {
+    let (inheritable, permitted) = (numbers(capabilities.inheritable()), numbers(capabilities.permitted()));
+    let mut ambient = numbers(capabilities.ambient());
+    ambient.retain(|number| inheritable.contains(number) && permitted.contains(number));
     Capabilities {
         bounding: numbers(capabilities.bounding()),
         effective: numbers(capabilities.effective()),
-        inheritable: numbers(capabilities.inheritable()),
-        permitted: numbers(capabilities.permitted()),
-        ambient: numbers(capabilities.ambient()),
+        inheritable,
+        permitted,
+        ambient,
         ..Capabilities::default()
     }
 }

@@ -104,7 +104,9 @@ pub(crate) fn capability_names() -> Vec<&'static str> {
 ///
 /// Names the field.
 pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
-    Ok(process::translate(&serde_json::from_slice(json)?)?)
+    let process = serde_json::from_slice(json)?;
+    unsupported::refuse_process(&process)?;
+    Ok(process::translate(&process)?)
 }
 
 /// New limits, from the JSON of the specification's `linux.resources`.

@@ -23,7 +23,8 @@ pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<(), FieldError> {
     spec.linux().as_ref().map_or(Ok(()), refuse_linux)
 }
 
-fn refuse_process(process: &Process) -> Result<(), FieldError> {
+/// The same for a process alone, as one that is added to a container.
+pub(super) fn refuse_process(process: &Process) -> Result<(), FieldError> {
     let named = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
     // "unconfined" is how engines spell that no profile is wanted.
     let apparmor = process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty() && name != "unconfined");

@@ -20,6 +20,7 @@ use super::agent::{Agent, AgentError};
 use super::execs::Execs;
 use super::signals;
 use super::state::{Record, Status};
+use crate::hooks::{self, Hook, HookError};
 use crate::logging;
 
 /// The number of the signal that nothing survives.
@@ -56,6 +57,8 @@ pub(crate) enum CallError {
     BadRequest(String),
     #[error("not supported: {0}")]
     NotSupported(&'static str),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -94,7 +97,8 @@ pub(crate) struct Container {
     /// Where the record is written.
     dir: OwnedFd,
     ended: watch::Sender<Option<Ended>>,
-    started: watch::Sender<bool>,
+    /// The hooks that follow a start by a call.
+    poststart: Vec<Hook>,
     /// What confines init and is the configuration's, not its process': it confines the others too.
     seccomp: MessageField<Seccomp>,
     personality: Option<u32>,
@@ -102,7 +106,7 @@ pub(crate) struct Container {
 
 impl Container {
     /// A container that is being created, with that init. `dir` is its state directory.
-    pub(crate) fn new(agent: Agent, record: Record, init: &Process, dir: OwnedFd) -> Self {
+    pub(crate) fn new(agent: Agent, record: Record, init: &Process, poststart: Vec<Hook>, dir: OwnedFd) -> Self {
         let id = record.id.clone();
         let life = Mutex::new(Life { record, start_taken: false });
         Self {
@@ -112,7 +116,7 @@ impl Container {
             life,
             dir,
             ended: watch::Sender::new(None),
-            started: watch::Sender::new(false),
+            poststart,
             seccomp: init.seccomp.clone(),
             personality: init.personality,
         }
@@ -198,14 +202,20 @@ impl Container {
         // Where it fails, init ends, and so the container: whoever waits for init sees it.
         let started = self.agent.start().await?;
         self.enter(Status::Running);
-        self.started.send_replace(true);
+        if let Err(error) = self.run_poststart_hooks().await {
+            // It must not go on: whoever waits for init sees its end.
+            self.agent.signal("", SIGKILL, true).await?;
+            return Err(error.into());
+        }
         Ok(started.trace)
     }
 
-    /// Waits until it has been started by a call.
-    pub(crate) async fn started(&self) {
-        // The sender is this very container's: it lives.
-        let _ = self.started.subscribe().wait_for(|started| *started).await;
+    async fn run_poststart_hooks(&self) -> Result<(), HookError> {
+        if self.poststart.is_empty() {
+            return Ok(());
+        }
+        let record = self.record();
+        hooks::run(&self.poststart, &record.hook_state().at(hooks::Status::Running, Some(record.pid))).await
     }
 
     /// Sends a signal to init, or to all processes.

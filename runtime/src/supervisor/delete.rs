@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::client;
 use super::container::{CallError, SIGKILL};
 use super::state::{Found, LookupError, Status};
+use crate::hooks;
 use crate::logging;
 
 /// How long a killed container may take to end in good order: its files are written back.
@@ -44,7 +45,7 @@ pub(crate) fn delete(root: &Path, id: &str, force: bool) -> Result<(), DeleteErr
 }
 
 fn delete_found(found: &Found, force: bool) -> Result<(), DeleteError> {
-    if found.remove()? {
+    if remove(found)? {
         return Ok(());
     }
     let (id, status) = (found.record().id.clone(), found.status());
@@ -81,13 +82,27 @@ fn kill(found: &Found) {
 fn removed_within(found: &Found, limit: Duration) -> Result<bool, LookupError> {
     let end = Instant::now() + limit;
     loop {
-        match found.remove() {
+        match remove(found) {
             Ok(true) | Err(LookupError::NotFound(_)) => return Ok(true),
             Ok(false) if Instant::now() >= end => return Ok(false),
             Ok(false) => thread::sleep(LOOK_INTERVAL),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Removes the state, if the supervisor is gone, and runs the hooks that follow that; whether it was.
+fn remove(found: &Found) -> Result<bool, LookupError> {
+    let removed = found.remove()?;
+    let record = found.record();
+    if removed && !record.poststop.is_empty() {
+        let stopped = record.hook_state().at(hooks::Status::Stopped, None);
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(hooks::run_all(&record.poststop, &stopped)),
+            Err(error) => logging::warn(format_args!("the poststop hooks were not run: {error}")),
+        }
+    }
+    Ok(removed)
 }
 
 fn kill_supervisor(found: &Found, pid: u32) {
@@ -119,6 +134,7 @@ mod tests {
             annotations: Default::default(),
             kept: true,
             exit_status: None,
+            poststop: Vec::new(),
         };
         state.record(&record).unwrap();
         state.keep();

@@ -233,19 +233,17 @@ fn supervise(
         annotations,
         kept: options.mode.keeps(),
         exit_status: None,
+        poststop: hooks.poststop.clone(),
     };
     state.record(&record)?;
     let task = state.bind_task()?;
     sweep(&options.root);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
-    let (poststop, stopped) = (hooks.poststop.clone(), hook_state.at(hooks::Status::Stopped, None));
     let boot_timeout = install.boot_timeout;
     let start = Start { request, hooks, hook_state, boot_timeout };
     let launched = Launched { start, record, sockets, signals, task };
     let sandbox = Sandbox::new(vmm, cgroup, state, terminal, size, streams);
-    let result = runtime.block_on(sandbox.supervise(options, launched, reporter, trace));
-    runtime.block_on(hooks::run_all(&poststop, &stopped));
-    result
+    runtime.block_on(sandbox.supervise(options, launched, reporter, trace))
 }
 
 fn rootfs(shares: &Shares) -> &Path {

@@ -5,9 +5,10 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::process;
+use std::sync::Arc;
 
 use containerd_shim_protos::api::{
-    DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, StateRequest, StateResponse,
+    DeleteRequest, Empty, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, StateRequest, StateResponse,
     WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
@@ -26,7 +27,7 @@ use super::signals::{self, BlockedSignals, SignalStream};
 use super::state::{Found, Status};
 use super::streams::{self, OpenStreamError, StreamIds};
 use super::task_service::STREAM;
-use super::terminal::{self, RawTerminal, TerminalError};
+use super::terminal::{self, RawTerminal, Size, TerminalError};
 use crate::logging;
 use crate::text;
 use crate::trace::now_ns;
@@ -129,13 +130,13 @@ fn attend(found: &Found, options: &mut ExecOptions, reporter: &mut Option<Report
         options.process.set_console_size(size.ok());
     }
     client::event_loop()?.block_on(async {
-        let proxy = Proxy {
+        let proxy = Arc::new(Proxy {
             task: client::connect(found)?,
             id: found.record().id.clone(),
             // Unique on this host, also where several pid namespaces share it.
             exec_id: format!("exec-{}-{}", process::id(), now_ns()),
             terminal,
-        };
+        });
         proxy.add(options).await?;
         let result = proxy.attend(found, options, signals.into_stream().map_err(ExecError::Signals)?, reporter).await;
         proxy.forget().await;
@@ -172,7 +173,7 @@ impl Proxy {
     }
 
     async fn attend(
-        &self,
+        self: &Arc<Self>,
         found: &Found,
         options: &ExecOptions,
         signals: SignalStream,
@@ -186,7 +187,12 @@ impl Proxy {
         let started = async { Ok(self.task.start(Context::default(), &start).await?) };
         let vsock = found.vsock_path();
         let opened = async { streams::open(&vsock, ids).await.map_err(ExecError::from) };
-        let (_, mut outputs) = tokio::try_join!(started, opened)?;
+        let (_, opened) = tokio::try_join!(started, opened)?;
+        // Whoever has set the size before typing sees it heeded in this order.
+        if let Some(size) = self.size() {
+            passed(Signal::SIGWINCH, self.resize(size).await);
+        }
+        let mut outputs = opened.pump()?;
         if let Some(path) = &options.pid_file {
             pid_file::write(path).map_err(|source| ExecError::PidFile { path: path.clone(), source })?;
         }
@@ -220,28 +226,45 @@ impl Proxy {
     }
 
     /// Passes a signal on; nobody waits for its arrival.
-    fn forward(&self, signal: Signal) {
-        let (task, id, exec_id) = (self.task.clone(), self.id.clone(), self.exec_id.clone());
-        let size = terminal::size().filter(|_| self.terminal && signal == Signal::SIGWINCH);
+    fn forward(self: &Arc<Self>, signal: Signal) {
+        let proxy = Arc::clone(self);
         tokio::spawn(async move {
-            let passed = if let Some(size) = size {
-                let (width, height) = (size.columns, size.rows);
-                let request = ResizePtyRequest { id, exec_id, width, height, ..Default::default() };
-                task.resize_pty(Context::default(), &request).await
-            } else {
-                let signal = (signal as i32).unsigned_abs();
-                task.kill(Context::default(), &KillRequest { id, exec_id, signal, ..Default::default() }).await
+            let result = match proxy.size().filter(|_| signal == Signal::SIGWINCH) {
+                Some(size) => proxy.resize(size).await,
+                None => proxy.kill(signal).await,
             };
-            if let Err(error) = passed {
-                logging::debug(format_args!("{signal} was not delivered: {}", ClientError::from(error)));
-            }
+            passed(signal, result);
         });
+    }
+
+    /// The size of the terminal, if there is one that knows it.
+    fn size(&self) -> Option<Size> {
+        terminal::size().filter(|_| self.terminal)
+    }
+
+    async fn resize(&self, size: Size) -> ttrpc::Result<Empty> {
+        let (id, exec_id) = (self.id.clone(), self.exec_id.clone());
+        let request = ResizePtyRequest { id, exec_id, width: size.columns, height: size.rows, ..Default::default() };
+        self.task.resize_pty(Context::default(), &request).await
+    }
+
+    async fn kill(&self, signal: Signal) -> ttrpc::Result<Empty> {
+        let (id, exec_id) = (self.id.clone(), self.exec_id.clone());
+        let signal = (signal as i32).unsigned_abs();
+        self.task.kill(Context::default(), &KillRequest { id, exec_id, signal, ..Default::default() }).await
     }
 
     /// Lets the supervisor forget the process; with the container it is forgotten anyway.
     async fn forget(&self) {
         let request = DeleteRequest { id: self.id.clone(), exec_id: self.exec_id.clone(), ..Default::default() };
         let _ = self.task.delete(Context::default(), &request).await;
+    }
+}
+
+/// A signal that was not passed on is no failure: the process may have just ended.
+fn passed(signal: Signal, result: ttrpc::Result<Empty>) {
+    if let Err(error) = result {
+        logging::debug(format_args!("{signal} was not delivered: {}", ClientError::from(error)));
     }
 }
 

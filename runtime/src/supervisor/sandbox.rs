@@ -109,7 +109,13 @@ impl Sandbox {
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
         tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
-        let container = Arc::new(Container::new(agent, record, &start.request.process, self.state.handle()?));
+        let container = Arc::new(Container::new(
+            agent,
+            record,
+            &start.request.process,
+            start.hooks.poststart.clone(),
+            self.state.handle()?,
+        ));
         let server = TaskServer::start(task, Arc::clone(&container)).await.map_err(RunError::EventLoop)?;
 
         let result = self.live(options, &container, &start, reporter, &mut events).await;
@@ -121,6 +127,10 @@ impl Sandbox {
         container.stopped(Ended::now(status), kept);
         server.stop().await;
         events.trace.since("teardown", begin_ns);
+        // `delete` runs those of a container whose state is kept.
+        if !kept {
+            hooks::run_all(&start.hooks.poststop, &start.hook_state.at(hooks::Status::Stopped, None)).await;
+        }
         result
     }
 
@@ -152,9 +162,6 @@ impl Sandbox {
         }
         if let Some(reporter) = reporter.take() {
             reporter.succeeded();
-        }
-        if !options.mode.starts() && !hooks.poststart.is_empty() && self.wait_for_start(container, events).await? {
-            self.run_hooks(&hooks.poststart, &hook_state, Some(container), events).await?;
         }
         let exit = self.wait(container, events).await?;
         let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
@@ -195,7 +202,7 @@ impl Sandbox {
                 agent_up_ns.set(now_ns());
                 // The agent listens for streams before it connects.
                 let raw = terminal.then(RawTerminal::enter).transpose()?;
-                Ok((info, raw, streams::open(&vsock, ids).await?))
+                Ok((info, raw, streams::open(&vsock, ids).await?.pump()?))
             };
             let created = async { agent.create(request).await.map_err(RunError::Create) };
             let create = async { tokio::try_join!(answer, created) };
@@ -265,25 +272,6 @@ impl Sandbox {
                         None if signals::ends_a_start(signal) => return Err(RunError::Interrupted(signal)),
                         None => {}
                     }
-                }
-            }
-        }
-    }
-
-    /// Until a created container has been started, or has ended without that; whether it was started.
-    async fn wait_for_start(&mut self, container: &Arc<Container>, events: &mut Events<'_>) -> Result<bool, RunError> {
-        let ended = container.agent.wait("");
-        let started = container.started();
-        tokio::pin!(ended, started);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut started => return Ok(true),
-                // Whoever waits for it next learns how, or why that is not known.
-                _ = &mut ended => return Ok(false),
-                event = events.vmm.recv() => self.on_vmm_event(event, events.trace)?,
-                signal = events.signals.next() => {
-                    self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
                 }
             }
         }

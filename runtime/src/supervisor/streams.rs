@@ -105,45 +105,65 @@ impl Outputs {
     }
 }
 
-/// Opens the streams through the vsock socket at `path` and starts their pumps.
-pub(crate) async fn open(path: &Path, ids: StreamIds) -> Result<Outputs, OpenStreamError> {
+/// The open streams, before a byte has moved.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    stdin: Option<UnixStream>,
+    stdout: Option<UnixStream>,
+    stderr: Option<UnixStream>,
+}
+
+/// Opens the streams through the vsock socket at `path`.
+pub(crate) async fn open(path: &Path, ids: StreamIds) -> Result<Opened, OpenStreamError> {
     let (stdin, stdout, stderr) = tokio::try_join!(
         connect(path, ids.stdin, "stdin"),
         connect(path, ids.stdout, "stdout"),
         connect(path, ids.stderr, "stderr"),
     )?;
-    let mut outputs = Outputs { ended: Vec::new(), first_output_ns: Arc::default() };
-    for (name, stream, fd) in [("stdout", stdout, stdio::stdout()), ("stderr", stderr, stdio::stderr())] {
-        if let Some(stream) = stream {
-            let (sender, ended) = oneshot::channel();
-            let first_output_ns = Arc::clone(&outputs.first_output_ns);
-            start(name, move || {
-                // Closing the stream is how the guest learns that nobody takes its output any more.
-                let _ = copy(stream.as_fd(), fd, || {
-                    if first_output_ns.load(Ordering::Relaxed) == 0 {
-                        let _ =
-                            first_output_ns.compare_exchange(0, trace::now_ns(), Ordering::Relaxed, Ordering::Relaxed);
+    Ok(Opened { stdin, stdout, stderr })
+}
+
+impl Opened {
+    /// Starts the pumps.
+    pub(crate) fn pump(self) -> Result<Outputs, OpenStreamError> {
+        let Self { stdin, stdout, stderr } = self;
+        let mut outputs = Outputs { ended: Vec::new(), first_output_ns: Arc::default() };
+        for (name, stream, fd) in [("stdout", stdout, stdio::stdout()), ("stderr", stderr, stdio::stderr())] {
+            if let Some(stream) = stream {
+                let (sender, ended) = oneshot::channel();
+                let first_output_ns = Arc::clone(&outputs.first_output_ns);
+                start(name, move || {
+                    // Closing the stream is how the guest learns that nobody takes its output any more.
+                    let _ = copy(stream.as_fd(), fd, || {
+                        if first_output_ns.load(Ordering::Relaxed) == 0 {
+                            let _ = first_output_ns.compare_exchange(
+                                0,
+                                trace::now_ns(),
+                                Ordering::Relaxed,
+                                Ordering::Relaxed,
+                            );
+                        }
+                    });
+                    drop(stream);
+                    if name == "stdout" {
+                        end_own_stdout();
                     }
-                });
-                drop(stream);
-                if name == "stdout" {
-                    end_own_stdout();
-                }
-                let _ = sender.send(());
-            })?;
-            outputs.ended.push(ended);
+                    let _ = sender.send(());
+                })?;
+                outputs.ended.push(ended);
+            }
         }
+        if let Some(stream) = stdin {
+            start("stdin", move || {
+                let _ = copy(stdio::stdin(), stream.as_fd(), || {});
+                // The container's end of file. Its own output streams are others.
+                let _ = stream.shutdown(Shutdown::Write);
+                // Kept open: closing it would say that the guest's side is not wanted either.
+                std::mem::forget(stream);
+            })?;
+        }
+        Ok(outputs)
     }
-    if let Some(stream) = stdin {
-        start("stdin", move || {
-            let _ = copy(stdio::stdin(), stream.as_fd(), || {});
-            // The container's end of file. Its own output streams are others.
-            let _ = stream.shutdown(Shutdown::Write);
-            // Kept open: closing it would say that the guest's side is not wanted either.
-            std::mem::forget(stream);
-        })?;
-    }
-    Ok(outputs)
 }
 
 /// Lets the reader of our stdout see its end when the container has ended its own, though we live on: nothing else is

@@ -127,7 +127,7 @@ fn status(error: CallError) -> ttrpc::Error {
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
         CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
-        CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
+        CallError::Hook(_) | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
         CallError::Agent(AgentError::Refused { .. }) => Code::INVALID_ARGUMENT,
         CallError::Agent(AgentError::Timeout) => Code::DEADLINE_EXCEEDED,
         CallError::Agent(AgentError::Lost) => Code::UNAVAILABLE,

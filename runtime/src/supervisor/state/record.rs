@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags, openat, renameat};
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::{Hook, State};
 use crate::logging;
 
 /// The file's name in a state directory.
@@ -70,9 +71,17 @@ pub(crate) struct Record {
     pub(crate) kept: bool,
     /// Once the container has ended.
     pub(crate) exit_status: Option<u8>,
+    /// The hooks that `delete` is to run.
+    #[serde(default)]
+    pub(crate) poststop: Vec<Hook>,
 }
 
 impl Record {
+    /// The container as hooks are told of it.
+    pub(crate) fn hook_state(&self) -> State {
+        State::new(&self.id, &self.bundle, self.annotations.clone())
+    }
+
     /// Reads the record of a state directory; `None` if it has none yet.
     pub(super) fn read(dir: impl AsFd) -> io::Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -119,6 +128,7 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             kept,
             exit_status: None,
+            poststop: Vec::new(),
         }
     }
 
