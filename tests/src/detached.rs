@@ -42,6 +42,11 @@ impl<'a> Detached<'a> {
         Self::make(env, bundle, &["run", "--detach"])
     }
 
+    /// `create` with a terminal, which is sent to that socket.
+    pub(crate) fn create_with_console(env: &'a Env, bundle: &Bundle, socket: &str) -> Result<Self> {
+        Self::make(env, bundle, &["create", "--console-socket", socket])
+    }
+
     fn make(env: &'a Env, bundle: &Bundle, verb: &[&str]) -> Result<Self> {
         bundle.write()?;
         let id = env.id();

@@ -151,6 +151,7 @@ impl Container {
         if life.record.status == Status::Stopped {
             return;
         }
+        life.start_taken |= status == Status::Running;
         life.record.status = status;
         self.write(&life.record);
     }
@@ -245,7 +246,8 @@ impl Container {
             return Err(CallError::NotPaused);
         }
         self.agent.resume().await?;
-        self.enter(Status::Running);
+        let started = self.life().start_taken;
+        self.enter(if started { Status::Running } else { Status::Created });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod bad_config;
 mod bad_host;
 mod cleanup;
 mod command_line;
+mod control;
 mod debian;
 mod devices;
 mod docker;
@@ -78,6 +79,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         exit::CASES,
         lifecycle::CASES,
         exec::CASES,
+        control::CASES,
         stdio::CASES,
         streams::CASES,
         terminal::CASES,
