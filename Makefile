@@ -15,6 +15,9 @@ TREE := target/bulkhead
 DEST := $(DESTDIR)$(PREFIX)
 PARTS := bin/bulkhead lib/bulkhead/bulkhead-vmm lib/bulkhead/vmlinux lib/bulkhead/initramfs.cpio
 
+COMPLETIONS := share/bash-completion/completions/bulkhead share/zsh/site-functions/_bulkhead \
+    share/fish/vendor_completions.d/bulkhead.fish
+
 # The agent is static. The musl target makes it smaller and is used where it is installed.
 MUSL := x86_64-unknown-linux-musl
 AGENT_TARGET := $(shell [ -d "$$(rustc --print target-libdir --target $(MUSL) 2>/dev/null)" ] && echo $(MUSL) || echo x86_64-unknown-linux-gnu)
@@ -88,9 +91,14 @@ install: ## Install the built tree into DESTDIR/PREFIX
 	install -m 755 $(TREE)/lib/bulkhead/bulkhead-vmm $(DEST)/lib/bulkhead/bulkhead-vmm
 	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
 	install -m 644 $(wildcard README.md LICENSE docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/
+	$(TREE)/bin/bulkhead man $(DEST)/share/man/man8
+	install -d $(dir $(addprefix $(DEST)/,$(COMPLETIONS)))
+	$(TREE)/bin/bulkhead completion bash >$(DEST)/share/bash-completion/completions/bulkhead
+	$(TREE)/bin/bulkhead completion zsh >$(DEST)/share/zsh/site-functions/_bulkhead
+	$(TREE)/bin/bulkhead completion fish >$(DEST)/share/fish/vendor_completions.d/bulkhead.fish
 
 uninstall: ## Remove what install put there
-	rm -f $(addprefix $(DEST)/,$(PARTS))
+	rm -f $(addprefix $(DEST)/,$(PARTS) $(COMPLETIONS)) $(DEST)/share/man/man8/bulkhead.8 $(DEST)/share/man/man8/bulkhead-*.8
 	rm -rf $(DEST)/share/doc/bulkhead
 	-rmdir --ignore-fail-on-non-empty $(DEST)/lib/bulkhead
 

@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    self, check, create, delete, events, exec, features, gc, kill, list, logs, pause, ps, resume, run, spec, start,
-    state, update,
+    self, check, completion, create, delete, events, exec, features, gc, kill, list, logs, man, pause, ps, resume, run,
+    spec, start, state, update,
 };
 use crate::logging::{self, LogFormat};
 use crate::text;
@@ -89,6 +89,9 @@ enum Command {
     Features(features::Arguments),
     Spec(spec::Arguments),
     Check(check::Arguments),
+    Completion(completion::Arguments),
+    #[command(hide = true)]
+    Man(man::Arguments),
 }
 
 /// Parses the process' arguments, runs the verb, and tells what failed.
@@ -123,6 +126,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Features(arguments) => features::run(&arguments),
         Command::Spec(arguments) => spec::run(&arguments),
         Command::Check(arguments) => check::run(&global, &arguments),
+        Command::Completion(arguments) => completion::run(&arguments, Cli::command()),
+        Command::Man(arguments) => man::run(&arguments, Cli::command()),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -156,8 +161,6 @@ fn usage_line(rendered: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {

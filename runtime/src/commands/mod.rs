@@ -2,6 +2,7 @@
 //! The verbs, one a file: each takes its arguments, makes one call, and gives the exit status or what failed.
 
 pub(crate) mod check;
+pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod events;
@@ -11,6 +12,7 @@ pub(crate) mod gc;
 pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod resume;
