@@ -30,19 +30,19 @@ pub(crate) fn translate(
             Some(Place::parse(&path).ok_or_else(|| FieldError::invalid(field(), &path, expected))?)
         }
     };
-    Ok(CgroupSpec { place, limits: limits(resources, machine) })
+    Ok(CgroupSpec { place, limits: limits(resources, Some(machine)) })
 }
 
-/// The limits of a machine of that size.
-pub(crate) fn limits(resources: Option<&LinuxResources>, machine: &Machine) -> Limits {
+/// The limits for a machine; those of its memory are its size, and absent without it.
+pub(crate) fn limits(resources: Option<&LinuxResources>, machine: Option<&Machine>) -> Limits {
     let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit != 0);
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
         |list: &Option<String>| list.as_deref().map(str::trim).filter(|list| !list.is_empty()).map(str::to_owned);
-    let whole = (machine.mem_size_mib + HOST_OVERHEAD_MIB) << 20;
+    let whole = machine.map(|machine| ((machine.mem_size_mib + HOST_OVERHEAD_MIB) << 20).cast_signed());
     let shares = cpu.shares().filter(|shares| *shares != 0);
     Limits {
-        memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { whole.cast_signed() }),
+        memory_bytes: whole.and_then(|whole| memory.map(|limit| if limit < 0 { -1 } else { whole })),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
         cpu_quota_us: cpu.quota().filter(|quota| *quota != 0),
@@ -66,7 +66,7 @@ mod tests {
         let resources = json!({"memory": {"limit": 64 << 20}, "cpu": {"shares": 1024, "quota": -1, "mems": " 0 "}});
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
 
-        let limits = limits(Some(&resources), &machine(160));
+        let limits = limits(Some(&resources), Some(&machine(160)));
 
         assert_eq!(limits.memory_bytes, Some((160 + 64) << 20));
         assert_eq!((limits.cpu_shares, limits.cpu_weight, limits.cpu_quota_us), (Some(1024), Some(39), Some(-1)));

@@ -35,7 +35,7 @@ use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
-use crate::cgroup::CgroupSpec;
+use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
 use crate::storage::{ShareError, Shares};
@@ -116,6 +116,15 @@ pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
 /// Names the field.
 pub(crate) fn resources_from_json(json: &[u8]) -> Result<Vec<CgroupSetting>, PartError> {
     Ok(resources::translate(&serde_json::from_slice(json)?)?)
+}
+
+/// The part of new limits that the sandbox's cgroup on the host has too. The machine's memory is what it was made with.
+///
+/// # Errors
+///
+/// Where it is not the specification's JSON.
+pub(crate) fn host_limits_from_json(json: &[u8]) -> Result<Limits, PartError> {
+    Ok(host_cgroup::limits(Some(&serde_json::from_slice(json)?), None))
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {

@@ -7,7 +7,7 @@
 //! ```
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_protocol::agent::{CgroupSetting, Process, Seccomp, TracePoint};
@@ -20,6 +20,7 @@ use super::agent::{Agent, AgentError};
 use super::execs::Execs;
 use super::signals;
 use super::state::{Record, Status};
+use crate::cgroup::{HostCgroup, HostCgroupError, Limits};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
 
@@ -57,6 +58,8 @@ pub(crate) enum CallError {
     BadRequest(String),
     #[error("not supported: {0}")]
     NotSupported(&'static str),
+    #[error(transparent)]
+    Cgroup(#[from] HostCgroupError),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
@@ -99,6 +102,8 @@ pub(crate) struct Container {
     ended: watch::Sender<Option<Ended>>,
     /// The hooks that follow a start by a call.
     poststart: Vec<Hook>,
+    /// The sandbox's, as long as it has one.
+    cgroup: Weak<HostCgroup>,
     /// What confines init and is the configuration's, not its process': it confines the others too.
     seccomp: MessageField<Seccomp>,
     personality: Option<u32>,
@@ -106,7 +111,14 @@ pub(crate) struct Container {
 
 impl Container {
     /// A container that is being created, with that init. `dir` is its state directory.
-    pub(crate) fn new(agent: Agent, record: Record, init: &Process, poststart: Vec<Hook>, dir: OwnedFd) -> Self {
+    pub(crate) fn new(
+        agent: Agent,
+        record: Record,
+        init: &Process,
+        poststart: Vec<Hook>,
+        cgroup: Weak<HostCgroup>,
+        dir: OwnedFd,
+    ) -> Self {
         let id = record.id.clone();
         let life = Mutex::new(Life { record, start_taken: false });
         Self {
@@ -117,6 +129,7 @@ impl Container {
             dir,
             ended: watch::Sender::new(None),
             poststart,
+            cgroup,
             seccomp: init.seccomp.clone(),
             personality: init.personality,
         }
@@ -251,10 +264,14 @@ impl Container {
         Ok(())
     }
 
-    /// Changes the limits.
-    pub(crate) async fn update(&self, settings: Vec<CgroupSetting>) -> Result<(), CallError> {
+    /// Changes the limits, in the guest and then on the host.
+    pub(crate) async fn update(&self, settings: Vec<CgroupSetting>, limits: &Limits) -> Result<(), CallError> {
         self.require_alive()?;
-        Ok(self.agent.update(settings).await?)
+        self.agent.update(settings).await?;
+        match self.cgroup.upgrade() {
+            Some(cgroup) => Ok(cgroup.update(limits)?),
+            None => Ok(()),
+        }
     }
 
     /// Fails unless there is an init, frozen or not.

@@ -57,8 +57,7 @@ pub(super) struct Start {
 pub(super) struct Sandbox {
     raw: Option<RawTerminal>,
     vmm: Vmm,
-    #[expect(dead_code, reason = "its drop is what it is for")]
-    cgroup: Option<HostCgroup>,
+    cgroup: Option<Arc<HostCgroup>>,
     state: StateDir,
     terminal: bool,
     /// The size that the container's terminal has.
@@ -88,7 +87,17 @@ impl Sandbox {
         size: Option<Size>,
         streams: StreamIds,
     ) -> Self {
-        Self { raw: None, vmm, cgroup, state, terminal, size, streams, outputs: None, phase: Phase::Booting }
+        Self {
+            raw: None,
+            vmm,
+            cgroup: cgroup.map(Arc::new),
+            state,
+            terminal,
+            size,
+            streams,
+            outputs: None,
+            phase: Phase::Booting,
+        }
     }
 
     /// Supervises until the end; the container's exit status. A reporter is told when the container is created, or
@@ -114,6 +123,7 @@ impl Sandbox {
             record,
             &start.request.process,
             start.hooks.poststart.clone(),
+            self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
             self.state.handle()?,
         ));
         let server = TaskServer::start(task, Arc::clone(&container)).await.map_err(RunError::EventLoop)?;

@@ -29,7 +29,7 @@ use super::container::{CallError, Container, Ended};
 use super::execs;
 use super::state::Status;
 use super::terminal::Size;
-use crate::spec;
+use crate::spec::{self, PartError};
 use crate::text;
 
 /// What a stream is called in `ExecProcess` to be carried to whoever asks for it, and, with its number, in the answer to
@@ -127,7 +127,9 @@ fn status(error: CallError) -> ttrpc::Error {
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
         CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
-        CallError::Hook(_) | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
+        CallError::Cgroup(_)
+        | CallError::Hook(_)
+        | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
         CallError::Agent(AgentError::Refused { .. }) => Code::INVALID_ARGUMENT,
         CallError::Agent(AgentError::Timeout) => Code::DEADLINE_EXCEEDED,
         CallError::Agent(AgentError::Lost) => Code::UNAVAILABLE,
@@ -311,9 +313,10 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         self.call(&request.id, move |container| async move {
-            let settings = spec::resources_from_json(&request.resources.value)
-                .map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-            container.update(settings).await.map(|()| Empty::default())
+            let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
+            let settings = spec::resources_from_json(&request.resources.value).map_err(refused)?;
+            let limits = spec::host_limits_from_json(&request.resources.value).map_err(refused)?;
+            container.update(settings, &limits).await.map(|()| Empty::default())
         })
         .await
     }

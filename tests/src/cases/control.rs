@@ -83,7 +83,7 @@ fn limits_are_changed(env: &Env) -> Result {
     let output = container.verb(&["update", "--resources", "-"]).input(resources).output()?;
     output.expect_code(0)?;
     container.exec(limits).output()?.expect_stdout("41\n30000 60000\n104857600\n")?;
-    container.verb(&["update", "--resources", "-"]).input("{").output()?.expect_error(&["update"])
+    container.verb(&["update", "--resources", "-"]).input("{").output()?.expect_error(&["limits", "JSON"])
 }
 
 fn usage_is_told(env: &Env) -> Result {
