@@ -7,6 +7,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use bulkhead_virtio::net::MacAddress;
 use serde::{Deserialize, Serialize};
 
 /// Everything that a machine is made of.
@@ -36,6 +37,9 @@ pub struct MachineConfig {
     /// As above, for trees that the host may change.
     #[serde(default)]
     pub shared_trees: Vec<ShareTree>,
+    /// The network devices, at most [`MAX_NETS`].
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
     /// A file that receives the guest's console output, at most [`CONSOLE_LOG_MAX`] bytes of it.
     pub console_fd: RawFd,
     /// A pipe or socket that receives one [`crate::report::Report`] a line, as JSON. When its other end closes, the
@@ -60,6 +64,18 @@ pub struct VsockConfig {
     pub agent_port: u32,
 }
 
+/// The host side of a network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in whichever network namespace.
+    pub tap_fd: RawFd,
+    /// The guest's address, by which the agent knows the device.
+    pub mac: MacAddress,
+    /// The longest packet without its Ethernet header, 68 or more.
+    pub mtu: u16,
+}
+
 /// A directory or a file of the host that the guest sees at the top of a share device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +95,12 @@ pub const MAX_VCPUS: u8 = 64;
 
 /// Least guest memory that boots.
 pub const MIN_MEM_SIZE_MIB: u64 = 64;
+
+/// Most network devices: as many interrupt lines as the other devices leave.
+pub const MAX_NETS: usize = 8;
+
+/// Least MTU of a network device (that of IPv4).
+pub const MIN_MTU: u16 = 68;
 
 /// Most bytes of console output that are kept; what comes after is counted, not kept, but the last 4 KiB always are.
 pub const CONSOLE_LOG_MAX: usize = 256 * 1024;

@@ -91,7 +91,7 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
     // A guest that writes past the limit on file sizes gets an error, not a dead machine.
     // SAFETY: ignoring a signal installs no handler that could run.
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("ignore SIGXFSZ"))?;
-    let kept = vec![
+    let mut kept = vec![
         config.kvm_fd,
         config.kernel_fd,
         config.initramfs_fd,
@@ -100,6 +100,7 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
         config.console_fd,
         config.report_fd,
     ];
+    kept.extend(config.nets.iter().map(|net| net.tap_fd));
     jail::close_all_but(&kept)
         .map_err(|source| machine::MachineError::Host { doing: "close leaked descriptors", source })?;
     // The file server holds a descriptor for each file that the guest knows.

@@ -104,6 +104,7 @@ impl Vmm {
             },
             private_trees: options.shares.private.clone(),
             shared_trees: options.shares.shared.clone(),
+            nets: Vec::new(),
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
             trace: options.trace,

@@ -5,7 +5,7 @@
 //! main thread       open descriptors, jail, devices, then waits: for the machine's end, or the supervisor's
 //!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
 //!   vcpu-N          runs a vCPU; answers its accesses
-//!   fs-TAG, vsock   a device's worker, from its activation on
+//!   fs-TAG, vsock, net   a device's worker, from its activation on
 //! ```
 
 pub mod bus;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
 
 use crate::arch::x86_64::boot::BootError;
-use crate::config::{MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
+use crate::config::{MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MIN_MTU, MachineConfig};
 use crate::jail::JailError;
 use bus::Bus;
 use console::Console;
@@ -90,6 +90,15 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     if config.mem_size_mib < MIN_MEM_SIZE_MIB {
         let allowed = format!("{MIN_MEM_SIZE_MIB} MiB or more");
         return Err(MachineError::Config { what: "guest memory in MiB", value: config.mem_size_mib, allowed });
+    }
+    if config.nets.len() > MAX_NETS {
+        let value = config.nets.len() as u64;
+        let allowed = format!("at most {MAX_NETS}");
+        return Err(MachineError::Config { what: "the number of network devices", value, allowed });
+    }
+    if let Some(net) = config.nets.iter().find(|net| net.mtu < MIN_MTU) {
+        let allowed = format!("{MIN_MTU} or more");
+        return Err(MachineError::Config { what: "a network device's MTU", value: net.mtu.into(), allowed });
     }
     Ok(())
 }

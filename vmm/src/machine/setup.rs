@@ -14,6 +14,7 @@ use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
+use bulkhead_virtio::net::{Net, NetConfig};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
@@ -81,7 +82,8 @@ fn load_guest(config: &MachineConfig) -> Result<(GuestMemory, StartState), Machi
 }
 
 fn device_count(config: &MachineConfig) -> u64 {
-    2 + u64::from(!config.private_trees.is_empty()) + u64::from(!config.shared_trees.is_empty())
+    let shares = u64::from(!config.private_trees.is_empty()) + u64::from(!config.shared_trees.is_empty());
+    2 + shares + config.nets.len() as u64
 }
 
 fn command_line(config: &MachineConfig) -> String {
@@ -139,6 +141,10 @@ fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<NamedDevice>, Machi
         devices.push((format!("{tag} file system"), Box::new(device)));
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
+    for net in &config.nets {
+        let device = Net::new(NetConfig { tap: owned(net.tap_fd), mac: net.mac, mtu: net.mtu });
+        devices.push((format!("{} network", net.mac), Box::new(device)));
+    }
     Ok(devices)
 }
 

@@ -16,6 +16,8 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceKind {
+    /// Section 5.1.
+    Net = 1,
     /// Section 5.4.
     Rng = 4,
     /// Section 5.10.

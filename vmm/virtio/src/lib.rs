@@ -4,6 +4,7 @@
 pub mod device;
 pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 pub mod thread;
 pub mod vsock;

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The running device: moves frames between the queues and the tap, on a thread of its own.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::QueueError;
+use super::receive::{Received, Receiver};
+use super::tap::Tap;
+use super::transmit::{Transmitted, Transmitter};
+use crate::device::{ActiveQueue, GuestMemory, Interrupt};
+use crate::worker::{Event, EventHandler, Interest, Poller, eventfd_as_fd};
+
+const RX_TOKEN: u64 = 0;
+const TX_TOKEN: u64 = 1;
+const TAP_TOKEN: u64 = 2;
+
+/// The queues and the tap.
+#[derive(Debug)]
+pub struct Engine {
+    poller: Poller,
+    /// `None` once it has gone.
+    tap: Option<Arc<Tap>>,
+    /// What the tap is waited for.
+    interest: Interest,
+    rx: Receiver,
+    tx: Transmitter,
+    interrupt: Arc<Interrupt>,
+}
+
+/// What there may be to do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    receive: bool,
+    transmit: bool,
+    tap_gone: bool,
+}
+
+impl Engine {
+    /// Joins queues and tap; an event that is pending already is found by the poller.
+    ///
+    /// # Errors
+    ///
+    /// When the host's kernel has no room for the poller.
+    pub fn new(
+        memory: &GuestMemory,
+        accepted: u64,
+        [rx, tx]: [ActiveQueue; 2],
+        interrupt: Arc<Interrupt>,
+        tap: Arc<Tap>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        // Each notification wakes the thread once, and no eventfd has to be read for that.
+        poller.add(eventfd_as_fd(&rx.event), RX_TOKEN, Interest::IN | Interest::ET)?;
+        poller.add(eventfd_as_fd(&tx.event), TX_TOKEN, Interest::IN | Interest::ET)?;
+        poller.add(&tap, TAP_TOKEN, Interest::IN)?;
+        Ok(Self {
+            poller,
+            tap: Some(tap),
+            interest: Interest::IN,
+            rx: Receiver::new(rx, memory.clone(), accepted),
+            tx: Transmitter::new(tx, memory.clone()),
+            interrupt,
+        })
+    }
+
+    fn work(&self, events: &[Event]) -> Work {
+        let mut work = Work::default();
+        for event in events {
+            match event.token {
+                // As long as the tap is waited for, there is room, and the tap says when there is a frame.
+                RX_TOKEN => work.receive |= !self.interest.contains(Interest::IN),
+                TX_TOKEN => work.transmit |= !self.interest.contains(Interest::OUT),
+                _ => {
+                    work.receive |= event.flags.contains(Interest::IN);
+                    work.transmit |= event.flags.contains(Interest::OUT);
+                    work.tap_gone |= event.flags.intersects(Interest::ERR | Interest::HUP);
+                }
+            }
+        }
+        work
+    }
+
+    fn process(&mut self, work: Work) -> Result<(), QueueError> {
+        let mut interest = self.interest;
+        if work.tap_gone {
+            self.forget_tap();
+        }
+        if work.receive
+            && let Some(tap) = &self.tap
+        {
+            match self.rx.receive(tap, &self.interrupt)? {
+                Received::All | Received::Some => interest.insert(Interest::IN),
+                Received::NoRoom => interest.remove(Interest::IN),
+                Received::Gone => self.forget_tap(),
+            }
+        }
+        if work.transmit {
+            interest.remove(Interest::OUT);
+            match self.tx.transmit(self.tap.as_deref(), &self.interrupt)? {
+                Transmitted::All => {}
+                // Looked at again after other events. Fails only when it will be looked at anyway.
+                Transmitted::Some => drop(self.tx.queue().event.write(1)),
+                Transmitted::TapFull => interest.insert(Interest::OUT),
+            }
+        }
+        self.watch_tap(interest);
+        Ok(())
+    }
+
+    /// Asks epoll for what matters now.
+    fn watch_tap(&mut self, interest: Interest) {
+        let Some(tap) = &self.tap else { return };
+        if interest == self.interest {
+            return;
+        }
+        match self.poller.modify(tap, TAP_TOKEN, interest) {
+            Ok(()) => self.interest = interest,
+            // A tap that cannot be waited for is none.
+            Err(_) => self.forget_tap(),
+        }
+    }
+
+    /// Goes on without the tap: there is nothing to read, and what the guest sends is dropped.
+    fn forget_tap(&mut self) {
+        if let Some(tap) = self.tap.take() {
+            // Fails only when it is not waited for.
+            let _ = self.poller.remove(&tap);
+        }
+        self.interest = Interest::empty();
+        // The guest's frames must not wait for it any longer. Fails only when the queue will be looked at anyway.
+        let _ = self.tx.queue().event.write(1);
+    }
+}
+
+impl EventHandler for Engine {
+    fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    fn handle(&mut self, events: &[Event]) -> ControlFlow<()> {
+        match self.process(self.work(events)) {
+            Ok(()) => ControlFlow::Continue(()),
+            // Whatever the cause, it is the guest's loss alone: there is nobody else to tell.
+            Err(_) => {
+                self.interrupt.signal_needs_reset();
+                ControlFlow::Break(())
+            }
+        }
+    }
+}

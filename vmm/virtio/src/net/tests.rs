@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The running device between a driver in memory and a socket that stands for the tap.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::engine::Engine;
+use super::tap::Tap;
+use super::*;
+use crate::device::{Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice};
+use crate::worker::{Event, EventHandler};
+
+const WRITE: u16 = 2;
+const NEXT: u16 = 1;
+const SIZE: u16 = 16;
+const RX_RING: GuestAddress = GuestAddress(0);
+const TX_RING: GuestAddress = GuestAddress(0x1_0000);
+const BUFFERS: u64 = 0x10_0000;
+
+/// A device on a socket, not on a thread: [`Self::run`] does what a thread would do by now.
+struct Machine<'m> {
+    memory: &'m GuestMemory,
+    rx: MockSplitQueue<'m, GuestMemory>,
+    tx: MockSplitQueue<'m, GuestMemory>,
+    rx_event: EventFd,
+    tx_event: EventFd,
+    interrupt: Arc<Interrupt>,
+    engine: Engine,
+    network: UnixDatagram,
+}
+
+impl<'m> Machine<'m> {
+    fn new(memory: &'m GuestMemory, features: u64) -> Self {
+        let rx = MockSplitQueue::create(memory, RX_RING, SIZE);
+        let tx = MockSplitQueue::create(memory, TX_RING, SIZE);
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let (rx_event, tx_event, interrupt) = (event(), event(), Arc::new(Interrupt::new(event())));
+        let active = |mock: &MockSplitQueue<'_, GuestMemory>, event: &EventFd| {
+            let mut queue: Queue = mock.create_queue().unwrap();
+            queue.set_event_idx(features::has(features, VIRTIO_RING_F_EVENT_IDX));
+            ActiveQueue { queue, event: event.try_clone().unwrap() }
+        };
+        let (network, device_side) = UnixDatagram::pair().unwrap();
+        network.set_nonblocking(true).unwrap();
+        device_side.set_nonblocking(true).unwrap();
+        // The least: a few frames' worth.
+        rustix::net::sockopt::set_socket_send_buffer_size(&device_side, 1).unwrap();
+        let tap = Arc::new(Tap::new(OwnedFd::from(device_side)));
+        let queues = [active(&rx, &rx_event), active(&tx, &tx_event)];
+        let engine = Engine::new(memory, features, queues, Arc::clone(&interrupt), tap).unwrap();
+        Self { memory, rx, tx, rx_event, tx_event, interrupt, engine, network }
+    }
+
+    /// Handles events until there are none, or the device has failed.
+    fn run(&mut self) {
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            self.engine.poller().wait(&mut events, Some(std::time::Duration::ZERO)).unwrap();
+            if events.is_empty() || self.engine.handle(&events).is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Gives the device receive buffers of `lens` bytes, each a chain of its own, from [`BUFFERS`] on, 64 KiB apart.
+    fn give(&self, lens: &[u32]) {
+        let chains: Vec<_> = (0u64..)
+            .zip(lens)
+            .map(|(at, len)| RawDescriptor::from(Descriptor::new(BUFFERS + at * 0x1_0000, *len, WRITE, 0)))
+            .collect();
+        self.rx.build_multiple_desc_chains(&chains).unwrap();
+        self.rx_event.write(1).unwrap();
+    }
+
+    /// Sends a frame out of the guest, in one chain of two pieces.
+    fn send(&self, frame: &[u8]) {
+        self.memory.write_slice(frame, GuestAddress(BUFFERS)).unwrap();
+        let first = HEADER_LEN as u32 + 1;
+        self.tx
+            .build_desc_chain(&[
+                RawDescriptor::from(Descriptor::new(BUFFERS, first, NEXT, 1)),
+                RawDescriptor::from(Descriptor::new(BUFFERS + u64::from(first), frame.len() as u32 - first, 0, 0)),
+            ])
+            .unwrap();
+        self.tx_event.write(1).unwrap();
+    }
+
+    /// What the driver has got back of the receive queue: for each chain its length.
+    fn received(&self) -> Vec<u32> {
+        let used = self.rx.used();
+        (0..used.idx().load()).map(|at| used.ring().ref_at(at.into()).unwrap().load().len()).collect()
+    }
+
+    fn bytes(&self, buffer: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(BUFFERS + buffer * 0x1_0000)).unwrap();
+        bytes
+    }
+}
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap()
+}
+
+/// A frame of `len` bytes with an empty header.
+fn frame(len: usize) -> Vec<u8> {
+    (0..len).map(|at| if at < HEADER_LEN { 0 } else { at as u8 }).collect()
+}
+
+const MERGE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+
+#[test]
+fn a_frame_reaches_the_guest_in_one_buffer() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.give(&[2000]);
+    machine.network.send(&frame(100)).unwrap();
+
+    machine.run();
+
+    let mut expected = frame(100);
+    expected[10] = 1;
+    assert_eq!(machine.received(), [100]);
+    assert_eq!(machine.bytes(0, 100), expected);
+    assert_eq!(machine.interrupt.status(), 1);
+}
+
+#[test]
+fn a_long_frame_fills_several_buffers() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, MERGE);
+    machine.give(&[1000; SIZE as usize]);
+    machine.network.send(&frame(2500)).unwrap();
+    machine.network.send(&frame(60)).unwrap();
+
+    machine.run();
+
+    let mut expected = frame(2500);
+    expected[10] = 3;
+    assert_eq!(machine.received(), [1000, 1000, 500, 60]);
+    assert_eq!([machine.bytes(0, 1000), machine.bytes(1, 1000), machine.bytes(2, 500)].concat(), expected);
+    assert_eq!(machine.bytes(3, 12)[10..], [1, 0]);
+}
+
+#[test]
+fn frames_wait_in_the_tap_until_there_is_room() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.network.send(&frame(100)).unwrap();
+    machine.run();
+    assert!(machine.received().is_empty());
+
+    machine.give(&[2000]);
+    machine.run();
+
+    assert_eq!(machine.received(), [100]);
+}
+
+#[test]
+fn a_frame_that_may_be_longer_than_the_room_waits_for_more() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, MERGE);
+    machine.give(&[1000; 4]);
+    machine.network.send(&frame(2500)).unwrap();
+    machine.run();
+    assert!(machine.received().is_empty());
+
+    // The driver has given half of its ring: more may not come.
+    machine.give(&[1000; 4]);
+    machine.run();
+
+    assert_eq!(machine.received().len(), 3);
+}
+
+#[test]
+fn a_frame_leaves_the_guest() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.send(&frame(1514));
+
+    machine.run();
+
+    let mut got = [0; 2000];
+    assert_eq!(machine.network.recv(&mut got).unwrap(), 1514);
+    assert_eq!(got[..1514], frame(1514));
+    assert_eq!(machine.tx.used().idx().load(), 1);
+}
+
+#[test]
+fn frames_wait_in_the_ring_while_the_tap_is_full() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    // The socket takes fewer.
+    let descriptors: Vec<_> = (0..SIZE - 1).map(|_| RawDescriptor::from(Descriptor::new(BUFFERS, 100, 0, 0))).collect();
+    machine.tx.build_multiple_desc_chains(&descriptors).unwrap();
+    machine.tx_event.write(1).unwrap();
+    machine.run();
+    let sent = machine.tx.used().idx().load();
+    assert!(sent < SIZE - 1, "{sent}");
+
+    let mut received = 0;
+    while machine.network.recv(&mut [0; 200]).is_ok() {
+        received += 1;
+        machine.run();
+    }
+
+    assert_eq!((received, machine.tx.used().idx().load()), (SIZE - 1, SIZE - 1));
+}
+
+#[test]
+fn what_the_guest_sends_is_dropped_once_the_tap_has_gone() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.network = UnixDatagram::unbound().unwrap();
+    machine.run();
+
+    machine.send(&frame(100));
+    machine.run();
+
+    assert_eq!(machine.tx.used().idx().load(), 1);
+    assert!(!machine.interrupt.needs_reset());
+}
+
+#[test]
+fn a_frame_too_long_is_dropped() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.send(&frame(FRAME_MAX + 1));
+
+    machine.run();
+
+    assert_eq!(machine.tx.used().idx().load(), 1);
+    assert!(machine.network.recv(&mut [0; 16]).is_err());
+    assert!(!machine.interrupt.needs_reset());
+}
+
+#[test]
+fn a_malformed_chain_needs_a_reset() {
+    let bad_rx = [
+        Descriptor::new(BUFFERS, 2000, 0, 0),
+        Descriptor::new(BUFFERS, HEADER_LEN as u32 - 1, WRITE, 0),
+        Descriptor::new(0x3f_ffff, 2000, WRITE, 0),
+        Descriptor::new(u64::MAX - 5, 2000, WRITE, 0),
+    ];
+    for descriptor in bad_rx {
+        let memory = memory();
+        let mut machine = Machine::new(&memory, 0);
+        machine.rx.build_desc_chain(&[RawDescriptor::from(descriptor)]).unwrap();
+        machine.network.send(&frame(100)).unwrap();
+        machine.run();
+        assert!(machine.interrupt.needs_reset(), "{descriptor:?}");
+    }
+    let bad_tx = [
+        Descriptor::new(BUFFERS, 2000, WRITE, 0),
+        Descriptor::new(BUFFERS, 0, 0, 0),
+        Descriptor::new(0x3f_ffff, 2000, 0, 0),
+    ];
+    for descriptor in bad_tx {
+        let memory = memory();
+        let mut machine = Machine::new(&memory, 0);
+        machine.tx.build_desc_chain(&[RawDescriptor::from(descriptor)]).unwrap();
+        machine.tx_event.write(1).unwrap();
+        machine.run();
+        assert!(machine.interrupt.needs_reset(), "{descriptor:?}");
+    }
+}
+
+#[test]
+fn a_ring_that_is_none_needs_a_reset() {
+    let memory = memory();
+    let mut machine = Machine::new(&memory, 0);
+    machine.tx.avail().idx().store(SIZE + 1);
+    machine.tx_event.write(1).unwrap();
+
+    machine.run();
+
+    assert!(machine.interrupt.needs_reset());
+}
+
+#[test]
+fn what_is_no_tap_does_not_start() {
+    let memory = memory();
+    let (_network, device_side) = UnixDatagram::pair().unwrap();
+    let mut net = Net::new(NetConfig { tap: device_side.into(), mac: MacAddress([2, 0, 0, 0, 0, 1]), mtu: 9000 });
+    let mut config = [0; 14];
+    net.read_config(0, &mut config);
+    assert_eq!(config, [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x28, 0x23, 0, 0]);
+
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let queues = [RX_RING, TX_RING].map(|at| ActiveQueue {
+        queue: MockSplitQueue::create(&memory, at, SIZE).create_queue().unwrap(),
+        event: event(),
+    });
+    let error = net
+        .activate(Activation {
+            memory: memory.clone(),
+            features: 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4,
+            queues: queues.into(),
+            interrupt: Arc::new(Interrupt::new(event())),
+        })
+        .unwrap_err();
+
+    assert_eq!(error.to_string(), "cannot configure the tap of the network device");
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames from the guest to the tap.
+
+use std::io;
+
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::Permissions;
+
+use super::pieces::Pieces;
+use super::tap::Tap;
+use super::used::Used;
+use super::{FRAME_MAX, HEADER_LEN, QueueError};
+use crate::device::{ActiveQueue, GuestMemory, Interrupt};
+
+/// Most frames that are written before others get their turn.
+const FRAMES_AT_ONCE: usize = 64;
+
+/// Why writing has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transmitted {
+    /// The driver will notify when there is more.
+    All,
+    /// There may be more; it is others' turn.
+    Some,
+    /// The tap has no room; it becomes writable when it has.
+    TapFull,
+}
+
+/// The transmit queue.
+#[derive(Debug)]
+pub(super) struct Transmitter {
+    active: ActiveQueue,
+    memory: GuestMemory,
+    used: Used,
+    /// Of the frame at hand.
+    pieces: Pieces,
+}
+
+impl Transmitter {
+    pub(super) fn new(active: ActiveQueue, memory: GuestMemory) -> Self {
+        Self { used: Used::new(&active.queue), active, pieces: Pieces::new(memory.clone()), memory }
+    }
+
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.active
+    }
+
+    /// Writes frames until there are none, or the tap is full, or it is others' turn. Without a tap they are dropped.
+    pub(super) fn transmit(&mut self, tap: Option<&Tap>, interrupt: &Interrupt) -> Result<Transmitted, QueueError> {
+        let mut outcome = Transmitted::Some;
+        self.active.queue.disable_notification(&self.memory)?;
+        for _ in 0..FRAMES_AT_ONCE {
+            let Some(chain) = self.active.queue.iter(&self.memory)?.next() else {
+                if self.active.queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                outcome = Transmitted::All;
+                break;
+            };
+            let head = chain.head_index();
+            self.pieces.clear();
+            let extent = self.pieces.push_chain(chain, Permissions::Read)?;
+            if extent.bytes < HEADER_LEN {
+                return Err(QueueError::TooShort);
+            }
+            if let Some(tap) = tap.filter(|_| extent.bytes <= FRAME_MAX)
+                && let Err(error) = tap.write(&self.pieces)
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                self.active.queue.go_to_previous_position();
+                outcome = Transmitted::TapFull;
+                break;
+            }
+            self.used.put(&self.active.queue, &self.memory, head, 0)?;
+            self.used.show(&mut self.active.queue, &self.memory)?;
+        }
+        if self.used.wants_interrupt(&self.active.queue, &self.memory)? {
+            interrupt.signal_used();
+        }
+        Ok(outcome)
+    }
+}
