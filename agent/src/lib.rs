@@ -8,7 +8,7 @@
 //! | [`container`] | the engine: makes, starts, signals and deletes containers |
 //! | [`process`] | a container's process: stdio, credentials, limits, program, reaping |
 //! | [`storage`] | shared trees, mounts, safe destinations, hidden paths |
-//! | [`network`] | the container's loopback interface |
+//! | [`network`] | the guest's network interfaces |
 //!
 //! The engine works without a VM as well: give it directories for the shared trees and run it as root.
 

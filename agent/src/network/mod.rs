@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The container's network interfaces.
+//! The guest's network interfaces: the virtio ones, in the guest's own network namespace, and each namespace's loopback.
+
+mod configure;
+mod link;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,6 +11,24 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::container::{Failure, Stage};
 use crate::sys;
+
+pub(crate) use configure::configure;
+
+/// A network that could not be set up: what was being done, and why it failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}")]
+pub(crate) struct NetworkError {
+    /// Completes "cannot …".
+    doing: String,
+    #[source]
+    source: io::Error,
+}
+
+impl NetworkError {
+    fn new(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self { doing: doing.into(), source: source.into() }
+    }
+}
 
 /// Turns the loopback interface of the calling process's network namespace on.
 pub(crate) fn bring_loopback_up() -> Result<(), Failure> {

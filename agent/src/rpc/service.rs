@@ -14,6 +14,7 @@ use super::status::ToStatus;
 use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SpecError, StartError, TerminalSize,
 };
+use crate::network;
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
 /// Makes the shared device's trees appear; says why it cannot.
@@ -85,6 +86,15 @@ impl Agent for AgentService {
             trace: to_wire(self.boot.points()),
             ..Default::default()
         })
+    }
+
+    async fn configure_network(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        network::configure(&request).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
     }
 
     async fn create_container(

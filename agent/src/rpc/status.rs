@@ -10,6 +10,7 @@ use crate::container::{
     CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
     LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
+use crate::network::NetworkError;
 
 /// The error and what caused it, on one line.
 pub fn error_chain(error: &dyn Error) -> String {
@@ -37,6 +38,12 @@ pub(super) trait ToStatus: Error + Sized {
 impl ToStatus for SpecError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
+    }
+}
+
+impl ToStatus for NetworkError {
+    fn code(&self) -> Code {
+        Code::INTERNAL
     }
 }
 
