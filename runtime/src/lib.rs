@@ -8,6 +8,7 @@
 //! | `storage` | which trees of the host the guest gets to see |
 //! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit; and its clients |
 //! | `cgroup` | the sandbox's cgroup on the host |
+//! | `network` | the sandbox's network on the host |
 //! | `hooks` | the programs that run at points of a container's life |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
@@ -18,6 +19,7 @@ mod commands;
 mod hooks;
 mod install;
 mod logging;
+mod network;
 mod spec;
 mod storage;
 mod supervisor;

@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use bulkhead_virtio::net::MacAddress;
+pub use bulkhead_virtio::net::MacAddress;
 use serde::{Deserialize, Serialize};
 
 /// Everything that a machine is made of.

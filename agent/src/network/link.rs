@@ -36,14 +36,15 @@ pub(super) fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
 /// Gives each of `wanted` its name, its MTU and its state; returns the numbers of the interfaces, in that order.
 pub(super) fn set_up(socket: &mut Socket, wanted: &[NetworkInterface]) -> Result<Vec<i32>, NetworkError> {
     let links = list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))?;
-    let mut found = Vec::with_capacity(wanted.len());
+    let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
     for interface in wanted {
         let name = &interface.name;
         if name.is_empty() || name.len() > NAME_MAX {
             let doing = format!("call a network interface {name:?}");
             return Err(NetworkError::new(doing, io::ErrorKind::InvalidInput));
         }
-        let Some(link) = links.iter().find(|link| link.mac == interface.mac) else {
+        // Several may share an address: their devices are in the order of the interfaces.
+        let Some(link) = links.iter().find(|link| link.mac == interface.mac && !found.contains(link)) else {
             let doing = format!("find the device of network interface {name}");
             return Err(NetworkError::new(doing, io::ErrorKind::NotFound));
         };

@@ -10,6 +10,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNames
 use super::error::{FieldError, without_nul};
 use super::mount_options::propagation_flags;
 use super::network_namespace;
+use crate::network::NetworkNamespace;
 
 /// Sysctls of the IPC namespace, besides those under `fs.mqueue.`.
 const IPC_SYSCTLS: &[&str] = &[
@@ -24,23 +25,27 @@ const IPC_SYSCTLS: &[&str] = &[
 ];
 
 /// The namespaces of a container.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Namespaces(Vec<NamespaceKind>);
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    kinds: Vec<NamespaceKind>,
+    /// One of the host's, whose interfaces become the guest's.
+    network: Option<NetworkNamespace>,
+}
 
 impl Namespaces {
     /// Checks the list. A container in a virtual machine always has a mount and a pid namespace.
     pub(crate) fn translate(namespaces: &[LinuxNamespace]) -> Result<Self, FieldError> {
         let mut kinds = Vec::with_capacity(namespaces.len() + 2);
+        let mut network = None;
         for (index, namespace) in namespaces.iter().enumerate() {
             let field = |name: &str| format!("linux.namespaces[{index}].{name}");
             if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-                if namespace.typ() == LinuxNamespaceType::Network {
-                    network_namespace::check(&field("path"), path)?;
-                    kinds.push(NamespaceKind::NETWORK);
-                    continue;
+                if namespace.typ() != LinuxNamespaceType::Network {
+                    let what =
+                        format!("{} is a namespace of the host's kernel; the container has its own", path.display());
+                    return Err(FieldError::unsupported(field("path"), what));
                 }
-                let what = format!("{} is a namespace of the host's kernel; the container has its own", path.display());
-                return Err(FieldError::unsupported(field("path"), what));
+                network = Some(network_namespace::open(&field("path"), path)?);
             }
             let kind = match namespace.typ() {
                 LinuxNamespaceType::Mount => NamespaceKind::MOUNT,
@@ -62,15 +67,23 @@ impl Namespaces {
                 kinds.push(kind);
             }
         }
-        Ok(Self(kinds))
+        Ok(Self { kinds, network })
     }
 
+    /// The host's network namespace that was named.
+    pub(crate) fn into_network(self) -> Option<NetworkNamespace> {
+        self.network
+    }
+
+    /// The namespaces that the agent makes. The interfaces of one of the host's are in the guest's own.
     pub(crate) fn to_wire(&self) -> Vec<Namespace> {
-        self.0.iter().map(|kind| Namespace { kind: (*kind).into(), ..Namespace::default() }).collect()
+        let is_guests = |kind: &NamespaceKind| *kind == NamespaceKind::NETWORK && self.network.is_some();
+        let kinds = self.kinds.iter().filter(|kind| !is_guests(kind));
+        kinds.map(|kind| Namespace { kind: (*kind).into(), ..Namespace::default() }).collect()
     }
 
     fn has(&self, kind: NamespaceKind) -> bool {
-        self.0.contains(&kind)
+        self.kinds.contains(&kind)
     }
 
     /// Checks `linux.timeOffsets`, which need a time namespace.
@@ -233,7 +246,7 @@ mod tests {
     fn mount_and_pid_are_always_there() {
         let translated = namespaces(json!([{"type": "uts"}, {"type": "pid"}])).unwrap();
 
-        assert_eq!(translated, Namespaces(vec![NamespaceKind::UTS, NamespaceKind::PID, NamespaceKind::MOUNT]));
+        assert_eq!(translated.kinds, [NamespaceKind::UTS, NamespaceKind::PID, NamespaceKind::MOUNT]);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
 use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
+use crate::network::NetworkNamespace;
 use crate::storage::{ShareError, Shares};
 
 /// The name of the configuration in a bundle.
@@ -57,6 +58,8 @@ pub(crate) struct Translated {
     pub(crate) machine: Machine,
     /// The sandbox's cgroup on the host.
     pub(crate) cgroup: CgroupSpec,
+    /// The network namespace of the host whose interfaces the guest gets.
+    pub(crate) network: Option<NetworkNamespace>,
     /// The programs to run on the host.
     pub(crate) hooks: Hooks,
     /// What those are told of the container, but for its id.
@@ -228,7 +231,8 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         ..CreateContainerRequest::default()
     };
     let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
-    Ok(Translated { request, shares, machine, cgroup, hooks, bundle, annotations })
+    let network = namespaces.into_network();
+    Ok(Translated { request, shares, machine, cgroup, network, hooks, bundle, annotations })
 }
 
 /// An absent list is an empty one.

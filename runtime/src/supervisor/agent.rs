@@ -8,11 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    CgroupSetting, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest,
-    ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
-    ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, ResizeTerminalRequest, ResumeContainerRequest,
-    SignalProcessRequest, StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitProcessRequest,
-    WaitProcessResponse,
+    CgroupSetting, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
+    DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest,
+    GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, ResizeTerminalRequest,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
+    UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -95,6 +95,11 @@ impl Agent {
 
     pub(crate) async fn get_info(&self) -> Result<GetInfoResponse, AgentError> {
         Ok(self.client.get_info(Context::default(), &GetInfoRequest::default()).await?)
+    }
+
+    pub(crate) async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
+        self.client.configure_network(Context::default(), request).await?;
+        Ok(())
     }
 
     pub(crate) async fn create(&self, request: &CreateContainerRequest) -> Result<CreateContainerResponse, AgentError> {

@@ -18,6 +18,7 @@ use super::vmm::SpawnVmmError;
 use crate::cgroup::HostCgroupError;
 use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
+use crate::network::NetworkError;
 use crate::spec::SpecError;
 
 /// How far a sandbox has come.
@@ -80,6 +81,10 @@ pub(crate) enum RunError {
     StateDir(#[from] StateDirError),
     #[error(transparent)]
     HostCgroup(#[from] HostCgroupError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("cannot set the guest's network up")]
+    ConfigureNetwork(#[source] AgentError),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]

@@ -20,6 +20,7 @@ use crate::cgroup::HostCgroup;
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
+use crate::network::{Connected, Network, NetworkNamespace};
 use crate::spec::{self, Translated};
 use crate::storage::Shares;
 use crate::storage::mount_points::{self, Kind};
@@ -184,7 +185,7 @@ fn supervise(
 ) -> Result<u8, RunError> {
     let begin_ns = now_ns();
     let Plan { translated, install, parts } = plan;
-    let Translated { mut request, shares, machine, cgroup, hooks, bundle, annotations } = translated;
+    let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations } = translated;
     make_mount_points(&request, &shares)?;
     let state = StateDir::create(&options.root, &options.id)?;
     let cgroup = HostCgroup::create(&cgroup, &options.id)?;
@@ -192,15 +193,23 @@ fn supervise(
         state.record_cgroup(cgroup.paths())?;
         cgroup.join()?;
     }
+    let connected = network.map(|namespace| connect(namespace, &state)).transpose()?;
+    let (network, nets, network_request) = match connected {
+        Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
+        None => (None, Vec::new(), None),
+    };
     let vmm_options = VmmOptions {
         id: &options.id,
         machine: &machine,
         shares: &shares,
+        nets: &nets,
         vsock: state.bind_vsock()?,
         console: state.create_console_log()?,
         trace: trace.enabled(),
     };
     let (vmm, sockets) = Vmm::spawn(&install, parts, vmm_options)?;
+    // A tap lives as long as a descriptor of it: from here on as long as the VMM.
+    drop(nets);
     trace.since("vmm spawn", begin_ns);
 
     let terminal = request.process.terminal;
@@ -240,10 +249,17 @@ fn supervise(
     sweep(&options.root);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
     let boot_timeout = install.boot_timeout;
-    let start = Start { request, hooks, hook_state, boot_timeout };
+    let start = Start { request, network: network_request, hooks, hook_state, boot_timeout };
     let launched = Launched { start, record, sockets, signals, task };
-    let sandbox = Sandbox::new(vmm, cgroup, state, terminal, size, streams);
+    let sandbox = Sandbox::new(vmm, cgroup, network, state, terminal, size, streams);
     runtime.block_on(sandbox.supervise(options, launched, reporter, trace))
+}
+
+/// Joins the interfaces of a network namespace, and writes down what is to be undone.
+fn connect(namespace: NetworkNamespace, state: &StateDir) -> Result<Connected, RunError> {
+    let connected = Network::connect(namespace)?;
+    state.record_network(&connected.network.record())?;
+    Ok(connected)
 }
 
 fn rootfs(shares: &Shares) -> &Path {

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{CreateContainerRequest, WaitProcessResponse};
+use bulkhead_protocol::agent::{ConfigureNetworkRequest, CreateContainerRequest, WaitProcessResponse};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -28,6 +28,7 @@ use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
 use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
+use crate::network::Network;
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
 
@@ -46,6 +47,8 @@ pub(super) struct Launched {
 /// What is to be made.
 pub(super) struct Start {
     pub(super) request: CreateContainerRequest,
+    /// What the guest's network is to be; `None` for a loopback of the container's own.
+    pub(super) network: Option<ConfigureNetworkRequest>,
     pub(super) hooks: Hooks,
     /// What hooks are told of the container.
     pub(super) hook_state: State,
@@ -58,6 +61,8 @@ pub(super) struct Sandbox {
     raw: Option<RawTerminal>,
     vmm: Vmm,
     cgroup: Option<Arc<HostCgroup>>,
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    network: Option<Network>,
     state: StateDir,
     terminal: bool,
     /// The size that the container's terminal has.
@@ -82,6 +87,7 @@ impl Sandbox {
     pub(super) fn new(
         vmm: Vmm,
         cgroup: Option<HostCgroup>,
+        network: Option<Network>,
         state: StateDir,
         terminal: bool,
         size: Option<Size>,
@@ -91,6 +97,7 @@ impl Sandbox {
             raw: None,
             vmm,
             cgroup: cgroup.map(Arc::new),
+            network,
             state,
             terminal,
             size,
@@ -153,10 +160,10 @@ impl Sandbox {
         reporter: &mut Option<Reporter>,
         events: &mut Events<'_>,
     ) -> Result<u8, RunError> {
-        let Start { request, hooks, hook_state, boot_timeout } = start;
+        let Start { hooks, hook_state, .. } = start;
         self.run_hooks(&hooks.create, hook_state, None, events).await?;
         let caller = reporter.as_ref().map(Reporter::watch).transpose().map_err(RunError::EventLoop)?;
-        self.create(&container.agent, request, events, *boot_timeout, caller).await?;
+        self.create(&container.agent, start, events, caller).await?;
         self.phase = Phase::Running;
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
@@ -198,11 +205,12 @@ impl Sandbox {
     async fn create(
         &mut self,
         agent: &Agent,
-        request: &CreateContainerRequest,
+        start: &Start,
         events: &mut Events<'_>,
-        boot_timeout: Duration,
         caller: Option<UnixStream>,
     ) -> Result<(), RunError> {
+        let Start { request, network, boot_timeout, .. } = start;
+        let boot_timeout = *boot_timeout;
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
@@ -214,7 +222,12 @@ impl Sandbox {
                 let raw = terminal.then(RawTerminal::enter).transpose()?;
                 Ok((info, raw, streams::open(&vsock, ids).await?.pump()?))
             };
-            let created = async { agent.create(request).await.map_err(RunError::Create) };
+            let created = async {
+                if let Some(network) = network {
+                    agent.configure_network(network).await.map_err(RunError::ConfigureNetwork)?;
+                }
+                agent.create(request).await.map_err(RunError::Create)
+            };
             let create = async { tokio::try_join!(answer, created) };
             let caller_gone = hang_up(caller);
             tokio::pin!(create, caller_gone);

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use bulkhead_protocol::AGENT_PORT;
-use bulkhead_vmm::config::{MachineConfig, VsockConfig};
+use bulkhead_vmm::config::{MacAddress, MachineConfig, NetConfig, VsockConfig};
 use bulkhead_vmm::report::{End, Report};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -23,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::install::{Install, OpenParts};
+use crate::network::Device;
 use crate::spec::Machine;
 use crate::storage::Shares;
 use crate::text;
@@ -53,6 +54,7 @@ pub(crate) struct VmmOptions<'a> {
     pub(crate) id: &'a str,
     pub(crate) machine: &'a Machine,
     pub(crate) shares: &'a Shares,
+    pub(crate) nets: &'a [Device],
     pub(crate) vsock: UnixListener,
     pub(crate) console: File,
     pub(crate) trace: bool,
@@ -104,13 +106,13 @@ impl Vmm {
             },
             private_trees: options.shares.private.clone(),
             shared_trees: options.shares.shared.clone(),
-            nets: Vec::new(),
+            nets: options.nets.iter().map(net_config).collect(),
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
             trace: options.trace,
         };
         let config_file = config_memfd(&config).map_err(prepare("describe the machine"))?;
-        let inherited = [
+        let mut inherited = vec![
             config_file.as_fd(),
             parts.kvm.as_fd(),
             parts.kernel.as_fd(),
@@ -120,7 +122,8 @@ impl Vmm {
             options.console.as_fd(),
             vmm_report.as_fd(),
         ];
-        // All of these are this function's own and are closed when it returns. Nothing else in the process starts
+        inherited.extend(options.nets.iter().map(|net| net.tap.as_fd()));
+        // All of these are this function's own, or its caller's for this, and are closed soon. Nothing else in the process starts
         // programs meanwhile, so no other child inherits them.
         for fd in inherited {
             fcntl_setfd(fd, FdFlags::empty())
@@ -192,6 +195,10 @@ impl Drop for Vmm {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn net_config(device: &Device) -> NetConfig {
+    NetConfig { tap_fd: device.tap.as_raw_fd(), mac: MacAddress(device.mac), mtu: device.mtu }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.

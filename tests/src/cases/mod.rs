@@ -17,6 +17,7 @@ mod guest_failure;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod network;
 mod podman;
 mod process;
 mod signals;
@@ -86,6 +87,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         signals::CASES,
         process::CASES,
         namespaces::CASES,
+        network::CASES,
         mounts::CASES,
         devices::CASES,
         engine::CASES,

@@ -26,6 +26,7 @@ use thiserror::Error;
 use super::record::{Record, STATE, STATE_NEW};
 use super::sweep::{Swept, start_time, sweep_one};
 use crate::logging;
+use crate::network::NetworkRecord;
 
 /// The longest id: a file name of the kernel's.
 const MAX_ID: usize = 255;
@@ -43,8 +44,10 @@ pub(super) const TASK: &str = "task.sock";
 
 /// The directories of the sandbox's cgroup, each ended by a NUL byte.
 pub(super) const CGROUP: &str = "cgroup";
+/// What is to be undone of the sandbox's network, as JSON.
+pub(super) const NETWORK: &str = "network";
 
-const FILES: [&str; 8] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, STATE, STATE_NEW];
+const FILES: [&str; 9] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, NETWORK, STATE, STATE_NEW];
 pub(super) const NEW_PREFIX: &str = ".new-";
 
 /// Tells apart the directories that one process makes.
@@ -215,6 +218,12 @@ impl StateDir {
         }
         let written = self.create_file(CGROUP).and_then(|mut file| file.write_all(&record));
         written.map_err(self.named("write the file", CGROUP))
+    }
+
+    /// Notes what is to be undone of the sandbox's network, for the same reason.
+    pub(crate) fn record_network(&self, record: &NetworkRecord) -> Result<(), StateDirError> {
+        let written = self.create_file(NETWORK).and_then(|mut file| file.write_all(&serde_json::to_vec(record)?));
+        written.map_err(self.named("write the file", NETWORK))
     }
 
     /// From here on the directory stays when this is dropped.

@@ -15,13 +15,16 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::dir::{CGROUP, MARKER, NEW_PREFIX, VMM, check_id, lock, remove_locked};
+use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, VMM, check_id, lock, remove_locked};
 use super::record::{Record, Status};
 use crate::cgroup::HostCgroup;
 use crate::logging;
+use crate::network::Network;
 
 /// Most bytes of a cgroup's record that are read.
 const MAX_CGROUP_RECORD: u64 = 64 << 10;
+/// Most bytes of a network's record that are read.
+const MAX_NETWORK_RECORD: u64 = 64 << 10;
 
 /// What became of a directory that was not ours.
 #[derive(Debug, PartialEq, Eq)]
@@ -124,10 +127,18 @@ fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
     HostCgroup::reopen(paths.map(|path| PathBuf::from(OsStr::from_bytes(path))))
 }
 
-/// Ends what is left of a sandbox whose supervisor is gone: its VMM and its cgroup.
+/// The network that was noted; to be dropped, which undoes it.
+fn recorded_network(dir: &OwnedFd) -> Option<Network> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(openat(dir, NETWORK, flags, Mode::empty()).ok()?);
+    Network::reopen(serde_json::from_reader(file.take(MAX_NETWORK_RECORD)).ok()?)
+}
+
+/// Ends what is left of a sandbox whose supervisor is gone: its VMM, its cgroup and its network.
 pub(super) fn end_sandbox(dir: &OwnedFd) {
     kill_recorded_vmm(dir);
     drop(recorded_cgroup(dir));
+    drop(recorded_network(dir));
 }
 
 /// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is

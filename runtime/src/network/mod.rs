@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host's side of a sandbox's network: each interface of a network namespace is joined to a tap, whose other side is
+//! a network device of the guest.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | `namespace` | a network namespace, and how work is done in it |
+//! | `survey` | what there is in one |
+//! | `tap` | interfaces whose other side is a descriptor |
+//! | `redirect` | filters that join two interfaces |
+//! | `record` | what is to be undone should the supervisor be killed |
+//!
+//! The interface stays where it is, with all its addresses; the guest's device has the same ones. What comes in at it goes
+//! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
+
+mod namespace;
+mod record;
+mod redirect;
+mod survey;
+mod tap;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bulkhead_netlink::Socket;
+use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
+use bulkhead_vmm::config::{MAX_NETS, MIN_MTU};
+use thiserror::Error;
+
+pub(crate) use self::namespace::NetworkNamespace;
+pub(crate) use self::record::NetworkRecord;
+use self::survey::{Link, Survey};
+use crate::logging;
+
+/// What can be joined to a tap. Hardware is not among them: it would be the host's own, or a function of it.
+const SUPPORTED: [&str; 6] = ["veth", "macvlan", "ipvlan", "vlan", "dummy", "tun"];
+
+/// A network that cannot be had.
+#[derive(Debug, Error)]
+pub(crate) enum NetworkError {
+    #[error("cannot enter the network namespace {}", path.display())]
+    Enter { path: PathBuf, source: io::Error },
+    #[error("cannot {doing} in the network namespace {}", path.display())]
+    Step { doing: String, path: PathBuf, source: io::Error },
+    #[error(
+        "cannot pass on the interface {name} of the network namespace {}: it is {kind}; possible are {}",
+        path.display(), SUPPORTED.join(", ")
+    )]
+    Unsupported { name: String, kind: String, path: PathBuf },
+    #[error("cannot pass on the interface {name} of the network namespace {}: its MTU of {mtu} is too small", path.display())]
+    Mtu { name: String, mtu: u32, path: PathBuf },
+    #[error("the network namespace {} is another virtual machine's: its interface {tap} is there", path.display())]
+    InUse { tap: String, path: PathBuf },
+    #[error("the network namespace {} has {count} interfaces; a virtual machine has {MAX_NETS} at most", path.display())]
+    TooMany { count: usize, path: PathBuf },
+}
+
+/// A network device of the guest.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) tap: OwnedFd,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u16,
+}
+
+/// An interface of the host that is joined to a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Joined {
+    link: i32,
+    tap: i32,
+    /// Whether it could not be filtered before.
+    is_prepared: bool,
+}
+
+impl Joined {
+    /// Takes the filters away. The tap goes with its last descriptor.
+    fn undo(self, socket: &mut Socket) -> io::Result<()> {
+        // The interface may have been joined to another machine's tap after this one's was gone.
+        if tap::index(self.link).is_some_and(|tap| tap != self.tap) {
+            return Ok(());
+        }
+        let removed = redirect::remove(socket, self.link);
+        match if self.is_prepared { redirect::unprepare(socket, self.link) } else { removed } {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            // The interface may be gone, with all that hung on it.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A sandbox's network. Everything is as it was before when this has been dropped.
+#[derive(Debug)]
+pub(crate) struct Network {
+    namespace: NetworkNamespace,
+    joined: Vec<Joined>,
+}
+
+/// A network, what the VMM gets of it, and what the guest is told.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) network: Network,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) request: ConfigureNetworkRequest,
+}
+
+impl Network {
+    /// Joins each interface of a network namespace to a tap.
+    ///
+    /// # Errors
+    ///
+    /// What could not be done; nothing of it is left.
+    pub(crate) fn connect(namespace: NetworkNamespace) -> Result<Connected, NetworkError> {
+        // Dropped on an error, it takes back what was done.
+        let mut network = Self { namespace, joined: Vec::new() };
+        let Self { namespace, joined } = &mut network;
+        let path = namespace.path().to_owned();
+        let enter = |source| NetworkError::Enter { path: path.clone(), source };
+        namespace.let_go_of_path().map_err(enter)?;
+        let connected = namespace.inside(|| Connector { path: path.clone(), joined }.connect());
+        let (devices, request) = connected.map_err(enter)??;
+        Ok(Connected { network, devices, request })
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let (namespace, joined) = (&self.namespace, &self.joined);
+        if joined.is_empty() {
+            return;
+        }
+        let undone = namespace.inside(|| {
+            let mut socket = Socket::open()?;
+            joined.iter().try_for_each(|joined| joined.undo(&mut socket))
+        });
+        if let Err(error) = undone.and_then(|undone| undone) {
+            logging::debug(format_args!("filters are left in {}: {error}", namespace.path().display()));
+        }
+    }
+}
+
+/// The work in the namespace.
+struct Connector<'a> {
+    path: PathBuf,
+    /// What has been done so far.
+    joined: &'a mut Vec<Joined>,
+}
+
+impl Connector<'_> {
+    fn connect(&mut self) -> Result<(Vec<Device>, ConfigureNetworkRequest), NetworkError> {
+        let mut socket = Socket::open().map_err(self.cannot("open a netlink socket"))?;
+        let Survey { links, routes, neighbours } =
+            Survey::take(&mut socket).map_err(self.cannot("look at the interfaces"))?;
+        let links: Vec<Link> = links.into_iter().filter(|link| !is_idle(link)).collect();
+        for link in &links {
+            self.check(link)?;
+        }
+        if links.len() > MAX_NETS {
+            return Err(NetworkError::TooMany { count: links.len(), path: self.path.clone() });
+        }
+        let mut devices = Vec::with_capacity(links.len());
+        for link in &links {
+            devices.push(self.join(&mut socket, link)?);
+        }
+        let interface = |link: Link| NetworkInterface {
+            name: link.name,
+            mac: link.mac,
+            mtu: link.mtu,
+            up: link.up,
+            addresses: link.addresses,
+            ..Default::default()
+        };
+        let interfaces = links.into_iter().map(interface).collect();
+        Ok((devices, ConfigureNetworkRequest { interfaces, routes, neighbours, ..Default::default() }))
+    }
+
+    fn check(&self, link: &Link) -> Result<(), NetworkError> {
+        let (name, path) = (link.name.clone(), self.path.clone());
+        if link.kind == "tun" && name.starts_with(tap::PREFIX) {
+            return Err(NetworkError::InUse { tap: name, path });
+        }
+        if !SUPPORTED.contains(&link.kind.as_str()) || link.hardware != libc::ARPHRD_ETHER || link.mac.len() != 6 {
+            let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
+            return Err(NetworkError::Unsupported { name, kind: kind.to_owned(), path });
+        }
+        if link.mtu < u32::from(MIN_MTU) {
+            return Err(NetworkError::Mtu { name, mtu: link.mtu, path });
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, socket: &mut Socket, link: &Link) -> Result<Device, NetworkError> {
+        let name = tap::name(link.index);
+        let tap = tap::make(&name).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
+        let index = tap::index(link.index).ok_or(io::ErrorKind::NotFound);
+        let index = index.map_err(self.cannot(&format!("find the tap {name}")))?;
+        let turned_on = tap::turn_on(socket, index, link.mtu);
+        turned_on.map_err(self.cannot(&format!("turn the tap {name} on")))?;
+        let doing = format!(
+            "join the interface {} and the tap {name} (modules sch_ingress, cls_matchall, act_mirred)",
+            link.name
+        );
+        let is_new = redirect::prepare(socket, link.index).map_err(self.cannot(&doing))?;
+        // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
+        let is_prepared = redirect::remove(socket, link.index).is_ok() || is_new;
+        self.joined.push(Joined { link: link.index, tap: index, is_prepared });
+        redirect::prepare(socket, index)
+            .and_then(|_| redirect::add(socket, index, link.index))
+            .and_then(|()| redirect::add(socket, link.index, index))
+            .map_err(self.cannot(&doing))?;
+        let mac = link.mac.as_slice().try_into().unwrap_or_default();
+        Ok(Device { tap, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+    }
+
+    fn cannot<E: Into<io::Error>>(&self, doing: &str) -> impl FnOnce(E) -> NetworkError + use<E> {
+        let (doing, path) = (doing.to_owned(), self.path.clone());
+        move |source| NetworkError::Step { doing, path, source: source.into() }
+    }
+}
+
+/// Whether an interface is one that a tunnel's module makes in each namespace, and that nobody has turned on.
+fn is_idle(link: &Link) -> bool {
+    !link.up && !link.kind.is_empty() && !SUPPORTED.contains(&link.kind.as_str())
+}
+
+#[cfg(test)]
+mod tests;

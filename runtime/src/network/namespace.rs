@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A network namespace of the host, and work done in it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+/// A network namespace; it lives at least as long as this does.
+#[derive(Debug)]
+pub(crate) struct NetworkNamespace {
+    path: PathBuf,
+    file: File,
+    /// By which namespaces are told apart.
+    inode: u64,
+}
+
+impl NetworkNamespace {
+    /// The network namespace at `path`.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing, or something else.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the descriptor is open, and the request takes no argument.
+        let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
+        if kind != libc::CLONE_NEWNET {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a network namespace"));
+        }
+        let inode = file.metadata()?.ino();
+        Ok(Self { path: path.to_owned(), file, inode })
+    }
+
+    /// Lets go of what is mounted at the path, so that whoever made it can unmount it; keeps the namespace.
+    pub(super) fn let_go_of_path(&mut self) -> io::Result<()> {
+        self.file = self.inside(|| File::open("/proc/thread-self/ns/net"))??;
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Whether this process is in it.
+    pub(crate) fn is_own(&self) -> io::Result<bool> {
+        Ok(std::fs::metadata("/proc/self/ns/net")?.ino() == self.inode)
+    }
+
+    /// Does `work` in it, on a thread of its own: that one ends, so it need not find the way back.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be entered.
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })?;
+            thread.join().map_err(|_| io::Error::other("the thread in it failed"))?
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_network_namespace_is_refused() {
+        assert_eq!(NetworkNamespace::open(Path::new("/no/such")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for path in ["/proc/self/ns/mnt", "/proc/self/stat"] {
+            assert_eq!(
+                NetworkNamespace::open(Path::new(path)).unwrap_err().to_string(),
+                "it is not a network namespace"
+            );
+        }
+    }
+
+    #[test]
+    fn this_process_own_is_known() {
+        assert!(NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap().is_own().unwrap());
+    }
+}

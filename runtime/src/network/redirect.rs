@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Joining two interfaces: all that comes in at one goes out at the other, before the host's own network sees it
+//! (tc-mirred(8), tc-matchall(8)).
+
+use std::io;
+
+use bulkhead_netlink::{Message, Socket, TrafficHeader};
+
+/// Where filters for incoming frames hang (linux/pkt_sched.h): the queueing discipline, its number, and the place in it
+/// that both of its kinds, `ingress` and `clsact`, have.
+const TC_H_INGRESS: u32 = 0xffff_fff1;
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+const INGRESS_FILTERS: u32 = 0xffff_fff2;
+
+/// The filter's priority, by which it is found again.
+const PRIORITY: u32 = 0x6268;
+
+/// `TCA_MATCHALL_ACT` (linux/pkt_cls.h).
+const TCA_MATCHALL_ACT: u16 = 2;
+/// `TCA_ACT_KIND` and `TCA_ACT_OPTIONS` (linux/pkt_cls.h); actions are numbered from 1.
+const TCA_ACT_KIND: u16 = 1;
+const TCA_ACT_OPTIONS: u16 = 2;
+const FIRST_ACTION: u16 = 1;
+/// `TCA_MIRRED_PARMS` (linux/tc_act/tc_mirred.h).
+const TCA_MIRRED_PARMS: u16 = 2;
+/// `TC_ACT_STOLEN`: nobody else gets the frame.
+const TC_ACT_STOLEN: u32 = 4;
+/// `TCA_EGRESS_REDIR`: it goes out.
+const TCA_EGRESS_REDIR: u32 = 1;
+
+/// Makes an interface one whose incoming frames can be filtered; `false` if it was one already.
+pub(super) fn prepare(socket: &mut Socket, link: i32) -> io::Result<bool> {
+    let header = TrafficHeader { index: link, handle: INGRESS_HANDLE, parent: TC_H_INGRESS, info: 0 };
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    match socket.request(Message::new(libc::RTM_NEWQDISC, flags, &header).with_text(libc::TCA_KIND, "ingress")) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Undoes [`prepare`].
+pub(super) fn unprepare(socket: &mut Socket, link: i32) -> io::Result<()> {
+    let header = TrafficHeader { index: link, handle: INGRESS_HANDLE, parent: TC_H_INGRESS, info: 0 };
+    socket.request(Message::new(libc::RTM_DELQDISC, 0, &header))
+}
+
+/// Sends what comes in at `from` out at `to`.
+pub(super) fn add(socket: &mut Socket, from: i32, to: i32) -> io::Result<()> {
+    let mirred: Vec<u8> = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to.cast_unsigned()]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect();
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let message = Message::new(libc::RTM_NEWTFILTER, flags, &filter(from))
+        .with_text(libc::TCA_KIND, "matchall")
+        .with_nested(libc::TCA_OPTIONS, |options| {
+            options.with_nested(TCA_MATCHALL_ACT, |actions| {
+                actions.with_nested(FIRST_ACTION, |action| {
+                    action
+                        .with_text(TCA_ACT_KIND, "mirred")
+                        .with_nested(TCA_ACT_OPTIONS, |options| options.with(TCA_MIRRED_PARMS, &mirred))
+                })
+            })
+        });
+    socket.request(message)
+}
+
+/// Undoes [`add`].
+pub(super) fn remove(socket: &mut Socket, from: i32) -> io::Result<()> {
+    socket.request(Message::new(libc::RTM_DELTFILTER, 0, &filter(from)))
+}
+
+/// The filter: of all protocols, in network order.
+fn filter(link: i32) -> TrafficHeader {
+    let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+    let info = PRIORITY << 16 | u32::from(every_protocol);
+    TrafficHeader { index: link, handle: 0, parent: INGRESS_FILTERS, info }
+}

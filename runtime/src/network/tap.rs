@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Taps: an interface on the host's side, a descriptor on the VMM's. A tap is gone with the last of its descriptors.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use bulkhead_netlink::{LinkHeader, Message, Socket};
+
+/// What the names of Bulkhead's taps begin with.
+pub(super) const PREFIX: &str = "bh-";
+
+/// Where taps are made.
+const DEVICE: &str = "/dev/net/tun";
+
+/// `IFLA_INET6_ADDR_GEN_MODE` (linux/if_link.h), and the mode in which an interface gets no address by itself.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+
+/// The name of the tap for the interface with that number: no other in the namespace has it.
+pub(super) fn name(link: i32) -> String {
+    format!("{PREFIX}{link}")
+}
+
+/// The number of that tap in the calling thread's network namespace, if it is there.
+pub(super) fn index(link: i32) -> Option<i32> {
+    nix::net::if_::if_nametoindex(name(link).as_str()).ok().map(u32::cast_signed)
+}
+
+/// Makes a tap in the calling thread's network namespace, which fails if there is an interface of that name.
+pub(super) fn make(name: &str) -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+    // SAFETY: an all-zero `ifreq` is valid: it is plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays 0.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the request reads and writes one `ifreq`, and `request` is one, live and initialised.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(device.into()) }
+}
+
+/// Turns a tap on; the host's own network has no part in it.
+pub(super) fn turn_on(socket: &mut Socket, index: i32, mtu: u32) -> io::Result<()> {
+    let header = LinkHeader { index, ..Default::default() };
+    let quiet = Message::new(libc::RTM_NEWLINK, 0, &header).with_nested(libc::IFLA_AF_SPEC, |spec| {
+        spec.with_nested(libc::AF_INET6 as u16, |ipv6| ipv6.with(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]))
+    });
+    // A host without IPv6 has nothing to keep quiet.
+    let _ = socket.request(quiet);
+    let up = libc::IFF_UP.cast_unsigned();
+    let header = LinkHeader { index, flags: up, change: up, ..Default::default() };
+    socket.request(Message::new(libc::RTM_NEWLINK, 0, &header).with_number(libc::IFLA_MTU, mtu))
+}

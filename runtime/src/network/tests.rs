@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What needs no right to change a network: which interfaces are passed on, and what is written down.
+
+use std::path::Path;
+
+use super::*;
+
+fn link(name: &str, kind: &str) -> Link {
+    Link {
+        index: 2,
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        hardware: libc::ARPHRD_ETHER,
+        mac: vec![2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        up: true,
+        addresses: Vec::new(),
+    }
+}
+
+fn check(link: &Link) -> Result<(), String> {
+    let connector = Connector { path: "/run/netns/x".into(), joined: &mut Vec::new() };
+    connector.check(link).map_err(|error| error.to_string())
+}
+
+#[test]
+fn what_engines_make_is_passed_on() {
+    for kind in SUPPORTED {
+        assert_eq!(check(&link("eth0", kind)), Ok(()), "{kind}");
+    }
+}
+
+#[test]
+fn what_cannot_be_passed_on_is_named() {
+    assert_eq!(
+        check(&link("eth1", "")).unwrap_err(),
+        "cannot pass on the interface eth1 of the network namespace /run/netns/x: it is a device of the host; possible are \
+         veth, macvlan, ipvlan, vlan, dummy, tun"
+    );
+    assert!(
+        check(&link("wg0", "wireguard"))
+            .unwrap_err()
+            .contains("wg0 of the network namespace /run/netns/x: it is wireguard")
+    );
+    assert!(check(&Link { hardware: libc::ARPHRD_NONE, ..link("tun0", "tun") }).is_err());
+    assert!(check(&Link { mtu: 60, ..link("eth0", "veth") }).unwrap_err().ends_with("its MTU of 60 is too small"));
+}
+
+#[test]
+fn a_namespace_is_not_shared() {
+    let error = check(&link("bh-2", "tun")).unwrap_err();
+    assert_eq!(error, "the network namespace /run/netns/x is another virtual machine's: its interface bh-2 is there");
+}
+
+#[test]
+fn tunnels_that_nobody_made_are_passed_over() {
+    let idle = Link { up: false, ..link("gretap0", "gretap") };
+    assert!(is_idle(&idle));
+    assert!(!is_idle(&Link { up: true, ..idle }));
+    assert!(!is_idle(&Link { up: false, ..link("eth0", "veth") }));
+    assert!(!is_idle(&Link { up: false, ..link("eth1", "") }));
+}
+
+#[test]
+fn what_was_written_down_is_undone_in_the_same_namespace_only() {
+    let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
+    let network = Network { namespace, joined: Vec::new() };
+    let mut text = serde_json::to_string(&network.record()).unwrap();
+
+    assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_some());
+    text = text.replace("\"inode\":", "\"inode\":1");
+    assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_none());
+}

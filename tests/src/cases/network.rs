@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers in network namespaces that somebody else has set up, as engines do.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde_json::json;
+
+use super::{Case, case};
+use crate::bundle::Bundle;
+use crate::env::Env;
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
+
+pub(super) const CASES: &[Case] = &[
+    case!(what_the_namespace_has_the_guest_has),
+    case!(both_ways_over_tcp_and_udp),
+    case!(large_frames),
+    case!(much_data_unchanged),
+    case!(two_containers_over_a_bridge),
+    case!(several_interfaces),
+    case!(nothing_is_left),
+    case!(namespace_deleted_under_a_running_machine),
+    case!(refusals),
+];
+
+/// Runs `ip` or another tool of the host's network and returns what it prints.
+fn host(command: &str) -> Result<String> {
+    let mut words = command.split_whitespace();
+    let Some(program) = words.next() else { fail!("an empty command") };
+    let output = Command::new(program).args(words).output().context(|| format!("running {command}"))?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command}: {}", error.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A network namespace with a veth pair whose other end is in the host's. It is gone at the end.
+struct Namespace {
+    /// A file that it is mounted on.
+    path: PathBuf,
+    /// The end in the host's namespace.
+    host_end: String,
+}
+
+impl Namespace {
+    fn new(env: &Env, name: &str) -> Result<Self> {
+        let path = env.folder(&format!("netns-{name}"))?.join("net");
+        fs::write(&path, "")?;
+        host(&format!("unshare --net={} true", path.display()))?;
+        let namespace = Self { path, host_end: format!("bht-{name}") };
+        let Self { path, host_end } = &namespace;
+        namespace.inside("ip link set lo up")?;
+        host(&format!("ip link add {host_end} type veth peer name eth0 netns {}", path.display()))?;
+        host(&format!("ip link set {host_end} up"))?;
+        namespace.inside("ip link set eth0 up")?;
+        Ok(namespace)
+    }
+
+    /// With 10.9.`net`.0/24 and fd09:`net`::/64: the host is number 1, the container number 2.
+    fn with_addresses(self, net: u8) -> Result<Self> {
+        host(&format!("ip addr add 10.9.{net}.1/24 dev {}", self.host_end))?;
+        host(&format!("ip addr add fd09:{net}::1/64 dev {} nodad", self.host_end))?;
+        self.inside(&format!("ip addr add 10.9.{net}.2/24 dev eth0"))?;
+        self.inside(&format!("ip addr add fd09:{net}::2/64 dev eth0 nodad"))?;
+        self.inside(&format!("ip route add default via 10.9.{net}.1 metric 77"))?;
+        Ok(self)
+    }
+
+    fn inside(&self, command: &str) -> Result<String> {
+        host(&format!("nsenter --net={} {command}", self.path.display()))
+    }
+
+    /// Takes the name away; the namespace ends when nobody is in it.
+    fn unmount(&self) -> Result {
+        host(&format!("umount {}", self.path.display())).map(drop)
+    }
+
+    /// Gives a bundle this namespace, and the right to change its own network.
+    fn give_to(&self, bundle: &mut Bundle) {
+        let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut();
+        let network = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "network");
+        if let Some(network) = network {
+            network["path"] = json!(self.path);
+        }
+        for set in ["bounding", "effective", "permitted"] {
+            if let Some(names) = bundle.spec["process"]["capabilities"][set].as_array_mut() {
+                names.push(json!("CAP_NET_ADMIN"));
+            }
+        }
+    }
+
+    /// What a container leaves behind in it.
+    fn leftovers(&self) -> Result<String> {
+        let links = self.inside("ip -o link")?;
+        let taps = links.lines().filter(|line| line.contains("bh-")).collect::<String>();
+        Ok(taps + &self.inside("tc qdisc show dev eth0 ingress")? + &self.inside("tc filter show dev eth0 ingress")?)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // One may have gone in the case, and the other with it.
+        let _ = host(&format!("ip link del {}", self.host_end));
+        let _ = self.unmount();
+    }
+}
+
+fn container(env: &Env, namespace: &Namespace, script: &str) -> Result<Bundle> {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh(script);
+    namespace.give_to(&mut bundle);
+    Ok(bundle)
+}
+
+fn what_the_namespace_has_the_guest_has(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "same")?.with_addresses(1)?;
+    namespace.inside("ip route add 10.77.0.0/16 via 10.9.1.9 src 10.9.1.2")?;
+    namespace.inside("ip -6 route add fd77::/48 via fd09:1::9 metric 5")?;
+    namespace.inside("ip neigh add 10.9.1.200 lladdr 02:00:00:00:00:99 nud permanent dev eth0")?;
+    namespace.inside("ip link set eth0 mtu 1400")?;
+    let link = namespace.inside("ip -o link show dev eth0")?;
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or("none");
+    let bundle = container(
+        env,
+        &namespace,
+        "ip -o link show dev eth0; ip -o addr; ip route; ip -6 route; ip neigh; cat /sys/class/net/eth0/address; ls /sys/class/net",
+    )?;
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_code(0)?;
+    output.expect_in_stdout(&["mtu 1400", "inet 10.9.1.2/24", "inet6 fd09:1::2/64"])?;
+    for line in [
+        "default via 10.9.1.1 dev eth0  metric 77",
+        "10.77.0.0/16 via 10.9.1.9 dev eth0  src 10.9.1.2",
+        "fd77::/48 via fd09:1::9 dev eth0  metric 5",
+        "10.9.1.200 dev eth0 lladdr 02:00:00:00:00:99",
+        mac,
+    ] {
+        ensure!(output.stdout().contains(line), "no {line:?}: {}", output.describe());
+    }
+    ensure!(output.stdout().ends_with("eth0\nlo\n"), "{}", output.describe());
+    Ok(())
+}
+
+fn both_ways_over_tcp_and_udp(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "ways")?.with_addresses(2)?;
+    let bundle = container(
+        env,
+        &namespace,
+        "mkdir /www; echo from the guest >/www/index.html; httpd -p 80 -h /www; \
+         ping -c 1 -w 5 10.9.2.1 && ping -6 -c 1 -w 5 fd09:2::1 && echo pings; \
+         echo ready; read line; \
+         wget -q -O - http://10.9.2.1:8080/index.html; wget -q -O - 'http://[fd09:2::1]:8080/index.html'; nslookup -type=a example.test 10.9.2.1",
+    )?;
+    let served = env.folder("served")?;
+    fs::write(served.join("index.html"), "from the host\n")?;
+    let mut server = Command::new("busybox")
+        .args(["httpd", "-f", "-p", "8080", "-h"])
+        .arg(&served)
+        .spawn()
+        .context(|| "starting httpd".to_owned())?;
+
+    let result = (|| {
+        let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+        running.wait_for("ready\n")?;
+        for address in ["10.9.2.2", "[fd09:2::2]"] {
+            ensure_eq!(host(&format!("busybox wget -q -O - http://{address}/"))?, "from the guest\n", "wget");
+        }
+        let socket = UdpSocket::bind("10.9.2.1:53")?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+        running.write(b"\n")?;
+        answer_name(&socket)?;
+        let output = running.finish()?;
+        output.expect_in_stdout(&["pings\n", "from the host\nfrom the host\n", "Address: 1.2.3.4\n"])
+    })();
+    server.kill()?;
+    server.wait()?;
+    result
+}
+
+/// Answers one question of the domain name system with the address 1.2.3.4.
+fn answer_name(socket: &UdpSocket) -> Result {
+    let mut message = vec![0; 512];
+    let (len, from) = socket.recv_from(&mut message).context(|| "waiting for a question".to_owned())?;
+    message.truncate(len);
+    // It is an answer, with one record: to the question's name, of kind A and class IN, for 60 s, 4 bytes.
+    message[2..4].copy_from_slice(&[0x81, 0x80]);
+    message[6..8].copy_from_slice(&[0, 1]);
+    message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 1, 2, 3, 4]);
+    socket.send_to(&message, from)?;
+    Ok(())
+}
+
+fn large_frames(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "jumbo")?.with_addresses(3)?;
+    host(&format!("ip link set {} mtu 9000", namespace.host_end))?;
+    namespace.inside("ip link set eth0 mtu 9000")?;
+    let bundle = container(env, &namespace, "ping -c 3 -w 9 -s 8972 10.9.3.1; cat /sys/class/net/eth0/mtu")?;
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_in_stdout(&["3 packets received", "9000\n"])
+}
+
+fn much_data_unchanged(env: &Env) -> Result {
+    const LEN: u64 = 64 << 20;
+    let namespace = Namespace::new(env, "data")?.with_addresses(4)?;
+    let bundle = container(env, &namespace, "nc -l -p 4000 -e cat & echo ready; wait")?;
+
+    let mut running = env.run(&bundle)?.spawn()?;
+    running.wait_for("ready\n")?;
+    let mut stream = connect("10.9.4.2:4000")?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut sender = stream.try_clone()?;
+    let sent = thread::spawn(move || -> io::Result<()> {
+        let mut numbers = 0..LEN / 8;
+        loop {
+            let piece: Vec<u8> = numbers.by_ref().take(8192).flat_map(scrambled).collect();
+            if piece.is_empty() {
+                return sender.shutdown(Shutdown::Write);
+            }
+            sender.write_all(&piece)?;
+        }
+    });
+    let mut piece = vec![0; 64 << 10];
+    for start in (0..LEN / 8).step_by(8192) {
+        stream.read_exact(&mut piece).context(|| format!("reading back what lies at {}", start * 8))?;
+        let expected: Vec<u8> = (start..start + 8192).flat_map(scrambled).collect();
+        ensure!(piece == expected, "what came back at {} differs", start * 8);
+    }
+    ensure!(matches!(sent.join(), Ok(Ok(()))), "not everything was sent");
+    running.finish()?.expect_stdout("ready\n")
+}
+
+/// Connects to a server that may not listen quite yet.
+fn connect(address: &str) -> Result<TcpStream> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match TcpStream::connect(address) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            result => return result.context(|| format!("connecting to {address}")),
+        }
+    }
+}
+
+/// Eight bytes of which none looks like another's.
+fn scrambled(number: u64) -> [u8; 8] {
+    (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
+}
+
+fn two_containers_over_a_bridge(env: &Env) -> Result {
+    let (first, second) = (Namespace::new(env, "br1")?, Namespace::new(env, "br2")?);
+    let bridge = "bht-bridge";
+    let _ = host(&format!("ip link del {bridge}"));
+    host(&format!("ip link add {bridge} type bridge"))?;
+    host(&format!("ip link set {bridge} up"))?;
+    for (namespace, address) in [(&first, "10.9.5.1/24"), (&second, "10.9.5.2/24")] {
+        host(&format!("ip link set {} master {bridge}", namespace.host_end))?;
+        namespace.inside(&format!("ip addr add {address} dev eth0"))?;
+    }
+    let server = container(env, &first, "nc -l -p 4000 </dev/null & echo ready; wait")?;
+    let client = container(env, &second, "ping -c 1 -w 9 10.9.5.1 >/dev/null && echo hello | nc 10.9.5.1 4000")?;
+
+    let mut running = env.run(&server)?.spawn()?;
+    running.wait_for("ready\n")?;
+    env.run(&client)?.output()?.expect_code(0)?;
+    let output = running.finish()?;
+    host(&format!("ip link del {bridge}"))?;
+
+    output.expect_stdout("ready\nhello\n")
+}
+
+fn several_interfaces(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "multi")?.with_addresses(6)?;
+    let path = namespace.path.display();
+    host(&format!("ip link add bht-multi2 type veth peer name net1 netns {path}"))?;
+    host("ip link set bht-multi2 up")?;
+    host("ip addr add 10.9.7.1/24 dev bht-multi2")?;
+    // The names are the other way round than the guest's kernel gives them.
+    namespace.inside("ip link set eth0 down")?;
+    namespace.inside("ip link set eth0 name eth1")?;
+    namespace.inside("ip link set eth1 up")?;
+    namespace.inside("ip link set net1 name eth0")?;
+    namespace.inside("ip link set eth0 up")?;
+    namespace.inside("ip addr add 10.9.7.2/24 dev eth0")?;
+    let bundle = container(env, &namespace, "ip -o -4 addr; ping -c 1 -w 9 10.9.7.1; ping -c 1 -w 9 10.9.6.1")?;
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_code(0)?;
+    for line in ["eth0    inet 10.9.7.2/24", "eth1    inet 10.9.6.2/24"] {
+        ensure!(output.stdout().contains(line), "no {line:?}: {}", output.describe());
+    }
+    Ok(())
+}
+
+fn nothing_is_left(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "left")?.with_addresses(8)?;
+    let before = namespace.leftovers()?;
+    let bundle = container(env, &namespace, "ping -c 1 -w 9 10.9.8.1 >/dev/null && echo reached; read line")?;
+    for _ in 0..3 {
+        env.run(&bundle)?.input(b"\n".to_vec()).output()?.expect_stdout("reached\n")?;
+    }
+    let mut killed = env.run(&bundle)?.open_stdin().spawn()?;
+    killed.wait_for("reached\n")?;
+    killed.signal(nix::sys::signal::Signal::SIGKILL)?;
+    killed.finish()?;
+    // The next one finds what that has left.
+    env.run(&bundle)?.input(b"\n".to_vec()).output()?.expect_stdout("reached\n")?;
+
+    let end = Instant::now() + Duration::from_secs(5);
+    while namespace.leftovers()? != before && Instant::now() < end {
+        thread::sleep(Duration::from_millis(50));
+    }
+    ensure_eq!(namespace.leftovers()?, before, "what is in the namespace");
+    Ok(())
+}
+
+fn namespace_deleted_under_a_running_machine(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "gone")?.with_addresses(9)?;
+    let bundle = container(env, &namespace, "echo ready; read line; ping -c 1 -w 1 10.9.9.1 >/dev/null; echo end")?;
+
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("ready\n")?;
+    host(&format!("ip link del {}", namespace.host_end))?;
+    namespace.unmount()?;
+    running.write(b"\n")?;
+
+    running.finish()?.expect_stdout("ready\nend\n")
+}
+
+fn refusals(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "no")?.with_addresses(10)?;
+    let bundle = container(env, &namespace, "echo ready; read line; echo end")?;
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("ready\n")?;
+    env.run(&bundle)?.output()?.expect_error(&["network namespace", "another virtual machine's"])?;
+    running.write(b"\n")?;
+    running.finish()?.expect_stdout("ready\nend\n")?;
+
+    namespace.inside("ip link add gre1 type gre local 10.9.10.2 remote 10.9.10.1")?;
+    namespace.inside("ip link set gre1 up")?;
+    env.run(&bundle)?.output()?.expect_error(&["gre1", "possible are veth"])?;
+    ensure_eq!(namespace.leftovers()?.contains("bh-"), false, "whether a tap is left");
+    Ok(())
+}
