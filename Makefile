@@ -13,7 +13,9 @@ DESTDIR ?=
 # The built tree has the layout of an installed one.
 TREE := target/bulkhead
 DEST := $(DESTDIR)$(PREFIX)
-PARTS := bin/bulkhead lib/bulkhead/bulkhead-vmm lib/bulkhead/vmlinux lib/bulkhead/initramfs.cpio
+# Containerd's shim is the same program under its name.
+SHIM := bin/containerd-shim-bulkhead-v2
+PARTS := bin/bulkhead $(SHIM) lib/bulkhead/bulkhead-vmm lib/bulkhead/vmlinux lib/bulkhead/initramfs.cpio
 
 COMPLETIONS := share/bash-completion/completions/bulkhead share/zsh/site-functions/_bulkhead \
     share/fish/vendor_completions.d/bulkhead.fish
@@ -43,12 +45,13 @@ setup-tests: ## The same, with the container engines that the tests drive
 build: build-host build-agent build-kernel ## Build everything into target/bulkhead/, without running it
 	@install -d $(TREE)/bin $(TREE)/lib/bulkhead
 	@install -C -m 755 target/release/bulkhead $(TREE)/bin/bulkhead
+	@ln -sf bulkhead $(TREE)/$(SHIM)
 	@install -C -m 755 target/release/bulkhead-vmm $(TREE)/lib/bulkhead/bulkhead-vmm
 	@install -C -m 644 "$$(guest-kernel/build)" $(TREE)/lib/bulkhead/vmlinux
 	@target/release/bulkhead-rootfs-builder initramfs --agent $(AGENT) --output $(TREE)/lib/bulkhead/initramfs.cpio.new
 	@install -C -m 644 $(TREE)/lib/bulkhead/initramfs.cpio.new $(TREE)/lib/bulkhead/initramfs.cpio
 	@rm $(TREE)/lib/bulkhead/initramfs.cpio.new
-	@cd $(TREE) && for part in $(PARTS); do printf '%10d bytes  $(TREE)/%s\n' "$$(stat -c %s $$part)" $$part; done
+	@cd $(TREE) && for part in $(PARTS); do printf '%10d bytes  $(TREE)/%s\n' "$$(stat -L -c %s $$part)" $$part; done
 
 build-host:
 	$(CARGO) build --release -p bulkhead -p bulkhead-vmm -p bulkhead-rootfs-builder
@@ -88,6 +91,7 @@ install: ## Install the built tree into DESTDIR/PREFIX
 	@for part in $(PARTS); do [ -f $(TREE)/$$part ] || { echo "$(TREE)/$$part is not built, building first"; $(MAKE) build; break; }; done
 	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/doc/bulkhead
 	install -m 755 $(TREE)/bin/bulkhead $(DEST)/bin/bulkhead
+	ln -sf bulkhead $(DEST)/$(SHIM)
 	install -m 755 $(TREE)/lib/bulkhead/bulkhead-vmm $(DEST)/lib/bulkhead/bulkhead-vmm
 	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
 	install -m 644 $(wildcard README.md LICENSE docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/

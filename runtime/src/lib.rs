@@ -9,6 +9,7 @@
 //! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit; and its clients |
 //! | `cgroup` | the sandbox's cgroup on the host |
 //! | `network` | the sandbox's network on the host |
+//! | `shim` | containerd's side of the supervisor |
 //! | `hooks` | the programs that run at points of a container's life |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
@@ -20,6 +21,7 @@ mod hooks;
 mod install;
 mod logging;
 mod network;
+mod shim;
 mod spec;
 mod storage;
 mod supervisor;
@@ -29,7 +31,7 @@ mod trace;
 use std::panic;
 use std::process::ExitCode;
 
-/// Runs the program on the process' arguments and environment.
+/// Runs the program on the process' arguments and environment: the command line, or, by its name, containerd's shim.
 #[must_use]
 pub fn main() -> ExitCode {
     panic::set_hook(Box::new(|info| {
@@ -40,5 +42,6 @@ pub fn main() -> ExitCode {
         logging::error(format_args!("internal error{place}: {}", text::one_line(message)));
     }));
     // What is set up is undone as the stack unwinds; the hook has told the cause.
-    panic::catch_unwind(cli::run).unwrap_or(ExitCode::FAILURE)
+    let run = if shim::is_called() { shim::run } else { cli::run };
+    panic::catch_unwind(run).unwrap_or(ExitCode::FAILURE)
 }

@@ -54,8 +54,13 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// The file cannot be opened for appending.
 pub(crate) fn init(file: Option<&Path>, format: LogFormat, debug: bool) -> io::Result<()> {
     let file = file.map(|path| OpenOptions::new().append(true).create(true).open(path)).transpose()?;
-    let _ = LOG.set(Log { file, format, debug });
+    init_with(file, format, debug);
     Ok(())
+}
+
+/// Takes an open file for the log; later calls change nothing.
+pub(crate) fn init_with(file: Option<File>, format: LogFormat, debug: bool) {
+    let _ = LOG.set(Log { file, format, debug });
 }
 
 /// Tells the user what has failed.

@@ -79,6 +79,16 @@ pub(crate) fn load(bundle: &Path) -> Result<Translated, SpecError> {
     translate(&spec, &bundle).map_err(|error| SpecError::Field(path, error))
 }
 
+/// Reads a bundle's annotations.
+///
+/// # Errors
+///
+/// Names the file.
+pub(crate) fn load_annotations(bundle: &Path) -> Result<BTreeMap<String, String>, SpecError> {
+    let spec = read(&bundle.join(CONFIG_FILE))?;
+    Ok(spec.annotations().clone().unwrap_or_default().into_iter().collect())
+}
+
 /// Reads a bundle's `process`, as a base for further ones.
 ///
 /// # Errors

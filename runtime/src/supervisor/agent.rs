@@ -12,7 +12,7 @@ use bulkhead_protocol::agent::{
     DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest,
     GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, ResizeTerminalRequest,
     ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
-    UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
+    UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -184,6 +184,12 @@ impl Agent {
     pub(crate) async fn stats(&self) -> Result<GetStatsResponse, AgentError> {
         let request = GetStatsRequest { container_id: self.container_id.clone(), ..Default::default() };
         within(CALL_TIMEOUT, self.client.get_stats(Context::default(), &request)).await
+    }
+
+    /// Returns once more out-of-memory kills have happened than `seen`, or the container has ended.
+    pub(crate) async fn wait_oom(&self, seen: u64) -> Result<WaitOomResponse, AgentError> {
+        let request = WaitOomRequest { container_id: self.container_id.clone(), seen, ..Default::default() };
+        Ok(self.client.wait_oom(Context::default(), &request).await?)
     }
 
     /// Forgets an exec'd process that has ended.

@@ -7,6 +7,7 @@
 //! ```
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use super::agent::{Agent, AgentError};
 use super::execs::Execs;
 use super::signals;
-use super::state::{Record, Status};
+use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError, Limits};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
@@ -36,6 +37,13 @@ pub(crate) enum CallError {
     NoSuchProcess(String),
     #[error("process exists already: {0}")]
     ProcessExists(String),
+    #[error("container exists already: {0}")]
+    ContainerExists(String),
+    #[error("process already finished")]
+    Finished,
+    /// In the words of who was to make it.
+    #[error("{0}")]
+    Create(String),
     #[error("cannot start a container that is still being created")]
     StartWhileCreating,
     #[error("cannot start an already running container")]
@@ -139,6 +147,11 @@ impl Container {
     pub(crate) fn confine(&self, process: &mut Process) {
         process.seccomp.clone_from(&self.seccomp);
         process.personality = self.personality;
+    }
+
+    /// The path of the vsock's socket, for this process alone.
+    pub(crate) fn vsock_path(&self) -> PathBuf {
+        state::vsock_path(&self.dir)
     }
 
     pub(crate) fn id(&self) -> &str {

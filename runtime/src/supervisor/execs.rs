@@ -61,6 +61,12 @@ impl Exec {
         self.ended.borrow().clone()
     }
 
+    /// Waits for its end, once it runs.
+    pub(crate) async fn wait(&self) -> Option<Ended> {
+        let mut ended = self.ended.subscribe();
+        ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone())
+    }
+
     fn set_attended(&self, attended: bool) {
         *self.attended.lock().unwrap_or_else(PoisonError::into_inner) = attended;
     }
@@ -105,6 +111,12 @@ impl Execs {
     /// Looks a process up.
     pub(crate) fn get(&self, exec_id: &str) -> Result<Arc<Exec>, CallError> {
         self.table().get(exec_id).cloned().ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
+    }
+
+    /// Nobody has output of a process to fetch any more.
+    pub(crate) fn unattend(&self, exec: &Exec) {
+        exec.set_attended(false);
+        self.changed.notify_waiters();
     }
 
     /// Forgets a process.
@@ -164,11 +176,10 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
 pub(crate) async fn wait(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
     let exec = container.execs.get(exec_id)?;
     let mut attention = Attention { container, exec: &exec, kept: false };
-    let mut ended = exec.ended.subscribe();
-    let seen = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+    let ended = exec.wait().await;
     attention.kept = true;
     // The sender is in the entry that this function holds.
-    seen.ok().flatten().ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
+    ended.ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
 }
 
 /// Forgets a process that has ended, or was never started.
@@ -197,8 +208,7 @@ struct Attention<'a> {
 impl Drop for Attention<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.exec.set_attended(false);
-            self.container.execs.changed.notify_waiters();
+            self.container.execs.unattend(self.exec);
         }
     }
 }

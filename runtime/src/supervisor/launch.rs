@@ -7,13 +7,14 @@ use std::process;
 
 use bulkhead_protocol::agent::CreateContainerRequest;
 
+use super::caller::Caller;
 use super::console;
-use super::daemon::{self, DetachError, Reporter};
+use super::daemon::{self, DetachError};
 use super::error::RunError;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{self, Record, StateDir, Status, check_id, sweep};
-use super::streams::StreamIds;
+use super::streams::Ends;
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions};
 use crate::cgroup::HostCgroup;
@@ -34,6 +35,8 @@ pub(crate) enum Mode {
     Foreground { keep: bool },
     /// It does not; the state is kept until the container is deleted.
     Detached { start: bool },
+    /// It waits by calls to this process, which outlives the container.
+    Served,
 }
 
 impl Mode {
@@ -123,32 +126,50 @@ pub(crate) fn create(options: Options) -> Result<(), CreateError> {
     let options = options.absolute().map_err(RunError::Paths)?;
     let plan = check(&options)?;
     Ok(daemon::detach(|reporter| {
-        let mut reporter = Some(reporter);
-        match traced(&options, |trace| create_in_child(&options, plan, &mut reporter, trace)) {
-            Ok(status) => status,
-            Err(error) => {
-                let (message, status) = (text::chain(&error), error.exit_status());
-                match reporter {
-                    Some(reporter) => reporter.failed(message, status),
-                    None => logging::error(format_args!("{message}")),
-                }
-                status
-            }
-        }
+        let mut caller = Some(Caller::Parent(reporter));
+        let result = traced(&options, |trace| create_in_child(&options, plan, &mut caller, trace));
+        report(result, caller)
     })?)
+}
+
+/// Makes a container for a call that this process serves, and supervises it to its end; within an event loop. Streams are
+/// the given ones. The caller is told, and the exit status is the container's; a failure after that is logged.
+pub(crate) async fn serve(options: &Options, ends: Ends, caller: Caller) -> u8 {
+    let mut caller = Some(caller);
+    let result = async {
+        let signals = BlockedSignals::block().map_err(RunError::Signals)?;
+        let plan = check(options)?;
+        let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
+        let (sandbox, launched) = prepare(options, plan, signals, ends, &mut trace)?;
+        sandbox.supervise(options, launched, &mut caller, &mut trace).await
+    };
+    let result = result.await;
+    report(result, caller)
+}
+
+/// Tells a failure to the caller, or, if that has been told of a success, to the log; the exit status.
+fn report(result: Result<u8, RunError>, caller: Option<Caller>) -> u8 {
+    result.unwrap_or_else(|error| {
+        let (message, status) = (text::chain(&error), error.exit_status());
+        match caller {
+            Some(caller) => caller.failed(message, status),
+            None => logging::error(format_args!("{message}")),
+        }
+        status
+    })
 }
 
 fn create_in_child(
     options: &Options,
     plan: Plan,
-    reporter: &mut Option<Reporter>,
+    caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
     let signals = BlockedSignals::block().map_err(RunError::Signals)?;
     if let Some(socket) = &options.console_socket {
         console::attach(socket)?;
     }
-    supervise(options, plan, signals, reporter, trace)
+    supervise(options, plan, signals, caller, trace)
 }
 
 fn traced(options: &Options, work: impl FnOnce(&mut Trace) -> Result<u8, RunError>) -> Result<u8, RunError> {
@@ -166,10 +187,12 @@ fn check(options: &Options) -> Result<Plan, RunError> {
     check_id(&options.id)?;
     let translated = spec::load(&options.bundle)?;
     let terminal = translated.request.process.terminal;
-    let detached = matches!(options.mode, Mode::Detached { .. });
-    console::check(terminal, detached, options.console_socket.as_deref())?;
-    if terminal && !detached {
-        terminal::require()?;
+    if options.mode != Mode::Served {
+        let detached = matches!(options.mode, Mode::Detached { .. });
+        console::check(terminal, detached, options.console_socket.as_deref())?;
+        if terminal && !detached {
+            terminal::require()?;
+        }
     }
     let install = Install::find()?;
     let parts = install.open()?;
@@ -180,9 +203,22 @@ fn supervise(
     options: &Options,
     plan: Plan,
     signals: BlockedSignals,
-    reporter: &mut Option<Reporter>,
+    caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
+    let (sandbox, launched) = prepare(options, plan, signals, Ends::Own, trace)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
+    runtime.block_on(sandbox.supervise(options, launched, caller, trace))
+}
+
+/// Starts the machine; a sandbox whose guest boots.
+fn prepare(
+    options: &Options,
+    plan: Plan,
+    signals: BlockedSignals,
+    ends: Ends,
+    trace: &mut Trace,
+) -> Result<(Sandbox, Launched), RunError> {
     let begin_ns = now_ns();
     let Plan { translated, install, parts } = plan;
     let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations } = translated;
@@ -213,7 +249,7 @@ fn supervise(
     trace.since("vmm spawn", begin_ns);
 
     let terminal = request.process.terminal;
-    let streams = StreamIds::choose(terminal);
+    let streams = ends.ids(terminal);
     request.id.clone_from(&options.id);
     request.start = options.mode.starts();
     let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
@@ -221,7 +257,9 @@ fn supervise(
     if !request.start_hooks.is_empty() {
         request.start_hook_state = hook_state.at(hooks::Status::Created, Some(process::id())).to_text();
     }
-    let size = terminal::size().filter(|_| terminal);
+    // A given end of a terminal is no terminal: its size comes by calls.
+    let own_terminal = terminal && options.mode != Mode::Served;
+    let size = terminal::size().filter(|_| own_terminal);
     if let Some(process) = request.process.as_mut() {
         process.stdin_stream = streams.stdin;
         process.stdout_stream = streams.stdout;
@@ -247,12 +285,11 @@ fn supervise(
     state.record(&record)?;
     let task = state.bind_task()?;
     sweep(&options.root);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
     let boot_timeout = install.boot_timeout;
     let start = Start { request, network: network_request, hooks, hook_state, boot_timeout };
-    let launched = Launched { start, record, sockets, signals, task };
-    let sandbox = Sandbox::new(vmm, cgroup, network, state, terminal, size, streams);
-    runtime.block_on(sandbox.supervise(options, launched, reporter, trace))
+    let launched = Launched { start, record, sockets, signals, task, ends };
+    let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
+    Ok((sandbox, launched))
 }
 
 /// Joins the interfaces of a network namespace, and writes down what is to be undone.

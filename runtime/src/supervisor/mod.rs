@@ -29,27 +29,29 @@
 //! ordinary end take the same way: the terminal's mode comes back, the VMM is killed, the state directory is removed. It
 //! stays only if it is kept for those who created the container.
 
-mod agent;
+pub(crate) mod agent;
+mod caller;
 pub(crate) mod client;
 mod console;
-mod container;
-mod daemon;
+pub(crate) mod container;
+pub(crate) mod daemon;
 mod delete;
 mod error;
-mod execs;
+pub(crate) mod execs;
 mod launch;
 mod pid_file;
 mod proxy;
 mod sandbox;
 mod signals;
 pub(crate) mod state;
-mod streams;
-mod task_service;
-mod terminal;
+pub(crate) mod streams;
+pub(crate) mod task_service;
+pub(crate) mod terminal;
 mod vmm;
 
+pub(crate) use self::caller::Caller;
 pub(crate) use self::container::CallError;
-pub(crate) use self::delete::delete;
-pub(crate) use self::launch::{Mode, Options, create, run};
+pub(crate) use self::delete::{DeleteError, delete};
+pub(crate) use self::launch::{Mode, Options, create, run, serve};
 pub(crate) use self::proxy::{ExecError, ExecOptions, exec};
 pub(crate) use self::state::{StateDir, sweep};

@@ -25,7 +25,7 @@ use super::daemon::{self, DetachError, Reporter};
 use super::pid_file;
 use super::signals::{self, BlockedSignals, SignalStream};
 use super::state::{Found, Status};
-use super::streams::{self, OpenStreamError, StreamIds};
+use super::streams::{self, Ends, OpenStreamError, StreamIds};
 use super::task_service::STREAM;
 use super::terminal::{self, RawTerminal, Size, TerminalError};
 use crate::logging;
@@ -192,7 +192,7 @@ impl Proxy {
         if let Some(size) = self.size() {
             passed(Signal::SIGWINCH, self.resize(size).await);
         }
-        let mut outputs = opened.pump()?;
+        let mut outputs = opened.pump(Ends::Own)?;
         if let Some(path) = &options.pid_file {
             pid_file::write(path).map_err(|source| ExecError::PidFile { path: path.clone(), source })?;
         }

@@ -13,16 +13,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::agent::{Agent, AgentError};
+use super::caller::Caller;
 use super::container::{CallError, Container, Ended};
-use super::daemon::Reporter;
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
 use super::pid_file;
 use super::signals::{self, BlockedSignals, SignalStream};
 use super::state::{Record, StateDir, Status};
-use super::streams::{self, Outputs, StreamIds};
-use super::task_service::TaskServer;
+use super::streams::{self, Ends, Outputs, StreamIds};
+use super::task_service::{Calls, TaskServer, TaskService};
 use super::terminal::{self, RawTerminal, Size};
 use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
 use crate::cgroup::HostCgroup;
@@ -42,6 +42,7 @@ pub(super) struct Launched {
     pub(super) sockets: VmmSockets,
     pub(super) signals: BlockedSignals,
     pub(super) task: UnixListener,
+    pub(super) ends: Ends,
 }
 
 /// What is to be made.
@@ -68,6 +69,8 @@ pub(super) struct Sandbox {
     /// The size that the container's terminal has.
     size: Option<Size>,
     streams: StreamIds,
+    /// Until the streams are opened.
+    ends: Ends,
     outputs: Option<Outputs>,
     phase: Phase,
 }
@@ -93,30 +96,21 @@ impl Sandbox {
         size: Option<Size>,
         streams: StreamIds,
     ) -> Self {
-        Self {
-            raw: None,
-            vmm,
-            cgroup: cgroup.map(Arc::new),
-            network,
-            state,
-            terminal,
-            size,
-            streams,
-            outputs: None,
-            phase: Phase::Booting,
-        }
+        let (cgroup, ends, outputs, phase) = (cgroup.map(Arc::new), Ends::Own, None, Phase::Booting);
+        Self { raw: None, vmm, cgroup, network, state, terminal, size, streams, ends, outputs, phase }
     }
 
-    /// Supervises until the end; the container's exit status. A reporter is told when the container is created, or
+    /// Supervises until the end; the container's exit status. A caller is told when the container is created, or
     /// started, and taken.
     pub(super) async fn supervise(
         mut self,
         options: &Options,
         launched: Launched,
-        reporter: &mut Option<Reporter>,
+        caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, sockets, signals, task } = launched;
+        let Launched { start, record, sockets, signals, task, ends } = launched;
+        self.ends = ends;
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -133,9 +127,11 @@ impl Sandbox {
             self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
             self.state.handle()?,
         ));
-        let server = TaskServer::start(task, Arc::clone(&container)).await.map_err(RunError::EventLoop)?;
+        let calls = Calls::default();
+        let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
+        let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;
 
-        let result = self.live(options, &container, &start, reporter, &mut events).await;
+        let result = self.live(options, &container, &start, caller, &mut events).await;
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
@@ -157,13 +153,13 @@ impl Sandbox {
         options: &Options,
         container: &Arc<Container>,
         start: &Start,
-        reporter: &mut Option<Reporter>,
+        caller: &mut Option<Caller>,
         events: &mut Events<'_>,
     ) -> Result<u8, RunError> {
         let Start { hooks, hook_state, .. } = start;
         self.run_hooks(&hooks.create, hook_state, None, events).await?;
-        let caller = reporter.as_ref().map(Reporter::watch).transpose().map_err(RunError::EventLoop)?;
-        self.create(&container.agent, start, events, caller).await?;
+        let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
+        self.create(&container.agent, start, events, parent).await?;
         self.phase = Phase::Running;
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
@@ -177,8 +173,8 @@ impl Sandbox {
         if options.mode.keeps() {
             self.state.keep();
         }
-        if let Some(reporter) = reporter.take() {
-            reporter.succeeded();
+        if let Some(caller) = caller.take() {
+            caller.succeeded(container);
         }
         let exit = self.wait(container, events).await?;
         let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
@@ -207,20 +203,21 @@ impl Sandbox {
         agent: &Agent,
         start: &Start,
         events: &mut Events<'_>,
-        caller: Option<UnixStream>,
+        parent: Option<UnixStream>,
     ) -> Result<(), RunError> {
         let Start { request, network, boot_timeout, .. } = start;
         let boot_timeout = *boot_timeout;
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
+        let ends = std::mem::take(&mut self.ends);
         let result = {
             let answer = async {
                 let info = agent.get_info().await.map_err(RunError::Agent)?;
                 agent_up_ns.set(now_ns());
                 // The agent listens for streams before it connects.
                 let raw = terminal.then(RawTerminal::enter).transpose()?;
-                Ok((info, raw, streams::open(&vsock, ids).await?.pump()?))
+                Ok((info, raw, streams::open(&vsock, ids).await?.pump(ends)?))
             };
             let created = async {
                 if let Some(network) = network {
@@ -229,7 +226,7 @@ impl Sandbox {
                 agent.create(request).await.map_err(RunError::Create)
             };
             let create = async { tokio::try_join!(answer, created) };
-            let caller_gone = hang_up(caller);
+            let caller_gone = hang_up(parent);
             tokio::pin!(create, caller_gone);
             let mut deadline = Instant::now() + boot_timeout;
             loop {
@@ -435,13 +432,13 @@ impl Sandbox {
 }
 
 /// Returns when whoever waits for the report is gone; never where nobody does.
-async fn hang_up(caller: Option<UnixStream>) {
-    if let Some(caller) = caller
-        && caller.set_nonblocking(true).is_ok()
-        && let Ok(mut caller) = tokio::net::UnixStream::from_std(caller)
+async fn hang_up(parent: Option<UnixStream>) {
+    if let Some(parent) = parent
+        && parent.set_nonblocking(true).is_ok()
+        && let Ok(mut parent) = tokio::net::UnixStream::from_std(parent)
     {
         // It sends nothing: whatever comes is its end.
-        let _ = caller.read(&mut [0]).await;
+        let _ = parent.read(&mut [0]).await;
         return;
     }
     std::future::pending::<()>().await;

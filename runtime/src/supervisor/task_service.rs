@@ -18,7 +18,7 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{EnumOrUnknown, Message, MessageField};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::timeout;
 use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
@@ -48,22 +48,21 @@ const SERVICE_V3: &str = "containerd.task.v3.Task";
 /// How long the last answers may take to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// The server. It lives as long as the supervisor.
+/// A server of the Task API on one socket.
 pub(crate) struct TaskServer {
     server: Server,
-    calls: Arc<RwLock<()>>,
+    calls: Calls,
 }
 
 impl TaskServer {
-    /// Serves a container on a socket.
+    /// Serves a service, whose calls under way `calls` counts.
     pub(crate) async fn start(
         listener: std::os::unix::net::UnixListener,
-        container: Arc<Container>,
+        service: Arc<dyn Task + Send + Sync>,
+        calls: Calls,
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = Listener::from(tokio::net::UnixListener::from_std(listener)?);
-        let calls = Arc::<RwLock<()>>::default();
-        let service: Arc<dyn Task + Send + Sync> = Arc::new(TaskService { container, calls: Arc::clone(&calls) });
         let mut v2 = create_task(Arc::clone(&service));
         let v2 = v2.remove(SERVICE_V3).map(|methods| (SERVICE_V2.to_owned(), methods)).into_iter().collect();
         let mut server =
@@ -74,19 +73,46 @@ impl TaskServer {
 
     /// Ends it once the calls under way have been answered.
     pub(crate) async fn stop(mut self) {
-        // Each call holds the lock for reading until its answer is on its way.
-        let _ = timeout(LAST_ANSWERS, self.calls.write()).await;
+        let _ = timeout(LAST_ANSWERS, self.calls.0.write()).await;
         let _ = timeout(LAST_ANSWERS, self.server.shutdown()).await;
     }
 }
 
-#[derive(Clone)]
-struct TaskService {
+/// The calls under way: each holds the lock for reading until its answer is on its way.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Calls(Arc<RwLock<()>>);
+
+impl Calls {
+    /// Marks a call as under way, until what it returns is dropped.
+    pub(crate) async fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.read().await
+    }
+
+    /// Does a call's work to its end, whether its caller waits or not.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, CallError>> + Send + 'static,
+    ) -> ttrpc::Result<T> {
+        let _under_way = self.enter().await;
+        match tokio::spawn(work).await {
+            Ok(result) => result.map_err(status),
+            Err(panic) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, panic))),
+        }
+    }
+}
+
+/// The calls for one container.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskService {
     container: Arc<Container>,
-    calls: Arc<RwLock<()>>,
+    calls: Calls,
 }
 
 impl TaskService {
+    pub(crate) fn new(container: Arc<Container>, calls: Calls) -> Self {
+        Self { container, calls }
+    }
+
     /// Whether a call is for this container.
     fn check(&self, id: &str) -> Result<Arc<Container>, CallError> {
         if id == self.container.id() {
@@ -96,26 +122,20 @@ impl TaskService {
         }
     }
 
-    /// Does a call's work to its end, whether its caller waits or not.
     async fn call<T, F>(&self, id: &str, work: impl FnOnce(Arc<Container>) -> F) -> ttrpc::Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
-        let _under_way = self.calls.read().await;
-        let work = work(self.check(id).map_err(status)?);
-        match tokio::spawn(work).await {
-            Ok(result) => result.map_err(status),
-            Err(panic) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, panic))),
-        }
+        self.calls.finish(work(self.check(id).map_err(status)?)).await
     }
 }
 
 /// The status of a failure: a code that containerd understands, and a line for a person.
-fn status(error: CallError) -> ttrpc::Error {
+pub(crate) fn status(error: CallError) -> ttrpc::Error {
     let code = match &error {
-        CallError::NoSuchContainer(_) | CallError::NoSuchProcess(_) => Code::NOT_FOUND,
-        CallError::ProcessExists(_) => Code::ALREADY_EXISTS,
+        CallError::NoSuchContainer(_) | CallError::NoSuchProcess(_) | CallError::Finished => Code::NOT_FOUND,
+        CallError::ProcessExists(_) | CallError::ContainerExists(_) => Code::ALREADY_EXISTS,
         CallError::StartWhileCreating
         | CallError::StartRunning
         | CallError::StartPaused
@@ -127,6 +147,7 @@ fn status(error: CallError) -> ttrpc::Error {
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
         CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
+        CallError::Create(_) => Code::UNKNOWN,
         CallError::Cgroup(_)
         | CallError::Hook(_)
         | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
@@ -137,7 +158,7 @@ fn status(error: CallError) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, text::chain(&error)))
 }
 
-fn timestamp(ended: &Ended) -> MessageField<Timestamp> {
+pub(crate) fn timestamp(ended: &Ended) -> MessageField<Timestamp> {
     let seconds = i64::try_from(ended.at.as_secs()).unwrap_or(i64::MAX);
     let nanos = ended.at.subsec_nanos().cast_signed();
     MessageField::some(Timestamp { seconds, nanos, ..Timestamp::default() })
@@ -154,7 +175,7 @@ fn task_status(status: Status) -> EnumOrUnknown<TaskStatus> {
     status.into()
 }
 
-fn container_state(container: &Container) -> StateResponse {
+pub(crate) fn container_state(container: &Container) -> StateResponse {
     let record = container.record();
     let ended = container.ended();
     StateResponse {
@@ -168,7 +189,7 @@ fn container_state(container: &Container) -> StateResponse {
     }
 }
 
-fn exec_state(container: &Container, exec_id: &str) -> Result<StateResponse, CallError> {
+pub(crate) fn exec_state(container: &Container, exec_id: &str) -> Result<StateResponse, CallError> {
     let exec = container.execs.get(exec_id)?;
     let ended = exec.ended();
     let status = match (exec.pid(), &ended) {
@@ -192,9 +213,30 @@ fn exec_state(container: &Container, exec_id: &str) -> Result<StateResponse, Cal
     })
 }
 
-fn any(type_url: &str, message: &impl Message) -> Result<Any, CallError> {
+pub(crate) fn any(type_url: &str, message: &impl Message) -> Result<Any, CallError> {
     let value = message.write_to_bytes().map_err(|error| CallError::BadRequest(error.to_string()))?;
     Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+}
+
+/// Describes a further process, of which those streams are to be carried.
+pub(crate) fn add_exec(
+    container: &Container,
+    request: &ExecProcessRequest,
+    wanted: [bool; 3],
+) -> Result<(), CallError> {
+    let mut process =
+        spec::process_from_json(&request.spec.value).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+    process.terminal |= request.terminal;
+    container.confine(&mut process);
+    container.execs.add(&request.exec_id, process, wanted)
+}
+
+/// Changes the limits.
+pub(crate) async fn update(container: &Container, request: &UpdateTaskRequest) -> Result<(), CallError> {
+    let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
+    let settings = spec::resources_from_json(&request.resources.value).map_err(refused)?;
+    let limits = spec::host_limits_from_json(&request.resources.value).map_err(refused)?;
+    container.update(settings, &limits).await
 }
 
 #[async_trait]
@@ -222,19 +264,15 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.call(&request.id, move |container| async move {
+        self.call(&request.id.clone(), move |container| async move {
             container.require_exec()?;
-            let mut process = spec::process_from_json(&request.spec.value)
-                .map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-            process.terminal |= request.terminal;
-            container.confine(&mut process);
             let carried = |stream: &str| match stream {
                 "" => Ok(false),
                 STREAM => Ok(true),
                 _ => Err(CallError::NotSupported("streams other than the guest's own")),
             };
             let wanted = [carried(&request.stdin)?, carried(&request.stdout)?, carried(&request.stderr)?];
-            container.execs.add(&request.exec_id, process, wanted)?;
+            add_exec(&container, &request, wanted)?;
             Ok(Empty::default())
         })
         .await
@@ -242,7 +280,7 @@ impl Task for TaskService {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         // Not in a task of its own: that a caller no longer waits is to be noticed.
-        let _under_way = self.calls.read().await;
+        let _under_way = self.calls.enter().await;
         let container = self.check(&request.id).map_err(status)?;
         let ended = if request.exec_id.is_empty() {
             container.wait().await
@@ -312,11 +350,8 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.call(&request.id, move |container| async move {
-            let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
-            let settings = spec::resources_from_json(&request.resources.value).map_err(refused)?;
-            let limits = spec::host_limits_from_json(&request.resources.value).map_err(refused)?;
-            container.update(settings, &limits).await.map(|()| Empty::default())
+        self.call(&request.id.clone(), move |container| async move {
+            update(&container, &request).await.map(|()| Empty::default())
         })
         .await
     }

@@ -190,7 +190,7 @@ impl StateDir {
 
     /// The path of the vsock's socket, for this process alone.
     pub(crate) fn vsock_path(&self) -> PathBuf {
-        short_path(&self.dir, VSOCK)
+        vsock_path(&self.dir)
     }
 
     /// Makes the socket of the Task API.
@@ -248,6 +248,11 @@ impl StateDir {
 /// bytes and `--root` is not.
 pub(super) fn short_path(dir: &OwnedFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+/// The path of the vsock's socket in an open state directory, for this process alone.
+pub(crate) fn vsock_path(dir: &OwnedFd) -> PathBuf {
+    short_path(dir, VSOCK)
 }
 
 impl Drop for StateDir {

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::dir::{CONSOLE, StateDirError, TASK, VSOCK, check_id, lock, remove_locked, short_path};
+use super::dir::{CONSOLE, StateDirError, TASK, check_id, lock, remove_locked, short_path, vsock_path};
 use super::record::{Record, Status};
 use super::sweep::end_sandbox;
 
@@ -89,7 +89,7 @@ impl Found {
 
     /// The path of the vsock's socket, for this process alone.
     pub(crate) fn vsock_path(&self) -> PathBuf {
-        short_path(&self.dir, VSOCK)
+        vsock_path(&self.dir)
     }
 
     /// What the guest's kernel wrote to its console.

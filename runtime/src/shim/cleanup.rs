@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `delete`: removes what is left of a container whose server was killed, or does not answer.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::Message;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use thiserror::Error;
+
+use super::arguments::Arguments;
+use super::start::{ADDRESS, PID};
+use super::{rootfs, socket};
+use crate::logging;
+use crate::supervisor::container::Ended;
+use crate::supervisor::task_service::timestamp;
+use crate::supervisor::{self, sweep};
+
+/// The status of a container that was killed.
+const KILLED: u8 = 137;
+
+/// Something that could not be removed.
+#[derive(Debug, Error)]
+pub(super) enum CleanupError {
+    #[error(transparent)]
+    Delete(#[from] supervisor::DeleteError),
+    #[error("cannot unmount the root file system of the container")]
+    Unmount(#[source] io::Error),
+    #[error("cannot encode the answer")]
+    Encode(#[source] protobuf::Error),
+}
+
+/// Removes it; the answer to containerd. May be called any number of times.
+pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
+    let _ = logging::init(None, logging::LogFormat::Text, arguments.debug);
+    let root = super::root(&arguments.namespace);
+    let pid = end_server(&arguments.bundle);
+    supervisor::delete(&root, &arguments.id, true)?;
+    sweep(&root);
+    rootfs::unmount_all(&arguments.bundle).map_err(CleanupError::Unmount)?;
+    if let Ok(address) = fs::read_to_string(arguments.bundle.join(ADDRESS))
+        && let Some(path) = socket::path_of(&address)
+    {
+        let _ = fs::remove_file(path);
+    }
+    let ended = Ended::now(KILLED);
+    let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
+    let answer = DeleteResponse { pid, exit_status, exited_at, ..DeleteResponse::default() };
+    answer.write_to_bytes().map_err(CleanupError::Encode)
+}
+
+/// Ends a server that lives; the VMM dies with it. Its process id, or 0 if it is not known.
+fn end_server(bundle: &Path) -> u32 {
+    let recorded = fs::read_to_string(bundle.join(PID)).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let Some(pid) = recorded.and_then(Pid::from_raw) else {
+        return 0;
+    };
+    // The descriptor is taken first, so that what is looked at is what is killed: the id may be another process' by now.
+    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+        && is_own_program(pid)
+    {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
+fn is_own_program(pid: Pid) -> bool {
+    let program = |process: &str| fs::read_link(format!("/proc/{process}/exe")).ok();
+    program("self").is_some_and(|own| program(&pid.as_raw_nonzero().to_string()) == Some(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_a_server_is_killed() {
+        let bundle = tempfile::tempdir().unwrap();
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(bundle.path().join(PID), other.id().to_string()).unwrap();
+
+        assert_eq!(end_server(bundle.path()), other.id());
+
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(end_server(Path::new("/no/such")), 0);
+    }
+}

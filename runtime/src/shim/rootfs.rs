@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The root file system that containerd's snapshotters describe as mounts: made on the bundle's `rootfs`, and undone.
+//!
+//! The server makes them in a mount namespace of its own: they end with it, however it ends.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{Mode, OFlags, open};
+use thiserror::Error;
+
+/// The bundle's folder for it.
+const FOLDER: &str = "rootfs";
+
+/// Longest data of mount(2): a page, ended by a NUL byte.
+const MAX_DATA: usize = 4095;
+
+/// What begins the option of an overlay that may grow long.
+const LOWER: &str = "lowerdir=";
+
+/// A root file system that cannot be made.
+#[derive(Debug, Error)]
+pub(super) enum RootfsError {
+    #[error("cannot make the folder {}", .0.display())]
+    Folder(PathBuf, #[source] io::Error),
+    #[error("cannot mount {kind:?} {source_path:?} on {} with the options {options:?}", target.display())]
+    Mount { kind: String, source_path: String, target: PathBuf, options: Vec<String>, source: io::Error },
+    #[error("cannot mount on {0:?}: it is not a path below the root file system")]
+    Target(String),
+    #[error("the mount option {0:?} of the root file system is not supported")]
+    Option(String),
+    #[error("cannot open {} for an overlay", .0.display())]
+    Lower(PathBuf, #[source] io::Error),
+    #[error("the options of a mount of the root file system are longer than {MAX_DATA} bytes")]
+    TooLong,
+}
+
+/// Gives this process a mount namespace of its own, where what the host mounts and unmounts is followed.
+pub(super) fn separate() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    Ok(mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?)
+}
+
+/// A root file system; it is unmounted when this is dropped.
+#[derive(Debug)]
+pub(super) struct Rootfs {
+    bundle: PathBuf,
+}
+
+impl Rootfs {
+    /// Makes the mounts, one on top of the other.
+    pub(super) fn mount(bundle: &Path, mounts: &[Mount]) -> Result<Self, RootfsError> {
+        let folder = bundle.join(FOLDER);
+        let rootfs = Self { bundle: bundle.to_owned() };
+        if !mounts.is_empty() {
+            let made = DirBuilder::new().recursive(true).mode(0o711).create(&folder);
+            made.map_err(|error| RootfsError::Folder(folder.clone(), error))?;
+        }
+        for mount in mounts {
+            mount_one(&folder, mount)?;
+        }
+        Ok(rootfs)
+    }
+}
+
+impl Drop for Rootfs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount_all(&self.bundle) {
+            crate::logging::warn(format_args!("cannot unmount {}: {error}", self.bundle.join(FOLDER).display()));
+        }
+    }
+}
+
+/// Unmounts what is mounted on a bundle's root file system.
+pub(super) fn unmount_all(bundle: &Path) -> io::Result<()> {
+    let folder = bundle.join(FOLDER);
+    loop {
+        match umount2(&folder, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Nothing is mounted there any more, or there is no such folder.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn mount_one(folder: &Path, description: &Mount) -> Result<(), RootfsError> {
+    let target = target(folder, &description.target)?;
+    let Options { flags, data } = Options::parse(&description.options)?;
+    let (kind, source) = (description.type_.as_str(), description.source.as_str());
+    let (data, _lower) = if data.len() > MAX_DATA { shorten(&data)? } else { (data, Vec::new()) };
+    if data.len() > MAX_DATA {
+        return Err(RootfsError::TooLong);
+    }
+    let is_bind = flags.contains(MsFlags::MS_BIND) || kind == "bind";
+    let mounted = if is_bind {
+        bind(source, &target, flags)
+    } else {
+        mount(Some(source), &target, Some(kind), flags, Some(data.as_str()))
+    };
+    mounted.map_err(|error| RootfsError::Mount {
+        kind: kind.to_owned(),
+        source_path: source.to_owned(),
+        target,
+        options: description.options.clone(),
+        source: error.into(),
+    })
+}
+
+/// A bind mount takes its other flags by a second call only.
+fn bind(source: &str, target: &Path, flags: MsFlags) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    let recursive = flags & MsFlags::MS_REC;
+    mount(Some(source), target, none, MsFlags::MS_BIND | recursive, none)?;
+    let others = flags - MsFlags::MS_REC - MsFlags::MS_BIND;
+    if others.is_empty() {
+        return Ok(());
+    }
+    mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | others, none)
+}
+
+/// The place of a mount: the root file system, or a folder in it.
+fn target(folder: &Path, below: &str) -> Result<PathBuf, RootfsError> {
+    let parts = Path::new(below).components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir));
+    let mut target = folder.to_owned();
+    for part in parts {
+        match part {
+            Component::Normal(name) => target.push(name),
+            _ => return Err(RootfsError::Target(below.to_owned())),
+        }
+        // What lies in an image is not trusted.
+        if fs::symlink_metadata(&target).is_ok_and(|status| status.is_symlink()) {
+            return Err(RootfsError::Target(below.to_owned()));
+        }
+    }
+    Ok(target)
+}
+
+/// Options of fstab(5), as flags and as what is the file system's own.
+struct Options {
+    flags: MsFlags,
+    data: String,
+}
+
+impl Options {
+    fn parse(options: &[String]) -> Result<Self, RootfsError> {
+        let mut flags = MsFlags::empty();
+        let mut data = Vec::new();
+        for option in options {
+            match option.as_str() {
+                "" | "defaults" | "rw" | "async" | "dev" | "exec" | "suid" => {}
+                "ro" => flags |= MsFlags::MS_RDONLY,
+                "bind" => flags |= MsFlags::MS_BIND,
+                "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
+                "nodev" => flags |= MsFlags::MS_NODEV,
+                "noexec" => flags |= MsFlags::MS_NOEXEC,
+                "nosuid" => flags |= MsFlags::MS_NOSUID,
+                "noatime" => flags |= MsFlags::MS_NOATIME,
+                "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
+                "relatime" => flags |= MsFlags::MS_RELATIME,
+                "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+                "loop" => return Err(RootfsError::Option(option.clone())),
+                option => data.push(option),
+            }
+        }
+        Ok(Self { flags, data: data.join(",") })
+    }
+}
+
+/// Names the lower folders of an overlay by descriptors, which are short; they are needed until it is mounted.
+fn shorten(data: &str) -> Result<(String, Vec<OwnedFd>), RootfsError> {
+    let mut held = Vec::new();
+    let mut options = Vec::new();
+    for option in data.split(',') {
+        let Some(folders) = option.strip_prefix(LOWER) else {
+            options.push(option.to_owned());
+            continue;
+        };
+        let mut names = Vec::new();
+        for folder in folders.split(':') {
+            let opened = open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let opened = opened.map_err(|error| RootfsError::Lower(folder.into(), error.into()))?;
+            names.push(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+            held.push(opened);
+        }
+        options.push(format!("{LOWER}{}", names.join(":")));
+    }
+    Ok((options.join(","), held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> Result<Options, RootfsError> {
+        Options::parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_are_flags_or_the_file_systems_own() {
+        let parsed = parse(&["rbind", "ro", "index=off", "lowerdir=/a:/b"]).unwrap();
+
+        assert_eq!(parsed.flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
+        assert_eq!(parsed.data, "index=off,lowerdir=/a:/b");
+        assert!(matches!(parse(&["loop"]), Err(RootfsError::Option(option)) if option == "loop"));
+    }
+
+    #[test]
+    fn a_target_stays_in_the_root_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("link")).unwrap();
+
+        assert_eq!(target(dir.path(), "").unwrap(), dir.path());
+        assert_eq!(target(dir.path(), "/a/b").unwrap(), dir.path().join("a/b"));
+        assert!(target(dir.path(), "../a").is_err());
+        assert!(target(dir.path(), "link/a").is_err());
+    }
+
+    #[test]
+    fn the_lower_folders_of_an_overlay_have_short_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = format!("index=off,lowerdir={0}:{0},upperdir=/u", dir.path().display());
+
+        let (short, held) = shorten(&data).unwrap();
+
+        assert_eq!(held.len(), 2);
+        assert!(short.starts_with("index=off,lowerdir=/proc/self/fd/"), "{short}");
+        assert!(short.ends_with(",upperdir=/u"), "{short}");
+        assert!(matches!(shorten("lowerdir=/no/such"), Err(RootfsError::Lower(..))));
+    }
+
+    #[test]
+    fn what_is_not_mounted_is_unmounted_without_a_word() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(FOLDER)).unwrap();
+
+        // Without privileges the kernel says no before it looks.
+        let unmounted = unmount_all(dir.path());
+        assert!(unmounted.is_ok() || unmounted.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)));
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process that serves containerd: its surroundings, and the loop that supervises the container.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process;
+use std::sync::Arc;
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use thiserror::Error;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+
+use super::arguments::Arguments;
+use super::events::{self, Publisher};
+use super::service::{Order, Shared, ShimService};
+use super::start::{self, PID, StartError};
+use super::{root, rootfs};
+use crate::logging::{self, LogFormat};
+use crate::supervisor;
+use crate::supervisor::daemon::Reporter;
+use crate::supervisor::streams::Ends;
+use crate::supervisor::task_service::{Calls, TaskServer};
+use crate::text;
+
+/// In the bundle: a named pipe that containerd reads log lines from.
+const LOG: &str = "log";
+
+/// A server that could not be set up.
+#[derive(Debug, Error)]
+enum ServerError {
+    #[error("cannot leave the caller's standard streams")]
+    Streams(#[source] io::Error),
+    #[error("cannot make a mount namespace")]
+    Namespace(#[source] io::Error),
+    #[error(transparent)]
+    File(#[from] StartError),
+    #[error("cannot set up the event loop")]
+    EventLoop(#[source] io::Error),
+}
+
+/// Serves until containerd ends it; the process' exit status. The reporter is told once calls are taken.
+pub(super) fn run(arguments: &Arguments, socket: &Path, listener: UnixListener, reporter: Reporter) -> u8 {
+    let mut reporter = Some(reporter);
+    let served = set_up(arguments).and_then(|()| {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(ServerError::EventLoop)?;
+        runtime.block_on(serve(arguments, listener, &mut reporter))
+    });
+    // Who connects from here on learns that nobody is there.
+    let _ = std::fs::remove_file(socket);
+    let Err(error) = served else {
+        return 0;
+    };
+    let message = text::chain(&error);
+    match reporter {
+        Some(reporter) => reporter.failed(message, 1),
+        None => logging::error(format_args!("{message}")),
+    }
+    1
+}
+
+/// Leaves the caller, but for containerd's log.
+fn set_up(arguments: &Arguments) -> Result<(), ServerError> {
+    // Containerd waits for the end of what `start` writes.
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(ServerError::Streams)?;
+    for replaced in [dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null)] {
+        replaced.map_err(|error| ServerError::Streams(error.into()))?;
+    }
+    logging::init_with(open_log(&arguments.bundle), LogFormat::Text, arguments.debug);
+    rootfs::separate().map_err(ServerError::Namespace)?;
+    start::write(&arguments.bundle, PID, &process::id().to_string())?;
+    Ok(())
+}
+
+/// The pipe that containerd reads, with both ends: a line that containerd does not take is lost, and stops nothing.
+fn open_log(bundle: &Path) -> Option<File> {
+    File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(bundle.join(LOG)).ok()
+}
+
+async fn serve(
+    arguments: &Arguments,
+    listener: UnixListener,
+    reporter: &mut Option<Reporter>,
+) -> Result<(), ServerError> {
+    let events = Arc::new(Publisher::new(events::address(&arguments.address), &arguments.namespace));
+    let (orders, mut received) = mpsc::channel(1);
+    let (gone, is_gone) = watch::channel(false);
+    let (end, mut is_ending) = watch::channel(false);
+    let shared = Shared::new(root(&arguments.namespace), Arc::clone(&events), orders, is_gone, end);
+    let calls = Calls::default();
+    let service = Arc::new(ShimService::new(Arc::new(shared), calls.clone()));
+    let server = TaskServer::start(listener, service, calls).await.map_err(ServerError::EventLoop)?;
+    if let Some(reporter) = reporter.take() {
+        reporter.succeeded();
+    }
+    let supervising = async {
+        while let Some(Order { options, ends, caller }) = received.recv().await {
+            supervisor::serve(&options, Ends::Given(ends), caller).await;
+            reap();
+            gone.send_replace(true);
+        }
+    };
+    tokio::select! {
+        () = supervising => {}
+        // Whatever runs still ends here: its supervision is dropped.
+        _ = is_ending.wait_for(|ending| *ending) => {}
+    }
+    server.stop().await;
+    events.flush().await;
+    Ok(())
+}
+
+/// Takes note of VMMs that have ended: this process lives on.
+fn reap() {
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+}

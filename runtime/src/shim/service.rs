@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containerd's calls: each is looked up, done to its end whether its caller waits or not, and never waits for another.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
+    ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::Task as TaskApi;
+use protobuf::MessageField;
+use tokio::sync::{mpsc, oneshot, watch};
+use ttrpc::asynchronous::TtrpcContext;
+
+use super::events::Publisher;
+use super::exec::ExecProcess;
+use super::rootfs::Rootfs;
+use super::stdio::Stdio;
+use super::task::{Task, topics};
+use super::{metrics, pod};
+use crate::spec;
+use crate::supervisor::container::{CallError, Container};
+use crate::supervisor::streams::GivenEnds;
+use crate::supervisor::task_service::{Calls, any, status, timestamp, update};
+use crate::supervisor::terminal::Size;
+use crate::supervisor::{Caller, Mode, Options};
+use crate::text;
+
+/// The type by which containerd calls the details of a process.
+const PROCESS_DETAILS_TYPE: &str = "containerd.runc.v1.ProcessDetails";
+
+/// A container to be made by the loop that supervises it.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) options: Options,
+    pub(super) ends: GivenEnds,
+    pub(super) caller: Caller,
+}
+
+/// The container of a server, in the course of its life.
+#[derive(Debug)]
+enum Life {
+    Unborn,
+    Creating,
+    Made(Arc<Task>),
+    Deleted,
+}
+
+/// What the calls share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    root: PathBuf,
+    events: Arc<Publisher>,
+    orders: mpsc::Sender<Order>,
+    life: Mutex<Life>,
+    /// Whether the sandbox is gone from the host.
+    gone: watch::Receiver<bool>,
+    /// Whether the server is to end.
+    end: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        root: PathBuf,
+        events: Arc<Publisher>,
+        orders: mpsc::Sender<Order>,
+        gone: watch::Receiver<bool>,
+        end: watch::Sender<bool>,
+    ) -> Self {
+        Self { root, events, orders, life: Mutex::new(Life::Unborn), gone, end }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        // Nothing panics while the lock is held.
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The container, once it is created, and until it is deleted.
+    fn task(&self, id: &str) -> Result<Arc<Task>, CallError> {
+        match &*self.life() {
+            Life::Made(task) if task.container.id() == id => Ok(Arc::clone(task)),
+            _ => Err(CallError::NoSuchContainer(id.to_owned())),
+        }
+    }
+
+    async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, CallError> {
+        if !request.checkpoint.is_empty() {
+            return Err(CallError::NotSupported("checkpoint: a container cannot be restored"));
+        }
+        {
+            let mut life = self.life();
+            if !matches!(*life, Life::Unborn) {
+                return Err(CallError::ContainerExists(request.id));
+            }
+            *life = Life::Creating;
+        }
+        let made = self.make(&request).await;
+        *self.life() = made.as_ref().map_or(Life::Unborn, |task| Life::Made(Arc::clone(task)));
+        let task = made?;
+        let pid = task.container.record().pid;
+        let io = TaskIO {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+            ..TaskIO::default()
+        };
+        let event = TaskCreate {
+            container_id: request.id,
+            bundle: request.bundle,
+            rootfs: request.rootfs,
+            io: MessageField::some(io),
+            pid,
+            ..TaskCreate::default()
+        };
+        self.events.publish(topics::CREATE, &event);
+        task.follow(&self.events);
+        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
+    }
+
+    async fn make(&self, request: &CreateTaskRequest) -> Result<Arc<Task>, CallError> {
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let bundle = Path::new(&request.bundle);
+        let annotations = spec::load_annotations(bundle).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        pod::check(&annotations).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let rootfs = Rootfs::mount(bundle, &request.rootfs).map_err(|error| CallError::Create(text::chain(&error)))?;
+        let (ends, stdin) = stdio.open().map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let container = self.order(request, bundle, ends).await?;
+        Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, self.gone.clone())))
+    }
+
+    /// Has the container made by the loop that supervises it.
+    async fn order(
+        &self,
+        request: &CreateTaskRequest,
+        bundle: &Path,
+        ends: GivenEnds,
+    ) -> Result<Arc<Container>, CallError> {
+        let options = Options {
+            id: request.id.clone(),
+            bundle: bundle.to_owned(),
+            root: self.root.clone(),
+            pid_file: None,
+            console_socket: None,
+            trace: None,
+            mode: Mode::Served,
+        };
+        let (reply, made) = oneshot::channel();
+        let ending = || CallError::Create("the shim is about to end".to_owned());
+        self.orders.send(Order { options, ends, caller: Caller::Call(reply) }).await.map_err(|_| ending())?;
+        made.await.map_err(|_| ending())?.map_err(CallError::Create)
+    }
+
+    async fn delete(&self, id: &str) -> Result<DeleteResponse, CallError> {
+        let task = self.task(id)?;
+        let answer = task.delete().await?;
+        {
+            let mut life = self.life();
+            if !matches!(*life, Life::Made(_)) {
+                // Another call was faster.
+                return Err(CallError::NoSuchContainer(id.to_owned()));
+            }
+            *life = Life::Deleted;
+        }
+        let event = TaskDelete {
+            container_id: id.to_owned(),
+            pid: answer.pid,
+            exit_status: answer.exit_status,
+            exited_at: answer.exited_at.clone(),
+            ..TaskDelete::default()
+        };
+        self.events.publish(topics::DELETE, &event);
+        Ok(answer)
+    }
+}
+
+/// The calls.
+#[derive(Debug, Clone)]
+pub(super) struct ShimService {
+    shared: Arc<Shared>,
+    calls: Calls,
+}
+
+impl ShimService {
+    pub(super) fn new(shared: Arc<Shared>, calls: Calls) -> Self {
+        Self { shared, calls }
+    }
+
+    /// Does what a call asks of a container.
+    async fn call<T, F>(&self, id: &str, work: impl FnOnce(Arc<Task>, Arc<Publisher>) -> F) -> ttrpc::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, CallError>> + Send + 'static,
+    {
+        let task = self.shared.task(id).map_err(status)?;
+        self.calls.finish(work(task, Arc::clone(&self.shared.events))).await
+    }
+}
+
+#[async_trait]
+impl TaskApi for ShimService {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        let shared = Arc::clone(&self.shared);
+        self.calls.finish(async move { shared.create(request).await }).await
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let task = self.shared.task(&request.id).map_err(status)?;
+        if request.exec_id.is_empty() {
+            return Ok(task.state());
+        }
+        task.exec(&request.exec_id).and_then(|exec| exec.state(&task.container)).map_err(status)
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let exec_id = request.exec_id;
+        self.call(&request.id, |task, events| async move {
+            let pid = if exec_id.is_empty() {
+                task.start(&events).await?
+            } else {
+                task.exec(&exec_id)?.start(&task, &events).await?
+            };
+            Ok(StartResponse { pid, ..StartResponse::default() })
+        })
+        .await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id.clone(), |task, events| async move {
+            let exec = ExecProcess::add(&task.container, &request)?;
+            task.add(&request.exec_id, exec);
+            let (container_id, exec_id) = (request.id, request.exec_id);
+            let event = TaskExecAdded { container_id, exec_id, ..TaskExecAdded::default() };
+            events.publish(topics::EXEC_ADDED, &event);
+            Ok(Empty::default())
+        })
+        .await
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let exec_id = request.exec_id;
+        self.call(&request.id, |task, _| async move {
+            let ended = if exec_id.is_empty() { task.wait().await? } else { task.exec(&exec_id)?.wait(&task).await? };
+            let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
+            Ok(WaitResponse { exit_status, exited_at, ..WaitResponse::default() })
+        })
+        .await
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let KillRequest { id, exec_id, signal, all, .. } = request;
+        self.call(&id, |task, _| async move { task.kill(&exec_id, signal, all).await.map(|()| Empty::default()) }).await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        if request.exec_id.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            return self.calls.finish(async move { shared.delete(&request.id).await }).await;
+        }
+        self.call(&request.id, |task, _| async move {
+            let ended = task.exec(&request.exec_id)?.delete(&task.container).await?;
+            task.forget(&request.exec_id);
+            let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
+            Ok(DeleteResponse { exit_status, exited_at, ..DeleteResponse::default() })
+        })
+        .await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        self.call(&request.id, |task, _| async move {
+            task.container.require_alive()?;
+            let mut processes = Vec::new();
+            for process in task.container.agent.processes().await? {
+                let pid = u32::try_from(process.pid).unwrap_or(0);
+                let info = match process.exec_id.as_str() {
+                    "" => MessageField::none(),
+                    exec_id => {
+                        let details = ProcessDetails { exec_id: exec_id.to_owned(), ..ProcessDetails::default() };
+                        MessageField::some(any(PROCESS_DETAILS_TYPE, &details)?)
+                    }
+                };
+                processes.push(ProcessInfo { pid, info, ..ProcessInfo::default() });
+            }
+            Ok(PidsResponse { processes, ..PidsResponse::default() })
+        })
+        .await
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, |task, events| async move { task.pause(&events).await.map(|()| Empty::default()) }).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, |task, events| async move { task.resume(&events).await.map(|()| Empty::default()) })
+            .await
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(status(CallError::NotSupported("checkpoint: a container cannot be saved")))
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id, |task, _| async move {
+            let size = Size { rows: request.height, columns: request.width };
+            task.container.agent.resize(&request.exec_id, size).await?;
+            Ok(Empty::default())
+        })
+        .await
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        let task = self.shared.task(&request.id).map_err(status)?;
+        if !request.stdin {
+            return Ok(Empty::default());
+        }
+        if request.exec_id.is_empty() {
+            task.close_stdin();
+        } else {
+            task.exec(&request.exec_id).map_err(status)?.close_stdin();
+        }
+        Ok(Empty::default())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        self.call(&request.id.clone(), |task, _| async move {
+            update(&task.container, &request).await.map(|()| Empty::default())
+        })
+        .await
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        self.call(&request.id, |task, _| async move {
+            task.container.require_alive()?;
+            let metrics = metrics::translate(&task.container.agent.stats().await?);
+            let stats = MessageField::some(any(metrics::TYPE, &metrics)?);
+            Ok(StatsResponse { stats, ..StatsResponse::default() })
+        })
+        .await
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let task_pid = self.shared.task(&request.id).map_or(0, |task| task.container.record().pid);
+        let (shim_pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
+        Ok(ConnectResponse { shim_pid, task_pid, version, ..ConnectResponse::default() })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let has_container = matches!(*self.shared.life(), Life::Made(_));
+        if request.now || !has_container {
+            self.shared.end.send_replace(true);
+        }
+        Ok(Empty::default())
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `start`: makes the server of a container, a process of its own, and tells its address.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::arguments::Arguments;
+use super::{server, socket};
+use crate::supervisor::daemon::{self, DetachError};
+
+/// In the bundle: the server's address, and its process id. Containerd reads the one, `delete` the other.
+pub(super) const ADDRESS: &str = "address";
+pub(super) const PID: &str = "shim.pid";
+
+/// A server that could not be made.
+#[derive(Debug, Error)]
+pub(super) enum StartError {
+    #[error("cannot make the socket {}", .0.display())]
+    Socket(PathBuf, #[source] io::Error),
+    #[error("cannot write {}", .0.display())]
+    File(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Detach(#[from] DetachError),
+}
+
+/// Makes the server, unless it is there already; its address.
+pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
+    let path = socket::path(&arguments.address, &arguments.namespace, &arguments.id);
+    let address = socket::address(&path);
+    let listener = socket::bind(&path).map_err(|error| StartError::Socket(path.clone(), error))?;
+    write(&arguments.bundle, ADDRESS, &address)?;
+    if let Some(listener) = listener {
+        daemon::detach(|reporter| server::run(arguments, &path, listener, reporter)).inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+        })?;
+    }
+    Ok(address)
+}
+
+/// Writes a file of the bundle so that whoever reads it sees all of it.
+pub(super) fn write(bundle: &Path, name: &str, content: &str) -> Result<(), StartError> {
+    let (path, new) = (bundle.join(name), bundle.join(format!(".{name}")));
+    fs::write(&new, content).and_then(|()| fs::rename(&new, &path)).map_err(|error| StartError::File(path, error))
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The streams that containerd names for a process: named pipes, files, or nothing.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::api::StateResponse;
+use thiserror::Error;
+
+use crate::supervisor::streams::{GivenEnds, Input, InputCloser};
+
+/// A stream that cannot be had.
+#[derive(Debug, Error)]
+pub(super) enum StdioError {
+    #[error("cannot open {}", .0.display())]
+    Open(PathBuf, #[source] io::Error),
+    #[error("{0:?} is not supported for a stream: a path, fifo:// and, for output, file:// are")]
+    Scheme(String),
+}
+
+/// What containerd has named, each empty for nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Stdio {
+    pub(super) stdin: String,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    pub(super) terminal: bool,
+}
+
+impl Stdio {
+    /// Gives the streams their names in an answer.
+    pub(super) fn name(&self, state: &mut StateResponse) {
+        state.stdin.clone_from(&self.stdin);
+        state.stdout.clone_from(&self.stdout);
+        state.stderr.clone_from(&self.stderr);
+        state.terminal = self.terminal;
+    }
+
+    /// Opens what was named. With a stdin, there is something to end it by.
+    pub(super) fn open(&self) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
+        let mut ends = GivenEnds::default();
+        ends.stdout = open_output(&self.stdout, &mut ends.held)?;
+        if !self.terminal {
+            ends.stderr = open_output(&self.stderr, &mut ends.held)?;
+        }
+        if self.stdin.is_empty() {
+            return Ok((ends, None));
+        }
+        let path = match Target::parse(&self.stdin)? {
+            Target::Path(path) => path,
+            Target::Log(_) => return Err(StdioError::Scheme(self.stdin.clone())),
+        };
+        // Not blocking: whoever writes there may come later.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let opened = file.and_then(|file| Input::new(file.into()));
+        let (input, closer) = opened.map_err(|error| StdioError::Open(path.to_owned(), error))?;
+        ends.stdin = Some(input);
+        Ok((ends, Some(closer)))
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    /// A named pipe, most likely, that is there.
+    Path(&'a Path),
+    /// A file that is appended to, and made.
+    Log(&'a Path),
+}
+
+impl<'a> Target<'a> {
+    fn parse(name: &'a str) -> Result<Self, StdioError> {
+        match name.split_once("://") {
+            None => Ok(Self::Path(Path::new(name))),
+            Some(("fifo", path)) => Ok(Self::Path(Path::new(path))),
+            Some(("file", path)) => Ok(Self::Log(Path::new(path.split('?').next().unwrap_or(path)))),
+            Some(_) => Err(StdioError::Scheme(name.to_owned())),
+        }
+    }
+}
+
+/// Opens an output. Of a named pipe both ends, the reading one into `held`: neither its opening nor a write waits for a
+/// reader then, and a reader that goes is no error.
+fn open_output(name: &str, held: &mut Vec<OwnedFd>) -> Result<Option<OwnedFd>, StdioError> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let opened = match Target::parse(name)? {
+        Target::Path(path) => open_path(path, held).map_err(|error| StdioError::Open(path.to_owned(), error)),
+        Target::Log(path) => open_log(path).map_err(|error| StdioError::Open(path.to_owned(), error)),
+    };
+    opened.map(|file| Some(file.into()))
+}
+
+fn open_path(path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).custom_flags(libc::O_NONBLOCK);
+    if fs::metadata(path)?.file_type().is_fifo() {
+        let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        held.push(reader.into());
+    } else {
+        options.append(true);
+    }
+    options.open(path)
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o711).create(folder)?;
+    }
+    File::options().append(true).create(true).mode(0o644).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn names_are_paths_pipes_or_files() {
+        assert_eq!(Target::parse("/a/b").unwrap(), Target::Path(Path::new("/a/b")));
+        assert_eq!(Target::parse("fifo:///a").unwrap(), Target::Path(Path::new("/a")));
+        assert_eq!(Target::parse("file:///a?x=y").unwrap(), Target::Log(Path::new("/a")));
+        assert!(matches!(Target::parse("binary:///bin/logger"), Err(StdioError::Scheme(_))));
+    }
+
+    #[test]
+    fn a_named_pipe_opens_without_a_reader_and_keeps_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let stdio = Stdio { stdout: path.to_str().unwrap().to_owned(), ..Stdio::default() };
+
+        let (ends, closer) = stdio.open().unwrap();
+        assert_eq!((ends.wanted(), closer.is_some(), ends.held.len()), ([false, true, false], false, 1));
+        let mut writer = File::from(ends.stdout.unwrap());
+        writer.write_all(b"early").unwrap();
+        let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        drop((writer, ends.held));
+
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early");
+    }
+
+    #[test]
+    fn a_log_is_made_and_appended_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/out");
+        let stdio = Stdio { stdout: format!("file://{}", path.display()), ..Stdio::default() };
+
+        for _ in 0..2 {
+            let (ends, _) = stdio.open().unwrap();
+            File::from(ends.stdout.unwrap()).write_all(b"line\n").unwrap();
+        }
+
+        assert_eq!(fs::read_to_string(path).unwrap(), "line\nline\n");
+    }
+}
