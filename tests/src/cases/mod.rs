@@ -6,6 +6,7 @@ mod bad_host;
 mod cleanup;
 mod command_line;
 mod control;
+mod containerd;
 mod debian;
 mod devices;
 mod docker;
@@ -100,6 +101,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         debian::CASES,
         podman::CASES,
         docker::CASES,
+        containerd::CASES,
     ]
     .into_iter()
     .flatten()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Container engines, each with a state of its own on a tmpfs, and an image that needs no registry.
 
+mod containerd;
 mod docker;
 mod podman;
 
@@ -8,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub(crate) use containerd::Containerd;
 pub(crate) use docker::Docker;
 pub(crate) use podman::Podman;
 

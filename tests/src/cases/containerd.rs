@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers under containerd, by its client `ctr`.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Case, case};
+use crate::engines::Containerd;
+use crate::env::{Env, Kind};
+use crate::failure::{Result, ensure, ensure_eq};
+use crate::processes;
+use crate::pty::Terminal;
+
+pub(super) const CASES: &[Case] = &[
+    case!(foreground),
+    case!(detached),
+    case!(overlay),
+    case!(terminals),
+    case!(events_in_order),
+    case!(refused),
+    case!(restarted),
+    case!(killed_shim),
+    case!(killed_vmm),
+    case!(many_in_a_row).slow(900),
+];
+
+fn foreground(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let run = |command: &[&str]| containerd.run(&["--rm"], &env.id(), command);
+
+    run(&["echo", "hello"]).output()?.expect_stdout("hello\n")?;
+    run(&["sh", "-c", "exit 7"]).output()?.expect_code(7)?;
+    run(&["wc", "-c"]).input(vec![b'x'; 300_000]).output()?.expect_stdout("300000\n")?;
+    let much = run(&["sh", "-c", "head -c 3000000 /dev/zero"]).output()?;
+    much.expect_code(0)?;
+    ensure_eq!(much.stdout.len(), 3_000_000, "bytes of output");
+    let kernel = run(&["uname", "-r"]).output()?;
+    let host = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    ensure_eq!(kernel.stdout().trim() == host, env.kind == Kind::Other, "whether it runs on the host's kernel");
+    let absent = run(&["no-such-program"]).output()?;
+    ensure!(!absent.status.success(), "a program that is not there: {}", absent.describe());
+    ensure!(absent.stderr().contains("no-such-program"), "what is not there: {}", absent.describe());
+    containerd.end()
+}
+
+fn detached(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+    containerd.run_detached(&id, &["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"])?;
+
+    containerd.wait_for(&id, "RUNNING")?;
+    containerd.exec(&[], &id, "echo out; echo err >&2; exit 9").output()?.expect_code(9)?;
+    containerd.exec(&[], &id, "cat").input("through").output()?.expect_stdout("through")?;
+    containerd.succeed(["task", "ps", &id])?;
+    containerd.succeed(["task", "metrics", &id])?.expect_in_stdout(&["memory.usage", "pids.current"])?;
+    containerd.succeed(["task", "pause", &id])?;
+    containerd.wait_for(&id, "PAUSED")?;
+    containerd.succeed(["task", "resume", &id])?;
+    containerd.wait_for(&id, "RUNNING")?;
+    containerd.succeed(["task", "kill", &id])?;
+    containerd.wait_for(&id, "STOPPED")?;
+    let again = containerd.call(["task", "kill", &id]).output()?;
+    ensure!(again.stderr().contains("not found"), "a signal to what has ended: {}", again.describe());
+    containerd.delete(&id)?;
+    containerd.end()
+}
+
+fn overlay(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "overlayfs")?;
+
+    let script = "echo new > /new && rm /bin/wc && cat /new && ls /bin/wc; exit 5";
+    let output = containerd.run(&["--rm"], &env.id(), &["sh", "-c", script]).output()?;
+    ensure_eq!(output.stdout(), "new\n", "what was written");
+    output.expect_code(5)?;
+    containerd.run(&["--rm", "--read-only"], &env.id(), &["sh", "-c", "! touch /x"]).output()?.expect_code(0)?;
+    containerd.run(&["--rm"], &env.id(), &["ls", "/bin/wc"]).output()?.expect_stdout("/bin/wc\n")?;
+    containerd.end()
+}
+
+fn terminals(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+
+    let mut terminal = Terminal::new(33, 77)?;
+    let mut running = terminal.spawn(containerd.run(&["--rm", "--tty"], &id, &["sh"]))?;
+    terminal.type_text("tty; echo re''ady\n")?;
+    terminal.wait_for("ready")?;
+    terminal.type_text("stty size\n")?;
+    terminal.wait_for("33 77")?;
+    terminal.resize(20, 60)?;
+    terminal.type_text("sleep 1; stty size\n")?;
+    terminal.wait_for("20 60")?;
+    let mut second = Terminal::new(24, 80)?;
+    let exec = second.spawn(containerd.exec(&["--tty"], &id, "tty; exec sh"))?;
+    second.wait_for("/dev/pts/")?;
+    second.type_text("echo sec''ond; exit 4\n")?;
+    second.wait_for("second")?;
+    exec.finish()?.expect_code(4)?;
+    ensure!(running.is_running()?, "the end of a process is not the end of the container");
+    terminal.type_text("exit 5\n")?;
+    running.finish()?.expect_code(5)?;
+    containerd.end()
+}
+
+fn events_in_order(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+    let mut events = containerd.events()?;
+
+    containerd.run_detached(&id, &["sleep", "1000"])?;
+    containerd.exec(&[], &id, "exit 9").output()?.expect_code(9)?;
+    containerd.succeed(["task", "pause", &id])?;
+    containerd.succeed(["task", "resume", &id])?;
+    containerd.succeed(["task", "kill", "--signal", "KILL", &id])?;
+    containerd.wait_for(&id, "STOPPED")?;
+    containerd.delete(&id)?;
+
+    events.wait_for("/containers/delete")?;
+    events.signal(Signal::SIGTERM)?;
+    let output = events.finish()?.stdout();
+    let topics: Vec<&str> =
+        output.lines().filter_map(|line| line.split(' ').find(|word| word.starts_with("/tasks/"))).collect();
+    let expected = ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"];
+    let expected: Vec<String> = expected.iter().map(|name| format!("/tasks/{name}")).collect();
+    ensure_eq!(topics, expected, "the events");
+    for part in ["\"exit_status\":9", "\"exit_status\":137"] {
+        ensure!(output.contains(part), "{part} is not in {output}");
+    }
+    containerd.end()
+}
+
+fn refused(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let containerd = Containerd::new(env, "native")?;
+
+    let member = ["--rm", "--annotation", "io.kubernetes.cri.container-type=container"];
+    let output = containerd.run(&member, &env.id(), &["true"]).output()?;
+    ensure!(output.stderr().contains("several containers in a sandbox"), "a pod's: {}", output.describe());
+    let output = containerd.run(&["--rm", "--device", "/dev/kvm"], &env.id(), &["true"]).output()?;
+    ensure!(!output.status.success(), "a device of the host: {}", output.describe());
+    containerd.end()
+}
+
+fn restarted(env: &Env) -> Result {
+    let mut containerd = Containerd::new(env, "native")?;
+    let (lasting, ending) = (env.id(), env.id());
+    containerd.run_detached(&lasting, &["sleep", "1000"])?;
+    containerd.run_detached(&ending, &["sh", "-c", "sleep 3; exit 6"])?;
+
+    containerd.stop()?;
+    std::thread::sleep(Duration::from_secs(5));
+    containerd.start()?;
+
+    containerd.wait_for(&ending, "STOPPED")?;
+    containerd.wait_for(&lasting, "RUNNING")?;
+    containerd.exec(&[], &lasting, "echo there").output()?.expect_stdout("there\n")?;
+    containerd.call(["task", "delete", &ending]).output()?.expect_code(0)?;
+    containerd.succeed(["container", "delete", &ending])?;
+    containerd.succeed(["task", "kill", "--signal", "KILL", &lasting])?;
+    containerd.wait_for(&lasting, "STOPPED")?;
+    containerd.delete(&lasting)?;
+    containerd.end()
+}
+
+fn killed_shim(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+    containerd.run_detached(&id, &["sleep", "1000"])?;
+    let shim = containerd.wait_for(&id, "RUNNING")?;
+    let vmm = processes::descendants(shim).first().map_or(0, |process| process.pid);
+
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+
+    let end = Instant::now() + Duration::from_secs(30);
+    while processes::Process::of(vmm).is_some_and(|process| process.state != 'Z') && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let task = containerd.task(&id)?;
+    ensure!(task.as_ref().is_none_or(|(state, _)| state == "STOPPED"), "the task of a killed shim: {task:?}");
+    if task.is_some() {
+        containerd.succeed(["task", "delete", &id])?;
+    }
+    containerd.succeed(["container", "delete", &id])?;
+    containerd.end()
+}
+
+fn killed_vmm(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+    containerd.run_detached(&id, &["sleep", "1000"])?;
+    let shim = containerd.wait_for(&id, "RUNNING")?;
+    let vmm = processes::descendants(shim).first().map_or(0, |process| process.pid);
+
+    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
+
+    containerd.wait_for(&id, "STOPPED")?;
+    let deleted = containerd.call(["task", "delete", &id]).output()?;
+    ensure!(deleted.stderr().contains("137"), "the exit code of a lost container: {}", deleted.describe());
+    containerd.succeed(["container", "delete", &id])?;
+    containerd.end()
+}
+
+fn many_in_a_row(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    for number in 0..20 {
+        let text = format!("{number}\n");
+        containerd.run(&["--rm"], &env.id(), &["echo", text.trim()]).output()?.expect_stdout(&text)?;
+    }
+    containerd.end()
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//! containerd with a configuration and a state of its own, and its client `ctr`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::{debian_program, image_archive, state_folder};
+use crate::env::{Env, Kind};
+use crate::failure::{Context as _, Result, ensure, fail};
+use crate::output::Output;
+use crate::processes;
+use crate::run::{Run, Running};
+
+/// How long the daemon may take to answer, and to end, and what is waited for to happen.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The image, by the name that containerd gives it.
+const IMAGE: &str = "docker.io/library/bulkhead-e2e:latest";
+
+/// Where sockets of shims are.
+const SOCKETS: &str = "/run/containerd/s";
+
+/// A daemon to give commands to; it ends when dropped, with all shims.
+#[derive(Debug)]
+pub(crate) struct Containerd<'a> {
+    env: &'a Env,
+    daemon: Option<Child>,
+    program: PathBuf,
+    client: PathBuf,
+    state: PathBuf,
+    snapshotter: &'static str,
+}
+
+impl<'a> Containerd<'a> {
+    /// A daemon that has the image, unpacked by a snapshotter.
+    pub(crate) fn new(env: &'a Env, snapshotter: &'static str) -> Result<Self> {
+        let program = debian_program("/usr/bin/containerd", "containerd")?;
+        let client = debian_program("/usr/bin/ctr", "containerd")?;
+        let state = state_folder(env, "containerd")?;
+        let config = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{0}/c.sock\"\n",
+            state.display()
+        );
+        fs::write(state.join("config.toml"), config)?;
+        let mut containerd = Self { env, daemon: None, program, client, state, snapshotter };
+        containerd.start()?;
+        containerd.import()?;
+        Ok(containerd)
+    }
+
+    /// Starts the daemon.
+    pub(crate) fn start(&mut self) -> Result {
+        let log = File::options().append(true).create(true).open(self.env.work.join("containerd.log"))?;
+        let mut daemon = Command::new(&self.program);
+        daemon.arg("--config").arg(self.state.join("config.toml"));
+        daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").env("BULKHEAD_ROOT", self.shim_root());
+        daemon.env("PATH", self.path()?).stdout(log.try_clone()?).stderr(log);
+        self.daemon = Some(daemon.spawn().context(|| "starting containerd".to_owned())?);
+        let end = Instant::now() + LIMIT;
+        while self.call(["version"]).output()?.status.code() != Some(0) {
+            ensure!(Instant::now() < end, "containerd does not answer: {}", self.log());
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon, which has to end by itself; shims go on.
+    pub(crate) fn stop(&mut self) -> Result {
+        let Some(mut daemon) = self.daemon.take() else {
+            return Ok(());
+        };
+        kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM)?;
+        let end = Instant::now() + LIMIT;
+        while daemon.try_wait()?.is_none() {
+            if Instant::now() >= end {
+                fail!("containerd does not end: {}", self.log());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// What the daemon has logged.
+    fn log(&self) -> String {
+        fs::read_to_string(self.env.work.join("containerd.log")).unwrap_or_default()
+    }
+
+    /// Where Bulkhead's shims keep their state.
+    pub(crate) fn shim_root(&self) -> PathBuf {
+        self.state.join("bulkhead")
+    }
+
+    /// The path in which containerd looks for shims: that of the runtime goes first.
+    fn path(&self) -> Result<OsString> {
+        let folder = self.env.runtime.parent().map(Path::to_path_buf);
+        let rest = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&rest))).context(|| "PATH".to_owned())
+    }
+
+    fn import(&self) -> Result {
+        let folder = self.env.folder("image")?;
+        fs::write(folder.join("layer.tar"), image_archive(self.env)?)?;
+        let sum = Command::new("sha256sum").arg(folder.join("layer.tar")).output()?;
+        let digest = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "config": { "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+        });
+        fs::write(folder.join("config.json"), config.to_string())?;
+        let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+        fs::write(folder.join("manifest.json"), manifest.to_string())?;
+        let archive = self.state.join("image.tar");
+        let files = ["config.json", "layer.tar", "manifest.json"];
+        let packed = Command::new("tar").arg("-C").arg(&folder).arg("-cf").arg(&archive).args(files).status()?;
+        ensure!(packed.success(), "packing the image: {packed}");
+        fs::remove_dir_all(&folder)?;
+        let archive = archive.display().to_string();
+        self.succeed(["image", "import", "--snapshotter", self.snapshotter, &archive])?;
+        Ok(fs::remove_file(self.state.join("image.tar"))?)
+    }
+
+    /// A command of the client's, its stdin empty.
+    pub(crate) fn call<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Run<'_> {
+        let address: [OsString; 2] = ["--address".into(), self.state.join("c.sock").into()];
+        self.env.tool(&self.client, address.into_iter().chain(arguments.into_iter().map(Into::into)))
+    }
+
+    /// Gives a command, which has to succeed.
+    pub(crate) fn succeed<const N: usize>(&self, arguments: [&str; N]) -> Result<Output> {
+        let output = self.call(arguments).output()?;
+        output.expect_code(0)?;
+        Ok(output)
+    }
+
+    /// `run` of the image.
+    pub(crate) fn run(&self, options: &[&str], id: &str, command: &[&str]) -> Run<'_> {
+        let runtime = match self.env.kind {
+            Kind::Bulkhead => "io.containerd.bulkhead.v2",
+            Kind::Other => "io.containerd.runc.v2",
+        };
+        let fixed = ["run", "--runtime", runtime, "--snapshotter", self.snapshotter];
+        self.call(fixed.iter().chain(options).chain(&[IMAGE, id]).chain(command))
+    }
+
+    /// `run` of a container that lives on, without streams.
+    pub(crate) fn run_detached(&self, id: &str, command: &[&str]) -> Result {
+        self.run(&["--detach", "--null-io"], id, command).output()?.expect_code(0)
+    }
+
+    /// `task exec` of a shell script.
+    pub(crate) fn exec(&self, options: &[&str], id: &str, script: &str) -> Run<'_> {
+        let exec_id = self.env.id();
+        let fixed = ["task", "exec", "--exec-id", &exec_id];
+        self.call(fixed.iter().chain(options).chain(&[id, "sh", "-c", script]))
+    }
+
+    /// The state of a task, in containerd's word, and its process id.
+    pub(crate) fn task(&self, id: &str) -> Result<Option<(String, i32)>> {
+        let listed = self.succeed(["task", "list"])?.stdout();
+        let line = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        Ok(line
+            .filter(|words| words.first() == Some(&id))
+            .find_map(|words| Some(((*words.get(2)?).to_owned(), words.get(1)?.parse().ok()?))))
+    }
+
+    /// Waits until a task has that state; its process id.
+    pub(crate) fn wait_for(&self, id: &str, state: &str) -> Result<i32> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let task = self.task(id)?;
+            match task {
+                Some((now, pid)) if now == state => return Ok(pid),
+                task if Instant::now() >= end => fail!("the task is {task:?}, not {state}: {}", self.log()),
+                _ => thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Deletes a task that has ended, and its container.
+    pub(crate) fn delete(&self, id: &str) -> Result {
+        self.succeed(["task", "delete", id])?;
+        self.succeed(["container", "delete", id]).map(drop)
+    }
+
+    /// Prints events as they come.
+    pub(crate) fn events(&self) -> Result<Running> {
+        self.call(["events"]).spawn()
+    }
+
+    /// Ends the daemon, after which nothing of its containers may be left.
+    pub(crate) fn end(mut self) -> Result {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let below = self.daemon.as_ref().map_or(0, Child::id).cast_signed();
+            let left: Vec<_> = processes::descendants(std::process::id().cast_signed())
+                .into_iter()
+                .filter(|process| process.pid != below && process.state != 'Z')
+                .map(|process| process.command_line())
+                .collect();
+            if left.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < end, "processes that are left: {left:?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+        self.stop()?;
+        let states: Vec<_> = fs::read_dir(self.shim_root().join("default")).into_iter().flatten().flatten().collect();
+        ensure!(states.is_empty(), "state that is left: {states:?}");
+        let sockets: Vec<_> = fs::read_dir(SOCKETS).into_iter().flatten().flatten().collect();
+        ensure!(sockets.is_empty(), "sockets that are left: {sockets:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        // The shims are orphans, which this process reaps.
+        for process in processes::descendants(std::process::id().cast_signed()) {
+            if process.name.starts_with("containerd") {
+                processes::kill_tree(process.pid);
+            }
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.wait();
+        }
+    }
+}
