@@ -66,6 +66,10 @@ impl Publisher {
         Self { namespace: namespace.to_owned(), queue }
     }
 
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Returns when what was published has been sent, or has had the time.
     pub(super) async fn flush(&self) {
         let (sent, flushed) = oneshot::channel();

@@ -8,6 +8,7 @@ use containerd_shim_protos::events::task::{TaskExecStarted, TaskExit};
 use tokio::sync::watch;
 
 use super::events::Publisher;
+use super::logger::Source;
 use super::stdio::Stdio;
 use super::task::{Task, topics};
 use crate::supervisor::container::{CallError, Container, Ended};
@@ -30,7 +31,11 @@ pub(super) struct ExecProcess {
 
 impl ExecProcess {
     /// Describes a process to the container, with the streams that the request names.
-    pub(super) fn add(container: &Container, request: &ExecProcessRequest) -> Result<Self, CallError> {
+    pub(super) async fn add(
+        container: &Container,
+        namespace: &str,
+        request: &ExecProcessRequest,
+    ) -> Result<Self, CallError> {
         container.require_exec()?;
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -38,7 +43,8 @@ impl ExecProcess {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let (ends, stdin) = stdio.open().map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let source = Source { namespace, id: container.id() };
+        let (ends, stdin) = stdio.open(source).await.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
         add_exec(container, request, ends.wanted())?;
         Ok(Self {
             id: request.exec_id.clone(),

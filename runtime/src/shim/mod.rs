@@ -8,7 +8,7 @@
 //! | `cleanup` | `delete`: what is left when a server was killed |
 //! | `server` | the process that serves containerd, and supervises the container |
 //! | `service`, `task`, `exec` | the Task API's calls; a container and its further processes as those see them |
-//! | `rootfs`, `stdio`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
+//! | `rootfs`, `stdio`, `logger`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
 //!
 //! The container itself is the supervisor's, as for the command line: `bulkhead --root /run/containerd/bulkhead/NAMESPACE`
 //! lists, executes in, and logs containerd's containers too.
@@ -17,6 +17,7 @@ mod arguments;
 mod cleanup;
 mod events;
 mod exec;
+mod logger;
 mod metrics;
 mod pod;
 mod rootfs;

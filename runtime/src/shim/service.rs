@@ -20,6 +20,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use super::events::Publisher;
 use super::exec::ExecProcess;
+use super::logger::Source;
 use super::rootfs::Rootfs;
 use super::stdio::Stdio;
 use super::task::{Task, topics};
@@ -135,7 +136,8 @@ impl Shared {
         let annotations = spec::load_annotations(bundle).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
         pod::check(&annotations).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
         let rootfs = Rootfs::mount(bundle, &request.rootfs).map_err(|error| CallError::Create(text::chain(&error)))?;
-        let (ends, stdin) = stdio.open().map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let source = Source { namespace: self.events.namespace(), id: &request.id };
+        let (ends, stdin) = stdio.open(source).await.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
         let container = self.order(request, bundle, ends).await?;
         Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, self.gone.clone())))
     }
@@ -238,7 +240,7 @@ impl TaskApi for ShimService {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         self.call(&request.id.clone(), |task, events| async move {
-            let exec = ExecProcess::add(&task.container, &request)?;
+            let exec = ExecProcess::add(&task.container, events.namespace(), &request).await?;
             task.add(&request.exec_id, exec);
             let (container_id, exec_id) = (request.id, request.exec_id);
             let event = TaskExecAdded { container_id, exec_id, ..TaskExecAdded::default() };

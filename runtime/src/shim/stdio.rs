@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The streams that containerd names for a process: named pipes, files, or nothing.
+//! The streams that containerd names for a process: named pipes, files, a program, or nothing.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -10,15 +10,21 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::api::StateResponse;
 use thiserror::Error;
 
+use super::logger::{self, LoggerError, Source};
 use crate::supervisor::streams::{GivenEnds, Input, InputCloser};
+
+/// What begins the name of an output that a program takes.
+const LOGGER: &str = "binary://";
 
 /// A stream that cannot be had.
 #[derive(Debug, Error)]
 pub(super) enum StdioError {
     #[error("cannot open {}", .0.display())]
     Open(PathBuf, #[source] io::Error),
-    #[error("{0:?} is not supported for a stream: a path, fifo:// and, for output, file:// are")]
+    #[error("{0:?} is not supported for a stream: a path, fifo:// and, for output, file:// and binary:// are")]
     Scheme(String),
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
 }
 
 /// What containerd has named, each empty for nothing.
@@ -40,11 +46,17 @@ impl Stdio {
     }
 
     /// Opens what was named. With a stdin, there is something to end it by.
-    pub(super) fn open(&self) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
+    pub(super) async fn open(&self, source: Source<'_>) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
         let mut ends = GivenEnds::default();
-        ends.stdout = open_output(&self.stdout, &mut ends.held)?;
-        if !self.terminal {
-            ends.stderr = open_output(&self.stderr, &mut ends.held)?;
+        if let Some(location) = self.stdout.strip_prefix(LOGGER) {
+            // One program takes both.
+            let [stdout, stderr] = logger::start(location, source).await?;
+            (ends.stdout, ends.stderr) = (Some(stdout), (!self.terminal).then_some(stderr));
+        } else {
+            ends.stdout = open_output(&self.stdout, &mut ends.held)?;
+            if !self.terminal {
+                ends.stderr = open_output(&self.stderr, &mut ends.held)?;
+            }
         }
         if self.stdin.is_empty() {
             return Ok((ends, None));
@@ -123,22 +135,24 @@ mod tests {
 
     use super::*;
 
+    const SOURCE: Source<'_> = Source { namespace: "ns", id: "c1" };
+
     #[test]
     fn names_are_paths_pipes_or_files() {
         assert_eq!(Target::parse("/a/b").unwrap(), Target::Path(Path::new("/a/b")));
         assert_eq!(Target::parse("fifo:///a").unwrap(), Target::Path(Path::new("/a")));
         assert_eq!(Target::parse("file:///a?x=y").unwrap(), Target::Log(Path::new("/a")));
-        assert!(matches!(Target::parse("binary:///bin/logger"), Err(StdioError::Scheme(_))));
+        assert!(matches!(Target::parse("vsock://1"), Err(StdioError::Scheme(_))));
     }
 
-    #[test]
-    fn a_named_pipe_opens_without_a_reader_and_keeps_what_is_written() {
+    #[tokio::test]
+    async fn a_named_pipe_opens_without_a_reader_and_keeps_what_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let stdio = Stdio { stdout: path.to_str().unwrap().to_owned(), ..Stdio::default() };
 
-        let (ends, closer) = stdio.open().unwrap();
+        let (ends, closer) = stdio.open(SOURCE).await.unwrap();
         assert_eq!((ends.wanted(), closer.is_some(), ends.held.len()), ([false, true, false], false, 1));
         let mut writer = File::from(ends.stdout.unwrap());
         writer.write_all(b"early").unwrap();
@@ -150,14 +164,14 @@ mod tests {
         assert_eq!(text, "early");
     }
 
-    #[test]
-    fn a_log_is_made_and_appended_to() {
+    #[tokio::test]
+    async fn a_log_is_made_and_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs/out");
         let stdio = Stdio { stdout: format!("file://{}", path.display()), ..Stdio::default() };
 
         for _ in 0..2 {
-            let (ends, _) = stdio.open().unwrap();
+            let (ends, _) = stdio.open(SOURCE).await.unwrap();
             File::from(ends.stdout.unwrap()).write_all(b"line\n").unwrap();
         }
 

@@ -98,6 +98,17 @@ struct Life {
     start_taken: bool,
 }
 
+/// What becomes of what a container has written last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LastOutput {
+    /// Init lives.
+    NotYet,
+    /// Init has ended, and its readers take what is left.
+    Delivered,
+    /// Somebody does not want to wait for them.
+    GivenUp,
+}
+
 /// The container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -108,6 +119,7 @@ pub(crate) struct Container {
     /// Where the record is written.
     dir: OwnedFd,
     ended: watch::Sender<Option<Ended>>,
+    last_output: watch::Sender<LastOutput>,
     /// The hooks that follow a start by a call.
     poststart: Vec<Hook>,
     /// The sandbox's, as long as it has one.
@@ -136,6 +148,7 @@ impl Container {
             life,
             dir,
             ended: watch::Sender::new(None),
+            last_output: watch::Sender::new(LastOutput::NotYet),
             poststart,
             cgroup,
             seccomp: init.seccomp.clone(),
@@ -201,6 +214,17 @@ impl Container {
         self.ended.send_replace(Some(ended));
     }
 
+    /// Init has ended, and its last output is delivered from here on.
+    pub(super) fn deliver_output(&self) {
+        self.last_output.send_replace(LastOutput::Delivered);
+    }
+
+    /// Returns when the last output is given up.
+    pub(super) async fn output_given_up(&self) {
+        // The sender is this very container's: it lives.
+        let _ = self.last_output.subscribe().wait_for(|output| *output == LastOutput::GivenUp).await;
+    }
+
     /// How it ended, once it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended.borrow().clone()
@@ -245,8 +269,14 @@ impl Container {
         hooks::run(&self.poststart, &record.hook_state().at(hooks::Status::Running, Some(record.pid))).await
     }
 
-    /// Sends a signal to init, or to all processes.
+    /// Sends a signal to init, or to all processes. After init's end, SIGKILL gives up its last output.
     pub(crate) async fn kill(&self, signal: u32, all: bool) -> Result<(), CallError> {
+        if *self.last_output.borrow() != LastOutput::NotYet && self.status() != Status::Stopped {
+            if signal == SIGKILL {
+                self.last_output.send_replace(LastOutput::GivenUp);
+            }
+            return Err(CallError::Finished);
+        }
         let signal = match self.status() {
             Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
             // The kernel lets an init that handles no signals be ended by SIGKILL alone.

@@ -6,6 +6,7 @@
 //! | `launch`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
 //! | `sandbox` | the loop that supervises it: the states below |
 //! | `container`, `execs`, `task_service` | what the loop shares with the calls that come in, and those calls |
+//! | `caller` | who has asked for the container, and is told |
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
 //! | `state` | what lies under `--root` |
 //! | `agent`, `vmm`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |

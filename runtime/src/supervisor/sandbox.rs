@@ -181,6 +181,7 @@ impl Sandbox {
         events.trace.add(Track::Supervisor, "running", started_ns, now_ns());
 
         self.phase = Phase::Draining;
+        container.deliver_output();
         let begin_ns = now_ns();
         self.drain(container, events).await?;
         let trace = &mut events.trace;
@@ -332,7 +333,10 @@ impl Sandbox {
         let mut outputs = self.outputs.take();
         let drained = async {
             if let Some(outputs) = &mut outputs {
-                outputs.drained().await;
+                tokio::select! {
+                    () = outputs.drained() => {}
+                    () = container.output_given_up() => {}
+                }
             }
             Ok(())
         };

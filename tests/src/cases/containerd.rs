@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers under containerd, by its client `ctr`.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     case!(detached),
     case!(overlay),
     case!(terminals),
+    case!(logs),
     case!(events_in_order),
     case!(refused),
     case!(restarted),
@@ -104,6 +107,34 @@ fn terminals(env: &Env) -> Result {
     containerd.end()
 }
 
+fn logs(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let (file, program, taken) = (env.work.join("log"), env.work.join("logger"), env.work.join("taken"));
+    let text = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_ID; cat <&3; cat <&4; } > $1.new\nmv $1.new $1\n";
+    fs::write(&program, text)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let (to_file, to_program) = (env.id(), env.id());
+    let locations = [
+        (&to_file, format!("file://{}", file.display())),
+        (&to_program, format!("binary://{}?{}", program.display(), taken.display())),
+    ];
+    for (id, location) in locations {
+        let options = ["--detach", "--log-uri", location.as_str()];
+        containerd.run(&options, id, &["sh", "-c", "echo out; echo err >&2"]).output()?.expect_code(0)?;
+        containerd.wait_for(id, "STOPPED")?;
+        containerd.delete(id)?;
+    }
+
+    let logged = fs::read_to_string(&file)?;
+    ensure!(logged.contains("out\n") && logged.contains("err\n"), "what the file has: {logged:?}");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !taken.exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure_eq!(fs::read_to_string(&taken)?, format!("{to_program}\nout\nerr\n"), "what the program has taken");
+    containerd.end()
+}
+
 fn events_in_order(env: &Env) -> Result {
     let containerd = Containerd::new(env, "native")?;
     let id = env.id();
@@ -138,8 +169,14 @@ fn refused(env: &Env) -> Result {
     let member = ["--rm", "--annotation", "io.kubernetes.cri.container-type=container"];
     let output = containerd.run(&member, &env.id(), &["true"]).output()?;
     ensure!(output.stderr().contains("several containers in a sandbox"), "a pod's: {}", output.describe());
-    let output = containerd.run(&["--rm", "--device", "/dev/kvm"], &env.id(), &["true"]).output()?;
-    ensure!(!output.status.success(), "a device of the host: {}", output.describe());
+    let id = env.id();
+    containerd.run_detached(&id, &["sleep", "1000"])?;
+    let images = env.work.display().to_string();
+    let output = containerd.call(["task", "checkpoint", "--image-path", &images, &id]).output()?;
+    ensure!(output.stderr().contains("cannot be saved"), "a checkpoint: {}", output.describe());
+    containerd.succeed(["task", "kill", "--signal", "KILL", &id])?;
+    containerd.wait_for(&id, "STOPPED")?;
+    containerd.delete(&id)?;
     containerd.end()
 }
 
