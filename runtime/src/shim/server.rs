@@ -109,8 +109,9 @@ async fn serve(
         // Whatever runs still ends here: its supervision is dropped.
         _ = is_ending.wait_for(|ending| *ending) => {}
     }
-    server.stop().await;
+    // Containerd's first: when its connection ends, it calls `delete`, which ends what is still there.
     events.flush().await;
+    server.stop().await;
     Ok(())
 }
 
