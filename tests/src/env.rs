@@ -4,7 +4,10 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::failure::{Context as _, Result, skip};
@@ -16,6 +19,9 @@ pub(crate) enum Kind {
     /// Another OCI runtime (runc, crun), to check the cases.
     Other,
 }
+
+/// How long what was killed may take to let go of a mount.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// Guests that an emulated processor may lose in a case of hundreds of starts.
 const MOST_LOST: u32 = 2;
@@ -126,10 +132,17 @@ impl Env {
         Ok(())
     }
 
-    /// Undoes [`Self::mount`]. A mount that something still uses is an error.
+    /// Undoes [`Self::mount`]. A mount that something uses, and does not let go of soon, is an error.
     pub(crate) fn unmount_all(&self) -> Result {
         while let Some(target) = self.mounts.borrow_mut().pop() {
-            umount2(&target, MntFlags::empty()).context(|| format!("unmounting {}", target.display()))?;
+            let end = Instant::now() + SETTLE;
+            loop {
+                match umount2(&target, MntFlags::empty()) {
+                    // A killed machine's end is not waited for by anyone.
+                    Err(Errno::EBUSY) if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+                    result => break result.context(|| format!("unmounting {}", target.display()))?,
+                }
+            }
         }
         Ok(())
     }
