@@ -31,12 +31,15 @@ pub struct MachineConfig {
     pub kernel_args: Vec<String>,
     /// The vsock device's host side.
     pub vsock: VsockConfig,
-    /// The shared trees of each share device; a device without trees is not made.
+    /// The shared trees of each share device; a device without trees is not made, unless some can be added.
     #[serde(default)]
     pub private_trees: Vec<ShareTree>,
     /// As above, for trees that the host may change.
     #[serde(default)]
     pub shared_trees: Vec<ShareTree>,
+    /// Whether trees can be added while the machine runs. Files of the private device are opened one by one then.
+    #[serde(default)]
+    pub trees_grow: bool,
     /// The network devices, at most [`MAX_NETS`].
     #[serde(default)]
     pub nets: Vec<NetConfig>,
@@ -45,9 +48,23 @@ pub struct MachineConfig {
     /// A pipe or socket that receives one [`crate::report::Report`] a line, as JSON. When its other end closes, the
     /// supervisor is gone and the VMM ends.
     pub report_fd: RawFd,
+    /// A socket on which a [`crate::control::Request`] may come, a packet each.
+    pub control_fd: RawFd,
     /// Whether to report trace points.
     #[serde(default)]
     pub trace: bool,
+}
+
+impl MachineConfig {
+    /// Whether there is a device for private trees.
+    pub(crate) fn has_private(&self) -> bool {
+        self.trees_grow || !self.private_trees.is_empty()
+    }
+
+    /// Whether there is a device for shared trees.
+    pub(crate) fn has_shared(&self) -> bool {
+        self.trees_grow || !self.shared_trees.is_empty()
+    }
 }
 
 /// The host side of the vsock device.

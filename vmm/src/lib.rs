@@ -3,7 +3,9 @@
 
 pub mod arch;
 pub mod config;
+pub mod control;
 pub mod jail;
 pub mod machine;
 pub mod probe;
 pub mod report;
+pub mod tree;

@@ -99,6 +99,7 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
         config.vsock.agent_fd,
         config.console_fd,
         config.report_fd,
+        config.control_fd,
     ];
     kept.extend(config.nets.iter().map(|net| net.tap_fd));
     jail::close_all_but(&kept)

@@ -21,6 +21,14 @@ pub enum Report {
         /// When it ended.
         end_ns: u64,
     },
+    /// A request of the supervisor has been carried out, or not.
+    Answer {
+        /// The request's; 0 for something that could not be understood as one.
+        sequence: u64,
+        /// Why it was not carried out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<String>,
+    },
     /// The machine has ended, or never began; the last line. The process exits after it.
     End(End),
 }

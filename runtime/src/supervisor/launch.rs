@@ -238,6 +238,7 @@ fn prepare(
         id: &options.id,
         machine: &machine,
         shares: &shares,
+        trees_grow: false,
         nets: &nets,
         vsock: state.bind_vsock()?,
         console: state.create_console_log()?,

@@ -9,7 +9,7 @@
 //! | `caller` | who has asked for the container, and is told |
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
 //! | `state` | what lies under `--root` |
-//! | `agent`, `vmm`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
+//! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
 //!  checked ──> booting ──> starting ──> running ──> draining ──> gone
@@ -49,6 +49,7 @@ pub(crate) mod streams;
 pub(crate) mod task_service;
 pub(crate) mod terminal;
 mod vmm;
+pub(crate) mod vmm_control;
 
 pub(crate) use self::caller::Caller;
 pub(crate) use self::container::CallError;

@@ -25,6 +25,7 @@ use super::streams::{self, Ends, Outputs, StreamIds};
 use super::task_service::{Calls, TaskServer, TaskService};
 use super::terminal::{self, RawTerminal, Size};
 use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
+use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
@@ -117,7 +118,8 @@ impl Sandbox {
         let mut events = Events { vmm: vmm_events, signals, failures, failed, trace };
         sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
-        tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, vmm_sender));
+        let control = VmmControl::new(sockets.control);
+        tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, control, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
         let container = Arc::new(Container::new(
             agent,

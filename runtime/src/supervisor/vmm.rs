@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use bulkhead_protocol::AGENT_PORT;
 use bulkhead_vmm::config::{MacAddress, MachineConfig, NetConfig, VsockConfig};
+use bulkhead_vmm::control;
 use bulkhead_vmm::report::{End, Report};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -22,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::vmm_control::VmmControl;
 use crate::install::{Install, OpenParts};
 use crate::network::Device;
 use crate::spec::Machine;
@@ -54,6 +56,8 @@ pub(crate) struct VmmOptions<'a> {
     pub(crate) id: &'a str,
     pub(crate) machine: &'a Machine,
     pub(crate) shares: &'a Shares,
+    /// Whether trees can be added later.
+    pub(crate) trees_grow: bool,
     pub(crate) nets: &'a [Device],
     pub(crate) vsock: UnixListener,
     pub(crate) console: File,
@@ -76,6 +80,8 @@ pub(crate) struct VmmSockets {
     pub(crate) agent: UnixStream,
     /// Carries the report.
     pub(crate) report: UnixStream,
+    /// Carries requests.
+    pub(crate) control: OwnedFd,
 }
 
 impl Vmm {
@@ -88,6 +94,7 @@ impl Vmm {
         let prepare = |doing| move |error: io::Error| SpawnVmmError::Prepare(doing, error);
         let (agent, vmm_agent) = UnixStream::pair().map_err(prepare("make a socket"))?;
         let (report, vmm_report) = UnixStream::pair().map_err(prepare("make a socket"))?;
+        let (control, vmm_control) = control::pair().map_err(prepare("make a socket"))?;
         let stderr = sealed_memfd("vmm-stderr", STDERR_SIZE).map_err(prepare("make a file in memory"))?;
         let console = options.console.try_clone().map_err(prepare("duplicate a descriptor"))?;
         let vmm_stderr = stderr.try_clone().map_err(prepare("duplicate a descriptor"))?;
@@ -106,9 +113,11 @@ impl Vmm {
             },
             private_trees: options.shares.private.clone(),
             shared_trees: options.shares.shared.clone(),
+            trees_grow: options.trees_grow,
             nets: options.nets.iter().map(net_config).collect(),
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
+            control_fd: vmm_control.as_raw_fd(),
             trace: options.trace,
         };
         let config_file = config_memfd(&config).map_err(prepare("describe the machine"))?;
@@ -121,6 +130,7 @@ impl Vmm {
             vmm_agent.as_fd(),
             options.console.as_fd(),
             vmm_report.as_fd(),
+            vmm_control.as_fd(),
         ];
         inherited.extend(options.nets.iter().map(|net| net.tap.as_fd()));
         // All of these are this function's own, or its caller's for this, and are closed soon. Nothing else in the process starts
@@ -146,7 +156,7 @@ impl Vmm {
             .ok_or(rustix::io::Errno::SRCH)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
         match pidfd {
-            Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report })),
+            Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report, control })),
             Err(error) => {
                 let mut child = child;
                 let _ = child.kill();
@@ -247,9 +257,14 @@ pub(crate) enum VmmEvent {
     Gone(Option<End>),
 }
 
-/// Follows a VMM until it is gone, which is the last event. Lines that cannot be understood are skipped: the VMM is not
+/// Follows a VMM until it is gone, which is the last event; answers go to who waits for them. Lines that cannot be understood are skipped: the VMM is not
 /// trusted.
-pub(crate) async fn follow(report: tokio::net::UnixStream, pidfd: OwnedFd, events: UnboundedSender<VmmEvent>) {
+pub(crate) async fn follow(
+    report: tokio::net::UnixStream,
+    pidfd: OwnedFd,
+    control: VmmControl,
+    events: UnboundedSender<VmmEvent>,
+) {
     let mut lines = BufReader::new(report);
     let mut end = None;
     let mut line = Vec::new();
@@ -264,10 +279,12 @@ pub(crate) async fn follow(report: tokio::net::UnixStream, pidfd: OwnedFd, event
             Ok(Report::Trace { name, begin_ns, end_ns }) => {
                 let _ = events.send(VmmEvent::Trace { name, begin_ns, end_ns });
             }
+            Ok(Report::Answer { sequence, failure }) => control.answered(sequence, failure),
             Ok(Report::End(said)) => end = Some(said),
             Err(_) => {}
         }
     }
+    control.gone();
     // The report has ended because the process has, or is about to; a pidfd is readable from then on.
     // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which is after its registration: the
     // `AsyncFd` owns it from here on.
@@ -347,7 +364,10 @@ mod tests {
         theirs.write_all(b"{\"report\":\"end\",\"reason\":\"triple-fault\"}\n").unwrap();
         drop(theirs);
 
-        follow(tokio::net::UnixStream::from_std(ours).unwrap(), pidfd, sender).await;
+        let (control, _vmm) = control::pair().unwrap();
+
+        let report = tokio::net::UnixStream::from_std(ours).unwrap();
+        follow(report, pidfd, VmmControl::new(control), sender).await;
 
         assert!(matches!(events.recv().await, Some(VmmEvent::Trace { name, .. }) if name == "x"));
         assert!(matches!(events.recv().await, Some(VmmEvent::Gone(Some(End::TripleFault)))));

@@ -9,7 +9,6 @@
 //! ended before the guest runs.
 
 mod sys;
-mod tree;
 
 use std::ffi::CStr;
 use std::io;
@@ -24,9 +23,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
 };
 
-use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG};
+use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
+use crate::tree::{DetachedTree, mount_setattr};
 pub use sys::close_all_but;
-use tree::DetachedTree;
 
 /// What the file server needs of root: to act on files of any owner, and to give them their owner, mode and file
 /// capabilities.
@@ -62,9 +61,9 @@ fn cannot<E: Into<io::Error>>(doing: &str) -> impl FnOnce(E) -> JailError + '_ {
 /// The ways to files that lead out of the finished jail's root directory, and those into its trees.
 #[derive(Debug)]
 pub struct Jail {
-    /// The directory of the private device's trees; absent without any.
+    /// The directory of the private device's trees; absent without any, unless some can be added.
     pub private: Option<OwnedFd>,
-    /// The directory of the shared device's trees; absent without any.
+    /// As above, of the shared device's.
     pub shared: Option<OwnedFd>,
     /// `/proc/self/fd`: how the file server opens a file that it holds by an `O_PATH` descriptor.
     pub proc_self_fd: OwnedFd,
@@ -77,8 +76,8 @@ pub struct Jail {
 /// When a step fails; the process must end then.
 pub fn enter(config: &MachineConfig) -> Result<Jail, JailError> {
     let proc_self_fd = open_path("/proc/self/fd").map_err(cannot("open /proc/self/fd"))?;
-    let private = config.private_trees.iter().map(DetachedTree::open).collect::<Result<Vec<_>, _>>()?;
-    let shared = config.shared_trees.iter().map(DetachedTree::open).collect::<Result<Vec<_>, _>>()?;
+    let private = open(&config.private_trees)?;
+    let shared = open(&config.shared_trees)?;
 
     let namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
@@ -87,10 +86,9 @@ pub fn enter(config: &MachineConfig) -> Result<Jail, JailError> {
         .map_err(cannot("keep mounts to itself"))?;
 
     let root = new_root().map_err(cannot("mount an empty root"))?;
-    let private = place(&root, PRIVATE_TAG, private)?;
-    let shared = place(&root, SHARED_TAG, shared)?;
-    sys::mount_setattr(root.as_fd(), false, MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(cannot("make its root read-only"))?;
+    let private = config.has_private().then(|| place(&root, PRIVATE_TAG, private)).transpose()?;
+    let shared = config.has_shared().then(|| place(&root, SHARED_TAG, shared)).transpose()?;
+    mount_setattr(root.as_fd(), false, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(cannot("make its root read-only"))?;
     change_root(&root).map_err(cannot("change its root"))?;
     drop_privileges()?;
     Ok(Jail { private, shared, proc_self_fd })
@@ -113,20 +111,39 @@ fn new_root() -> Result<OwnedFd, Errno> {
     Ok(root)
 }
 
+/// A tree of the description, and its mounts.
+type OpenTree<'a> = (&'a ShareTree, DetachedTree);
+
+fn open(trees: &[ShareTree]) -> Result<Vec<OpenTree<'_>>, JailError> {
+    let open = |tree: &ShareTree| {
+        DetachedTree::open(tree).map_err(|source| JailError::new(format!("share {}", tree.source.display()), source))
+    };
+    trees.iter().map(|tree| Ok((tree, open(tree)?))).collect()
+}
+
 /// Mounts a device's trees below its own directory, and opens that.
-fn place(root: &OwnedFd, tag: &str, trees: Vec<DetachedTree<'_>>) -> Result<Option<OwnedFd>, JailError> {
-    if trees.is_empty() {
-        return Ok(None);
-    }
+fn place(root: &OwnedFd, tag: &str, trees: Vec<OpenTree<'_>>) -> Result<OwnedFd, JailError> {
     let doing = || format!("make the directory of the {tag} trees");
     rustix::fs::mkdirat(root, tag, Mode::from_raw_mode(0o755)).map_err(|source| JailError::new(doing(), source))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory =
         rustix::fs::openat(root, tag, flags, Mode::empty()).map_err(|source| JailError::new(doing(), source))?;
-    for tree in trees {
-        tree.attach(&directory)?;
+    for (tree, mounts) in trees {
+        attach(&mounts, &tree.name, &directory)
+            .map_err(|errno| JailError::new(format!("mount {} as {}", tree.source.display(), tree.name), errno))?;
     }
-    Ok(Some(directory))
+    Ok(directory)
+}
+
+/// Mounts a tree under its name in `directory`. Two trees cannot have one name.
+fn attach(tree: &DetachedTree, name: &str, directory: &OwnedFd) -> Result<(), Errno> {
+    if tree.is_dir() {
+        rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
+    } else {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    }
+    move_mount(tree.mount(), c"", directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 /// Makes `root` the root directory and lets go of the old one.

@@ -1,34 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System calls that neither nix nor rustix offers.
+//! A system call that neither nix nor rustix offers.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-
-use rustix::mount::MountAttrFlags;
-
-/// Sets attributes of the mount that `mount` refers to, and of those below it if `recursive`; makes them private to their
-/// mount namespace.
-///
-/// # Errors
-///
-/// As mount_setattr(2).
-pub(super) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: MountAttrFlags) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: u64::from(set.bits()), attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a constant C string, and the kernel only reads `attributes`, of which it is told the size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
+use std::os::fd::RawFd;
 
 /// Closes every descriptor above 2 that is not in `kept`: whatever the caller leaked into the process.
 ///

@@ -2,7 +2,8 @@
 //! Building the machine and running it to its end.
 //!
 //! ```text
-//! main thread       open descriptors, jail, devices, then waits: for the machine's end, or the supervisor's
+//! main thread       open descriptors, jail, devices, then waits: for the machine's end, or the supervisor's; and
+//!                   carries out what the supervisor asks for meanwhile
 //!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
 //!   vcpu-N          runs a vCPU; answers its accesses
 //!   fs-TAG, vsock, net   a device's worker, from its activation on
@@ -10,6 +11,7 @@
 
 pub mod bus;
 pub mod console;
+mod orders;
 mod run;
 mod setup;
 
@@ -22,6 +24,7 @@ use crate::config::{MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MIN_MTU, MachineConfi
 use crate::jail::JailError;
 use bus::Bus;
 use console::Console;
+use orders::Orders;
 
 pub use run::{describe, run};
 pub use setup::build;
@@ -79,6 +82,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Bus,
     console: Arc<Mutex<Console>>,
+    orders: Orders,
 }
 
 /// Checks what the type of the configuration does not.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Running the machine until it ends, or until nobody wants it any more.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::bus::Bus;
 use super::console::Console;
+use super::orders::Orders;
 use super::{Machine, MachineError};
 use crate::report::{End, Reporter};
 
@@ -28,14 +29,14 @@ pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Reporter) ->
     let host = |doing: &'static str| move |source| MachineError::Host { doing, source };
     let ended = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("make an eventfd"))?);
     let (sender, receiver) = channel();
-    let Machine { _vm, vcpus, bus, console } = machine;
+    let Machine { _vm, vcpus, bus, console, orders } = machine;
     reporter.phase("vcpu threads", || {
         vcpus.into_iter().try_for_each(|vcpu| {
             start_vcpu(vcpu, bus.clone(), sender.clone(), Arc::clone(&ended)).map_err(host("start a vCPU thread"))
         })
     })?;
     reporter.phase("kernel entry", || ());
-    let end = match wait(supervisor, &ended, &receiver).map_err(|errno| host("wait for the machine")(errno.into()))? {
+    let end = match wait(supervisor, &orders, reporter, &ended, &receiver).map_err(host("wait for the machine"))? {
         None => End::Abandoned,
         Some(vcpu_end) => interpret(vcpu_end, &console),
     };
@@ -58,10 +59,20 @@ fn start_vcpu(
     Ok(())
 }
 
-/// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`).
-fn wait(supervisor: BorrowedFd<'_>, ended: &EventFd, receiver: &Receiver<VcpuEnd>) -> Result<Option<VcpuEnd>, Errno> {
+/// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`); does what that asks for meanwhile.
+fn wait(
+    supervisor: BorrowedFd<'_>,
+    orders: &Orders,
+    reporter: &Reporter,
+    ended: &EventFd,
+    receiver: &Receiver<VcpuEnd>,
+) -> std::io::Result<Option<VcpuEnd>> {
     loop {
-        let mut fds = [PollFd::new(supervisor, PollFlags::empty()), PollFd::new(borrow(ended), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(supervisor, PollFlags::empty()),
+            PollFd::new(borrow(ended), PollFlags::POLLIN),
+            PollFd::new(orders.socket.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             result => result?,
@@ -69,7 +80,7 @@ fn wait(supervisor: BorrowedFd<'_>, ended: &EventFd, receiver: &Receiver<VcpuEnd
         if let Ok(end) = receiver.try_recv() {
             return Ok(Some(end));
         }
-        if fds[0].any() == Some(true) {
+        if fds[0].any() == Some(true) || (fds[2].any() == Some(true) && !orders.serve(reporter)?) {
             return Ok(None);
         }
     }
@@ -103,8 +114,9 @@ pub fn describe(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::orders::Changeable;
     use super::*;
-    use std::os::fd::AsFd;
+    use crate::control;
 
     fn console(text: &str) -> Mutex<Console> {
         let mut console = Console::new(tempfile::tempfile().unwrap());
@@ -135,8 +147,11 @@ mod tests {
     fn a_supervisor_that_hangs_up_ends_the_wait() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (_sender, receiver) = channel();
+        let (_supervisor, socket) = control::pair().unwrap();
+        let orders = Orders { socket, machine: Changeable::default() };
+        let reporter = Reporter::new(tempfile::tempfile().unwrap(), false);
         drop(theirs);
-        let end = wait(ours.as_fd(), &EventFd::new(0).unwrap(), &receiver).unwrap();
+        let end = wait(ours.as_fd(), &orders, &reporter, &EventFd::new(0).unwrap(), &receiver).unwrap();
         assert!(end.is_none());
     }
 }

@@ -12,7 +12,7 @@ use std::thread;
 
 use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
-use bulkhead_virtio::fs::{CachePolicy, FsConfig, FsDevice};
+use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
 use bulkhead_virtio::net::{Net, NetConfig};
 use bulkhead_virtio::rng::Rng;
@@ -21,9 +21,10 @@ use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 
 use super::bus::Bus;
 use super::console::Console;
+use super::orders::{Changeable, Orders};
 use super::{Machine, MachineError, Parts, check};
 use crate::arch::x86_64::boot;
-use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG};
+use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
 use crate::jail::{self, Jail};
 use crate::report::Reporter;
 
@@ -82,7 +83,7 @@ fn load_guest(config: &MachineConfig) -> Result<(GuestMemory, StartState), Machi
 }
 
 fn device_count(config: &MachineConfig) -> u64 {
-    let shares = u64::from(!config.private_trees.is_empty()) + u64::from(!config.shared_trees.is_empty());
+    let shares = u64::from(config.has_private()) + u64::from(config.has_shared());
     2 + shares + config.nets.len() as u64
 }
 
@@ -102,12 +103,14 @@ fn assemble(
     set_up_vcpus(&kvm, &vcpus, start)?;
     let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
     let mut bus = Bus::new(Arc::clone(&console));
-    for (name, device) in devices(config, jail)? {
+    let changeable = changeable(config)?;
+    for (name, device) in devices(config, jail, &changeable)? {
         let transport = MmioTransport::new(device, memory.clone())
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
     }
-    Ok(Machine { _vm: vm, vcpus, bus, console })
+    let orders = Orders { socket: owned(config.control_fd), machine: changeable };
+    Ok(Machine { _vm: vm, vcpus, bus, console, orders })
 }
 
 fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), MachineError> {
@@ -119,11 +122,22 @@ fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), Mach
     Ok(())
 }
 
+fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
+    if !config.trees_grow {
+        return Ok(Changeable::default());
+    }
+    let added = |trees: &[ShareTree]| {
+        AddedTrees::new(trees.iter().map(|tree| tree.name.clone()))
+            .map_err(|source| MachineError::Host { doing: "make an eventfd", source })
+    };
+    Ok(Changeable { private: Some(added(&config.private_trees)?), shared: Some(added(&config.shared_trees)?) })
+}
+
 /// A device, and what to call it.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
 /// The devices in the order of their windows; as many as [`device_count`] says.
-fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<NamedDevice>, MachineError> {
+fn devices(config: &MachineConfig, jail: Jail, changeable: &Changeable) -> Result<Vec<NamedDevice>, MachineError> {
     let vsock = Vsock::new(VsockConfig {
         guest_cid: GUEST_CID,
         listener: UnixListener::from(owned(config.vsock.listener_fd)),
@@ -131,12 +145,15 @@ fn devices(config: &MachineConfig, jail: Jail) -> Result<Vec<NamedDevice>, Machi
         agent_port: config.vsock.agent_port,
     });
     let mut devices: Vec<NamedDevice> = vec![("vsock".into(), Box::new(vsock))];
-    let trees = [(PRIVATE_TAG, CachePolicy::Private, jail.private), (SHARED_TAG, CachePolicy::Shared, jail.shared)];
-    for (tag, cache, root) in trees {
+    let trees = [
+        (PRIVATE_TAG, CachePolicy::Private, jail.private, &changeable.private),
+        (SHARED_TAG, CachePolicy::Shared, jail.shared, &changeable.shared),
+    ];
+    for (tag, cache, root, added) in trees {
         let Some(root) = root else { continue };
         let doing = "duplicate a descriptor";
         let proc_self_fd = jail.proc_self_fd.try_clone().map_err(|source| MachineError::Host { doing, source })?;
-        let device = FsDevice::new(FsConfig { tag: tag.into(), root, proc_self_fd, cache })
+        let device = FsDevice::new(FsConfig { tag: tag.into(), root, proc_self_fd, cache, added: added.clone() })
             .map_err(|source| MachineError::Device { device: format!("{tag} file system"), source: source.into() })?;
         devices.push((format!("{tag} file system"), Box::new(device)));
     }

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 
 use super::server::Server;
+use super::trees::AddedTrees;
 use super::worker::{self, Stop, Worker};
 use crate::device::{ActivateError, Activation, DeviceKind, VirtioDevice};
 
@@ -25,7 +26,7 @@ const QUEUE_MAX_SIZES: [u16; 2] = [128, 512];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CachePolicy {
     /// Nobody else changes the trees: names and attributes hold for a day, that a name is not there for a second, data is
-    /// kept and written back late. Where no tree is read-only, files are not even opened one by one. A file that the guest
+    /// kept and written back late. Where no tree is read-only or can be added, files are not even opened one by one. A file that the guest
     /// has written to stays open for writing until the guest drops it from its cache, so the host cannot run it sooner.
     Private,
     /// The host may change the trees at any time: names and attributes are asked for at each use, cached data is
@@ -44,6 +45,8 @@ pub struct FsConfig {
     pub proc_self_fd: OwnedFd,
     /// How the guest may cache.
     pub cache: CachePolicy,
+    /// The trees that come and go while the device runs; [`None`] if the trees are those at the top for good.
+    pub added: Option<AddedTrees>,
 }
 
 /// A tag that does not fit the configuration space.
@@ -64,6 +67,7 @@ pub struct FsDevice {
     root: OwnedFd,
     proc_self_fd: Arc<OwnedFd>,
     cache: CachePolicy,
+    added: Option<AddedTrees>,
     running: Option<Running>,
 }
 
@@ -80,7 +84,7 @@ impl FsDevice {
     ///
     /// [`TagError`].
     pub fn new(config: FsConfig) -> Result<Self, TagError> {
-        let FsConfig { tag, root, proc_self_fd, cache } = config;
+        let FsConfig { tag, root, proc_self_fd, cache, added } = config;
         let mut config_space = [0; CONFIG_LEN];
         let (tag_space, queue_count) = config_space.split_at_mut(TAG_LEN);
         match tag_space.get_mut(..tag.len()) {
@@ -89,7 +93,7 @@ impl FsDevice {
         }
         queue_count.copy_from_slice(&1_u32.to_le_bytes());
         let proc_self_fd = Arc::new(proc_self_fd);
-        Ok(Self { tag, config_space, root, proc_self_fd, cache, running: None })
+        Ok(Self { tag, config_space, root, proc_self_fd, cache, added, running: None })
     }
 
     fn start(&mut self, activation: Activation) -> io::Result<Running> {
@@ -105,7 +109,7 @@ impl FsDevice {
             queues: [hiprio, requests],
             interrupt,
             stop: Arc::clone(&stop),
-            server: Server::new(&self.root, Arc::clone(&self.proc_self_fd), self.cache)?,
+            server: Server::new(&self.root, Arc::clone(&self.proc_self_fd), self.cache, self.added.clone())?,
         };
         Ok(Running { thread: worker::spawn(&format!("fs-{}", self.tag), worker)?, stop })
     }

@@ -9,6 +9,7 @@
 //! | [`request`] | bytes become a typed request; the guest's lengths and names are checked there |
 //! | `server` | carries requests out on the host's files |
 //! | `reply` | an answer's bytes |
+//! | [`trees`](AddedTrees) | trees that come and go while the device runs |
 //! | [`wire`] | the protocol's numbers |
 //!
 //! # What the guest may do wrong
@@ -30,9 +31,11 @@ mod buffers;
 mod device;
 mod reply;
 mod server;
+mod trees;
 mod worker;
 
 pub use device::{CachePolicy, FsConfig, FsDevice, TagError};
+pub use trees::{AddedTrees, MAX_ADDED_TREES, MAX_TREE_NAME_LEN, TreeError, is_tree_name};
 
 /// Decodes a request as the device does, touching nothing: the entry of fuzz tests. Returns whether it was well-formed.
 #[must_use]

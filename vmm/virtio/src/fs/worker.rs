@@ -98,8 +98,9 @@ impl Worker {
         let Self { memory, mut queues, interrupt, stop, mut server } = self;
         server.enter_thread().map_err(WorkerError::EnterThread)?;
         let mut buffers = Buffers::default();
-        let waiter = Waiter::new(&stop.event, &queues).map_err(WorkerError::Wait)?;
+        let waiter = Waiter::new(&stop.event, &queues, server.removal_event()).map_err(WorkerError::Wait)?;
         loop {
+            server.retire_removed();
             for active in &mut queues {
                 drain(active, &memory, (&interrupt, &stop), &mut server, &mut buffers)?;
             }
@@ -117,10 +118,10 @@ impl Worker {
 struct Waiter(Epoll);
 
 impl Waiter {
-    fn new(stop: &EventFd, queues: &[ActiveQueue; 2]) -> io::Result<Self> {
+    fn new(stop: &EventFd, queues: &[ActiveQueue; 2], removal: Option<&EventFd>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let [hiprio, requests] = queues;
-        for event in [&hiprio.event, &requests.event, stop] {
+        for event in [&hiprio.event, &requests.event, stop].into_iter().chain(removal) {
             let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         }
@@ -129,7 +130,7 @@ impl Waiter {
 
     /// Returns when anything has been notified since the last time; the caller then looks at everything.
     fn wait(&self) -> io::Result<()> {
-        match self.0.wait(-1, &mut [EpollEvent::default(); 3]) {
+        match self.0.wait(-1, &mut [EpollEvent::default(); 4]) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
         }

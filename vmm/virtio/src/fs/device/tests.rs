@@ -48,6 +48,7 @@ impl Driver {
             root: open(folder.path()),
             proc_self_fd: open(Path::new("/proc/self/fd")),
             cache: CachePolicy::Private,
+            added: None,
         };
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
@@ -211,7 +212,8 @@ fn the_configuration_space_has_the_tag_and_one_request_queue() {
 fn tags_have_bounds() {
     let make = |tag: &str| {
         let (root, proc_self_fd) = (open(Path::new("/")), open(Path::new("/proc/self/fd")));
-        FsDevice::new(FsConfig { tag: tag.to_owned(), root, proc_self_fd, cache: CachePolicy::Shared }).is_ok()
+        let (tag, cache) = (tag.to_owned(), CachePolicy::Shared);
+        FsDevice::new(FsConfig { tag, root, proc_self_fd, cache, added: None }).is_ok()
     };
 
     assert!(make(&"t".repeat(36)));

@@ -130,10 +130,10 @@ impl Server {
         if !is_ours {
             return Err(Errno::STALE);
         }
-        let mount = self.changeable(header.node)?.mount();
+        let origin = self.changeable(header.node)?.origin();
         let outcome = self
             .give(header, directory, &descriptor, stat)
-            .and_then(|stat| Ok((self.admit(mount, descriptor, Access::Path, &stat)?, stat)));
+            .and_then(|stat| Ok((self.admit(origin, descriptor, Access::Path, &stat)?, stat)));
         let (entry, stat) = outcome.inspect_err(|_| remove(directory, name, kind))?;
         self.reply.entry(entry, &stat);
         Ok(())
@@ -143,13 +143,13 @@ impl Server {
     fn own(&mut self, header: &Header, directory: &OwnedFd, file: OwnedFd) -> Result<(Entry, Statx), Errno> {
         let stat = host::stat(&file)?;
         let stat = self.give(header, directory, &file, stat)?;
-        let mount = self.changeable(header.node)?.mount();
+        let origin = self.changeable(header.node)?.origin();
         let entry = match self.cache {
-            CachePolicy::Private => self.admit(mount, file, Access::ReadWrite, &stat)?,
+            CachePolicy::Private => self.admit(origin, file, Access::ReadWrite, &stat)?,
             // The host may want to run the file: no descriptor stays open for writing longer than the guest's own.
             CachePolicy::Shared => {
                 let path = self.reopen(&file, OFlags::PATH)?;
-                self.admit(mount, path, Access::Path, &stat)?
+                self.admit(origin, path, Access::Path, &stat)?
             }
         };
         Ok((entry, stat))
@@ -168,7 +168,8 @@ impl Server {
         }
         let open = rustix::io::fcntl_dupfd_cloexec(&file, 0).map_err(host::too_many)?;
         let (entry, stat) = self.own(header, directory, file)?;
-        let handle = self.handles.insert(Handle::File(Arc::new(open)));
+        let membership = self.nodes.get(entry.node)?.membership();
+        let handle = self.handles.insert(Handle::File(Arc::new(open)), membership);
         let handle = handle.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
         Ok((entry, stat, handle))
     }

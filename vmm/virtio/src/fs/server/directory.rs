@@ -31,7 +31,8 @@ impl Server {
             CachePolicy::Private if has_lasting_offsets(&descriptor) => FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE,
             CachePolicy::Private | CachePolicy::Shared => 0,
         };
-        let handle = self.handles.insert(Handle::Directory { descriptor, listing: Listing::new() })?;
+        let membership = inode.membership();
+        let handle = self.handles.insert(Handle::Directory { descriptor, listing: Listing::new() }, membership)?;
         self.reply.open_out(handle, flags);
         Ok(())
     }

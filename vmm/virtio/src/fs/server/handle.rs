@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::super::trees::Membership;
 use super::listing::Listing;
 
 /// Most open files and directories of a session.
@@ -26,18 +27,31 @@ pub(super) enum Handle {
     },
 }
 
+/// A handle, and the added tree that its file is in.
+#[derive(Debug)]
+struct Open {
+    handle: Handle,
+    membership: Option<Membership>,
+}
+
+impl Open {
+    fn is_removed(&self) -> bool {
+        self.membership.as_ref().is_some_and(Membership::is_over)
+    }
+}
+
 /// All that is open.
 #[derive(Debug, Default)]
 pub(super) struct HandleTable {
-    slots: Vec<Option<Handle>>,
+    slots: Vec<Option<Open>>,
     free: Vec<usize>,
     /// Bytes of all listings.
     listings_len: usize,
 }
 
 impl HandleTable {
-    /// Adds one; `ENFILE` if there are [`MAX_HANDLES`].
-    pub(super) fn insert(&mut self, handle: Handle) -> Result<u64, Errno> {
+    /// Adds one, of a file in that added tree; `ENFILE` if there are [`MAX_HANDLES`].
+    pub(super) fn insert(&mut self, handle: Handle, membership: Option<Membership>) -> Result<u64, Errno> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() >= MAX_HANDLES => return Err(Errno::NFILE),
@@ -46,13 +60,18 @@ impl HandleTable {
                 self.slots.len() - 1
             }
         };
-        *self.slots.get_mut(index).ok_or(Errno::NFILE)? = Some(handle);
+        *self.slots.get_mut(index).ok_or(Errno::NFILE)? = Some(Open { handle, membership });
         Ok(index as u64 + 1)
+    }
+
+    fn get(&self, number: u64) -> Option<&Handle> {
+        let open = index_of(number).and_then(|index| self.slots.get(index)?.as_ref())?;
+        Some(&open.handle).filter(|_| !open.is_removed())
     }
 
     /// The open file; `EBADF` if there is none of this number.
     pub(super) fn file(&self, number: u64) -> Result<Arc<OwnedFd>, Errno> {
-        match index_of(number).and_then(|index| self.slots.get(index)?.as_ref()) {
+        match self.get(number) {
             Some(Handle::File(descriptor)) => Ok(Arc::clone(descriptor)),
             _ => Err(Errno::BADF),
         }
@@ -60,7 +79,7 @@ impl HandleTable {
 
     /// The open directory; `EBADF` if there is none of this number.
     pub(super) fn directory(&self, number: u64) -> Result<Arc<OwnedFd>, Errno> {
-        match index_of(number).and_then(|index| self.slots.get(index)?.as_ref()) {
+        match self.get(number) {
             Some(Handle::Directory { descriptor, .. }) => Ok(Arc::clone(descriptor)),
             _ => Err(Errno::BADF),
         }
@@ -78,7 +97,7 @@ impl HandleTable {
     }
 
     fn exchange_listing(&mut self, number: u64, new: Listing) -> Listing {
-        match index_of(number).and_then(|index| self.slots.get_mut(index)?.as_mut()) {
+        match index_of(number).and_then(|index| Some(&mut self.slots.get_mut(index)?.as_mut()?.handle)) {
             Some(Handle::Directory { listing, .. }) => {
                 self.listings_len = self.listings_len.saturating_add(new.size()).saturating_sub(listing.size());
                 std::mem::replace(listing, new)
@@ -94,6 +113,15 @@ impl HandleTable {
             && self.slots.get_mut(index).and_then(Option::take).is_some()
         {
             self.free.push(index);
+        }
+    }
+
+    /// Closes those of files whose tree is gone.
+    pub(super) fn retire(&mut self) {
+        let numbers = (1_u64..).zip(&self.slots);
+        let removed = numbers.filter(|(_, open)| open.as_ref().is_some_and(Open::is_removed)).map(|(number, _)| number);
+        for number in removed.collect::<Vec<_>>() {
+            self.remove(number);
         }
     }
 
@@ -119,10 +147,10 @@ mod tests {
     fn numbers_begin_at_one_and_are_used_again() {
         let mut table = HandleTable::default();
 
-        let first = table.insert(handle()).unwrap();
-        let second = table.insert(handle()).unwrap();
+        let first = table.insert(handle(), None).unwrap();
+        let second = table.insert(handle(), None).unwrap();
         table.remove(first);
-        let third = table.insert(handle()).unwrap();
+        let third = table.insert(handle(), None).unwrap();
 
         assert_eq!((first, second, third), (1, 2, 1));
     }
@@ -130,7 +158,7 @@ mod tests {
     #[test]
     fn a_closed_or_unknown_number_is_refused() {
         let mut table = HandleTable::default();
-        let number = table.insert(handle()).unwrap();
+        let number = table.insert(handle(), None).unwrap();
 
         table.remove(number);
         table.remove(number);
@@ -144,7 +172,7 @@ mod tests {
     #[test]
     fn a_file_is_no_directory() {
         let mut table = HandleTable::default();
-        let number = table.insert(handle()).unwrap();
+        let number = table.insert(handle(), None).unwrap();
 
         assert!(table.file(number).is_ok());
         assert_eq!(table.directory(number).err(), Some(Errno::BADF));
@@ -160,7 +188,8 @@ mod tests {
         let mut table = HandleTable::default();
         let mut list = || {
             let listing = Listing::new();
-            let number = table.insert(Handle::Directory { descriptor: Arc::clone(&descriptor), listing }).unwrap();
+            let handle = Handle::Directory { descriptor: Arc::clone(&descriptor), listing };
+            let number = table.insert(handle, None).unwrap();
             let mut listing = table.take_listing(number);
             listing.go_to(&descriptor, 1).unwrap();
             listing.go_to(&descriptor, 0).unwrap();

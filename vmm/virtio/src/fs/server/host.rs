@@ -12,7 +12,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 pub(super) const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY).union(OFlags::NONBLOCK);
 
 /// Attributes and identity of a descriptor's file.
-pub(super) fn stat(descriptor: impl AsFd) -> Result<Statx, Errno> {
+pub(in crate::fs) fn stat(descriptor: impl AsFd) -> Result<Statx, Errno> {
     statx(descriptor, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
+use super::super::trees::Membership;
 use super::super::wire::ROOT_NODE;
 
 /// Most nodes of a table. Each holds a descriptor, so the process' limit of these usually comes first.
@@ -40,6 +41,15 @@ pub(super) enum Access {
     ReadWrite,
 }
 
+/// Where a file was found: what it has of the directory that it was found in.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    /// The directory's mount.
+    pub(super) mount: u64,
+    /// The added tree that it is in.
+    pub(super) membership: Option<Membership>,
+}
+
 /// A file of the host that the guest knows.
 #[derive(Debug)]
 pub(super) struct Inode {
@@ -47,25 +57,37 @@ pub(super) struct Inode {
     pub(super) kind: FileType,
     pub(super) descriptor: Arc<OwnedFd>,
     pub(super) access: Access,
+    /// The added tree that it is in.
+    membership: Option<Membership>,
     /// How often the guest has been told of it and not forgotten it since.
     lookups: u64,
 }
 
 impl Inode {
-    /// Wraps a descriptor, `stat` being that of its file.
-    pub(super) fn new(descriptor: OwnedFd, access: Access, stat: &Statx) -> Self {
+    /// Wraps a descriptor, `stat` being that of its file, and `membership` the added tree that it is in.
+    pub(super) fn new(descriptor: OwnedFd, access: Access, stat: &Statx, membership: Option<Membership>) -> Self {
         Self {
             identity: Identity::of(stat),
             kind: FileType::from_raw_mode(u32::from(stat.stx_mode)),
             descriptor: Arc::new(descriptor),
             access,
+            membership,
             lookups: 1,
         }
     }
 
-    /// The mount that it was found on.
-    pub(super) fn mount(&self) -> u64 {
-        self.identity.mount
+    /// What files that are found in it have of it.
+    pub(super) fn origin(&self) -> Origin {
+        Origin { mount: self.identity.mount, membership: self.membership.clone() }
+    }
+
+    /// The added tree that it is in.
+    pub(super) fn membership(&self) -> Option<Membership> {
+        self.membership.clone()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.membership.as_ref().is_some_and(Membership::is_over)
     }
 }
 
@@ -104,20 +126,34 @@ impl InodeTable {
         }
     }
 
+    /// Closes the files of the nodes whose tree is gone, and puts `stand_in` in their place. The nodes stay until the guest
+    /// forgets them, so that none of their numbers comes to mean another file to it.
+    pub(super) fn retire(&mut self, stand_in: &Arc<OwnedFd>) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(inode) = slot.inode.as_mut().filter(|inode| inode.is_removed()) else { continue };
+            inode.descriptor = Arc::clone(stand_in);
+            if self.by_identity.get(&inode.identity) == Some(&index) {
+                self.by_identity.remove(&inode.identity);
+            }
+        }
+    }
+
     /// How many nodes there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_identity.len()
     }
 
-    /// The node; `ESTALE` if the guest has no such node.
+    /// The node; `ESTALE` if the guest has no such node, or its tree is gone.
     pub(super) fn get(&self, node: u64) -> Result<&Inode, Errno> {
-        index_of(node).and_then(|index| self.slots.get(index)?.inode.as_ref()).ok_or(Errno::STALE)
+        let inode = index_of(node).and_then(|index| self.slots.get(index)?.inode.as_ref());
+        inode.filter(|inode| !inode.is_removed()).ok_or(Errno::STALE)
     }
 
     /// The node, to change it.
     pub(super) fn get_mut(&mut self, node: u64) -> Result<&mut Inode, Errno> {
-        index_of(node).and_then(|index| self.slots.get_mut(index)?.inode.as_mut()).ok_or(Errno::STALE)
+        let inode = index_of(node).and_then(|index| self.slots.get_mut(index)?.inode.as_mut());
+        inode.filter(|inode| !inode.is_removed()).ok_or(Errno::STALE)
     }
 
     /// Counts one more lookup of the file, if it is known.
@@ -154,7 +190,10 @@ impl InodeTable {
         let Some(inode) = slot.inode.as_mut() else { return };
         inode.lookups = inode.lookups.saturating_sub(lookups);
         if inode.lookups == 0 {
-            self.by_identity.remove(&inode.identity);
+            // That of a retired node may be another's by now.
+            if self.by_identity.get(&inode.identity) == Some(&index) {
+                self.by_identity.remove(&inode.identity);
+            }
             slot.inode = None;
             slot.generation += 1;
             self.free.push(index);
@@ -181,7 +220,7 @@ mod tests {
     fn open(path: &Path) -> (Inode, Statx) {
         let descriptor = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap();
         let stat = statx(&descriptor, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID).unwrap();
-        (Inode::new(descriptor, Access::Path, &stat), stat)
+        (Inode::new(descriptor, Access::Path, &stat, None), stat)
     }
 
     fn table_with(name: &str) -> (tempfile::TempDir, InodeTable, Statx) {

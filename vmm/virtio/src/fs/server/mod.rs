@@ -6,7 +6,7 @@
 //! Only what lies below the device's top directory. A file is found by opening one name, never a path, in a directory
 //! that the guest has been told of; `.` and `..` are refused before they come here. So when the host moves a directory
 //! out of the share, the guest keeps what is below it and gets no further up. Symlinks are never followed here. The top
-//! directory itself cannot be changed: its children are the shared trees.
+//! directory itself cannot be changed: its children are the shared trees, those that were added among them.
 //!
 //! Only regular files and directories are opened; fifos, sockets and devices are names and attributes to the guest.
 //! Files are opened again through `/proc/self/fd`, by identity, so a name that changes meanwhile leads nowhere else.
@@ -28,20 +28,21 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, Statx};
 use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
 
 use self::handle::HandleTable;
 use self::inode::{Access, Inode, InodeTable};
-use super::CachePolicy;
 use super::buffers::Buffers;
 use super::reply::Reply;
 use super::request::{DecodeError, Header, Request, decode};
 use super::wire::{IN_HEADER_LEN, MAX_REQUEST_LEN, OUT_HEADER_LEN, ROOT_NODE, WRITE_IN_LEN, opcode};
+use super::{AddedTrees, CachePolicy};
 
 mod attributes;
 mod create;
 mod directory;
 mod handle;
-mod host;
+pub(super) mod host;
 mod inode;
 mod io_requests;
 mod listing;
@@ -98,6 +99,10 @@ pub(super) struct Server {
     /// `/proc/self/fd`.
     proc_self_fd: Arc<OwnedFd>,
     cache: CachePolicy,
+    /// The trees that come and go, if any can.
+    added: Option<AddedTrees>,
+    /// Removals of such trees that have been seen to.
+    retired: u64,
     /// Owner of what the server creates, before it is given away.
     uid: u32,
     is_started: bool,
@@ -111,16 +116,23 @@ pub(super) struct Server {
 
 impl Server {
     /// Makes a server; the thread that is going to run it then calls [`Self::enter_thread`].
-    pub(super) fn new(root: &OwnedFd, proc_self_fd: Arc<OwnedFd>, cache: CachePolicy) -> io::Result<Self> {
+    pub(super) fn new(
+        root: &OwnedFd,
+        proc_self_fd: Arc<OwnedFd>,
+        cache: CachePolicy,
+        added: Option<AddedTrees>,
+    ) -> io::Result<Self> {
         let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
         let stat = host::stat(&root)?;
-        let root = Inode::new(root, Access::Path, &stat);
+        let root = Inode::new(root, Access::Path, &stat, None);
         if root.kind != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
         Ok(Self {
             proc_self_fd,
             cache,
+            retired: added.as_ref().map_or(0, AddedTrees::removals),
+            added,
             uid: rustix::process::geteuid().as_raw(),
             is_started: false,
             opens: Opens::ByHandle,
@@ -142,12 +154,28 @@ impl Server {
         Ok(())
     }
 
+    /// What is written to when a tree is taken away; the thread then calls [`Self::retire_removed`].
+    pub(super) fn removal_event(&self) -> Option<&EventFd> {
+        self.added.as_ref().map(AddedTrees::wake)
+    }
+
+    /// Closes what is open of trees that were taken away.
+    pub(super) fn retire_removed(&mut self) {
+        let removals = self.added.as_ref().map_or(0, AddedTrees::removals);
+        if removals != self.retired {
+            self.retired = removals;
+            self.nodes.retire(&self.proc_self_fd);
+            self.handles.retire();
+        }
+    }
+
     /// Serves the request in `buffers`, and says how many bytes of answer there are in them.
     ///
     /// # Errors
     ///
     /// [`Unanswerable`]; then nothing has been done.
     pub(super) fn serve(&mut self, buffers: &Buffers<'_>) -> Result<u32, Unanswerable> {
+        self.retire_removed();
         // Taken out so that the request can borrow from it while the server works.
         let mut request = std::mem::take(&mut self.request);
         let outcome = self.serve_with(buffers, &mut request);

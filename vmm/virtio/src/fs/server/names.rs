@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::super::reply::Entry;
 use super::super::request::Name;
 use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
-use super::inode::{Access, Inode};
+use super::inode::{Access, Inode, Origin};
 use super::{PRIVATE_ABSENT, Server, host};
 use crate::fs::CachePolicy;
 
@@ -29,27 +29,35 @@ impl Server {
     /// Finds a name in a directory and counts a lookup of its node.
     pub(super) fn find(&mut self, directory: u64, name: Name<'_>) -> Result<(Entry, Statx), Errno> {
         let parent = self.nodes.get(directory)?;
-        let mount = parent.mount();
-        let descriptor = host::open_path(&parent.descriptor, name.as_c_str())?;
+        let mut origin = parent.origin();
+        let added = self.added.as_ref().filter(|_| directory == ROOT_NODE);
+        let descriptor = match added.and_then(|added| added.find(name.as_c_str().to_bytes())) {
+            Some(tree) => {
+                let (top, membership) = tree.map_err(host::too_many)?;
+                origin.membership = Some(membership);
+                top
+            }
+            None => host::open_path(&parent.descriptor, name.as_c_str())?,
+        };
         let stat = host::stat(&descriptor)?;
-        Ok((self.admit(mount, descriptor, Access::Path, &stat)?, stat))
+        Ok((self.admit(origin, descriptor, Access::Path, &stat)?, stat))
     }
 
-    /// Makes a node of a descriptor, or finds the one that there is, and counts a lookup of it. `mount` is that of the
-    /// directory that it was found in.
+    /// Makes a node of a descriptor, or finds the one that there is, and counts a lookup of it. `origin` is the directory
+    /// that it was found in.
     pub(super) fn admit(
         &mut self,
-        mount: u64,
+        origin: Origin,
         descriptor: OwnedFd,
         access: Access,
         stat: &Statx,
     ) -> Result<Entry, Errno> {
         let id = match self.nodes.look_up(stat) {
             Some(id) => id,
-            None => self.nodes.insert(Inode::new(descriptor, access, stat))?,
+            None => self.nodes.insert(Inode::new(descriptor, access, stat, origin.membership))?,
         };
         let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
-        let attr_flags = if is_directory && stat.stx_mnt_id != mount { ATTR_SUBMOUNT } else { 0 };
+        let attr_flags = if is_directory && stat.stx_mnt_id != origin.mount { ATTR_SUBMOUNT } else { 0 };
         let (valid, attr_valid) = (self.name_valid(stat), self.attr_valid(stat));
         Ok(Entry { node: id.node, generation: id.generation, valid, attr_valid, attr_flags })
     }
@@ -81,7 +89,7 @@ impl Server {
 
     pub(super) fn link(&mut self, target: u64, directory: u64, name: Name<'_>) -> Result<(), Errno> {
         let target = self.changeable(target)?;
-        let mount = self.changeable(directory)?.mount();
+        let origin = self.changeable(directory)?.origin();
         // The magic link is followed, the file that it leads to is not.
         linkat(
             &self.proc_self_fd,
@@ -92,7 +100,7 @@ impl Server {
         )?;
         let descriptor = host::open_path(&self.changeable(directory)?.descriptor, name.as_c_str())?;
         let stat = host::stat(&descriptor)?;
-        let entry = self.admit(mount, descriptor, Access::Path, &stat)?;
+        let entry = self.admit(origin, descriptor, Access::Path, &stat)?;
         self.reply.entry(entry, &stat);
         Ok(())
     }

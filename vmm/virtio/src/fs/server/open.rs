@@ -45,7 +45,8 @@ impl Server {
         if self.opens == Opens::ByNode {
             return Ok(0);
         }
-        self.handles.insert(Handle::File(Arc::new(file)))
+        let membership = inode.membership();
+        self.handles.insert(Handle::File(Arc::new(file)), membership)
     }
 
     /// The host's flags for a guest's: those that have a meaning here.

@@ -84,7 +84,9 @@ impl Server {
     }
 
     fn choose_opens(&self, offered: u64) -> Result<Opens, Errno> {
-        if self.cache == CachePolicy::Shared || offered & init::NO_OPEN_SUPPORT == 0 {
+        // A tree that is yet to come may be read-only.
+        let may_get_others = self.added.is_some();
+        if may_get_others || self.cache == CachePolicy::Shared || offered & init::NO_OPEN_SUPPORT == 0 {
             return Ok(Opens::ByHandle);
         }
         for tree in self.trees()? {

@@ -11,6 +11,7 @@ use vm_memory::VolatileSlice;
 use super::*;
 use crate::fs::wire::{init, setattr};
 
+mod added_trees;
 mod directories;
 mod overlay;
 
@@ -47,7 +48,7 @@ impl Guest {
         fs::create_dir(folder.path().join("tree")).unwrap();
         let root = openat(folder.path());
         let proc_self_fd = Arc::new(openat(Path::new("/proc/self/fd")));
-        let server = Server::new(&root, proc_self_fd, cache).unwrap();
+        let server = Server::new(&root, proc_self_fd, cache, None).unwrap();
         server.enter_thread().unwrap();
         Self { folder, server }
     }

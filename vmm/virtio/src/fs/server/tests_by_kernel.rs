@@ -124,7 +124,7 @@ fn serve(top: &Path, mounted: &Path, cache: CachePolicy) -> std::thread::JoinHan
     let open = |path: &Path| rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let (root, proc_self_fd) = (open(top), open(Path::new("/proc/self/fd")));
     std::thread::spawn(move || {
-        let mut server = Server::new(&root, Arc::new(proc_self_fd), cache).unwrap();
+        let mut server = Server::new(&root, Arc::new(proc_self_fd), cache, None).unwrap();
         server.enter_thread().unwrap();
         answer_all(&fuse, &mut server)
     })

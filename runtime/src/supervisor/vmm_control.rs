@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is asked of a VMM that runs: requests go out by its control socket, their answers come with its report.
+//!
+//! The VMM is not trusted: an answer that nobody waits for is passed over, its words are cleaned, and its silence has a
+//! deadline.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bulkhead_vmm::config::ShareTree;
+use bulkhead_vmm::control::{self, Order, Request, ShareDevice};
+use bulkhead_vmm::tree::DetachedTree;
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::logging;
+use crate::text;
+
+/// How long the VMM may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request that did not succeed.
+#[derive(Debug, Error)]
+pub(crate) enum ControlError {
+    #[error("cannot share {path}")]
+    Share { path: String, source: io::Error },
+    #[error("cannot ask the VMM to {doing}")]
+    Send { doing: String, source: io::Error },
+    #[error("the VMM cannot {doing}: {reason}")]
+    Refused { doing: String, reason: String },
+    #[error("the VMM does not answer when asked to {doing}")]
+    NoAnswer { doing: String },
+    #[error("the VMM ended before it could {doing}")]
+    Gone { doing: String },
+}
+
+/// The supervisor's end of the control socket; copies mean the same.
+#[derive(Clone)]
+pub(crate) struct VmmControl(Arc<Inner>);
+
+struct Inner {
+    socket: OwnedFd,
+    waiting: Mutex<Waiting>,
+}
+
+/// The requests that have no answer yet.
+#[derive(Default)]
+struct Waiting {
+    last: u64,
+    answers: HashMap<u64, oneshot::Sender<Option<String>>>,
+    is_over: bool,
+}
+
+impl VmmControl {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self(Arc::new(Inner { socket, waiting: Mutex::default() }))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while the lock is held.
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shares a further tree, which this process mounts for the VMM: that has no right to.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes of several containers"))]
+    pub(crate) async fn add_tree(&self, device: ShareDevice, tree: &ShareTree) -> Result<(), ControlError> {
+        let detached = DetachedTree::open(tree)
+            .map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })?;
+        let order = Order::AddTree { device, name: tree.name.clone() };
+        self.ask(order, &[detached.mount()], format!("share {}", tree.source.display())).await
+    }
+
+    /// Takes a tree back that was added. What the guest still has of it is void.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes of several containers"))]
+    pub(crate) async fn remove_tree(&self, device: ShareDevice, name: &str) -> Result<(), ControlError> {
+        let order = Order::RemoveTree { device, name: name.to_owned() };
+        self.ask(order, &[], format!("take back the tree {name}")).await
+    }
+
+    /// Has something done. `doing` completes "cannot …".
+    async fn ask(&self, order: Order, descriptors: &[BorrowedFd<'_>], doing: String) -> Result<(), ControlError> {
+        let (sequence, answer) = match self.expect() {
+            Some(expected) => expected,
+            None => return Err(ControlError::Gone { doing }),
+        };
+        if let Err(source) = control::send(&self.0.socket, &Request { sequence, order }, descriptors) {
+            self.waiting().answers.remove(&sequence);
+            return Err(ControlError::Send { doing, source });
+        }
+        match timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(reason))) => Err(ControlError::Refused { doing, reason }),
+            Ok(Err(_)) => Err(ControlError::Gone { doing }),
+            Err(_) => {
+                self.waiting().answers.remove(&sequence);
+                Err(ControlError::NoAnswer { doing })
+            }
+        }
+    }
+
+    /// The number of a new request, and its answer to come; `None` when the VMM is gone.
+    fn expect(&self) -> Option<(u64, oneshot::Receiver<Option<String>>)> {
+        let mut waiting = self.waiting();
+        if waiting.is_over {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        waiting.last += 1;
+        let sequence = waiting.last;
+        waiting.answers.insert(sequence, sender);
+        Some((sequence, receiver))
+    }
+
+    /// An answer has come.
+    pub(super) fn answered(&self, sequence: u64, failure: Option<String>) {
+        let failure = failure.map(|failure| text::one_line(&failure));
+        match self.waiting().answers.remove(&sequence) {
+            Some(answer) => drop(answer.send(failure)),
+            None => logging::debug(format_args!("the VMM answered the request {sequence}, which nobody waits for")),
+        }
+    }
+
+    /// No answer will come any more.
+    pub(super) fn gone(&self) {
+        let mut waiting = self.waiting();
+        waiting.is_over = true;
+        waiting.answers.clear();
+    }
+}
+
+impl fmt::Debug for VmmControl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("VmmControl").field("socket", &self.0.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_vmm::control::Received;
+
+    use super::*;
+
+    fn control() -> (VmmControl, OwnedFd) {
+        let (ours, theirs) = control::pair().unwrap();
+        (VmmControl::new(ours), theirs)
+    }
+
+    fn sequence(socket: &OwnedFd) -> u64 {
+        match control::receive(socket).unwrap() {
+            Received::Request(request, _) => request.sequence,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_request_gets_its_own_answer() {
+        let (control, vmm) = control();
+        let (first, second) =
+            (control.remove_tree(ShareDevice::Private, "a"), control.remove_tree(ShareDevice::Shared, "b"));
+        let answer = async {
+            let (first, second) = (sequence(&vmm), sequence(&vmm));
+            control.answered(4711, None);
+            control.answered(second, Some("no\x1b tree\n".to_owned()));
+            control.answered(first, None);
+            control.answered(first, Some("again".to_owned()));
+        };
+
+        let (first, second, ()) = tokio::join!(first, second, answer);
+
+        first.unwrap();
+        let refused = second.unwrap_err().to_string();
+        assert_eq!(refused, "the VMM cannot take back the tree b: no\u{fffd} tree");
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_ends_answers_nobody() {
+        let (control, _vmm) = control();
+
+        let (asked, ()) = tokio::join!(control.remove_tree(ShareDevice::Private, "a"), async { control.gone() });
+
+        assert!(matches!(asked, Err(ControlError::Gone { .. })));
+        assert!(matches!(control.remove_tree(ShareDevice::Private, "b").await, Err(ControlError::Gone { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_has_closed_its_end_is_asked_in_vain() {
+        let (control, vmm) = control();
+        drop(vmm);
+
+        assert!(matches!(control.remove_tree(ShareDevice::Private, "a").await, Err(ControlError::Send { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_absent_folder_is_named() {
+        let (control, _vmm) = control();
+        let tree = ShareTree { name: "t".into(), source: "/no/such".into(), read_only: false, recursive: true };
+
+        let error = control.add_tree(ShareDevice::Private, &tree).await.unwrap_err();
+
+        assert_eq!(error.to_string(), "cannot share /no/such");
+    }
+}

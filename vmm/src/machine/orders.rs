@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Carrying out what the supervisor asks of a running machine.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use bulkhead_virtio::fs::{AddedTrees, TreeError};
+
+use crate::control::{self, Order, Received, ShareDevice};
+use crate::report::{Report, Reporter};
+
+/// A request that was not carried out.
+#[derive(Debug, thiserror::Error)]
+enum OrderError {
+    #[error("the request has {given} descriptors, and needs {needed}")]
+    Descriptors { given: usize, needed: usize },
+    #[error("no trees can be added to this machine")]
+    NotGrowing,
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+/// What of a machine can be changed while it runs.
+#[derive(Debug, Default)]
+pub(super) struct Changeable {
+    /// The trees of the private device, and of the shared one, if they can grow.
+    pub(super) private: Option<AddedTrees>,
+    pub(super) shared: Option<AddedTrees>,
+}
+
+/// The machine's end of the control socket.
+#[derive(Debug)]
+pub(super) struct Orders {
+    pub(super) socket: OwnedFd,
+    pub(super) machine: Changeable,
+}
+
+impl Orders {
+    /// Carries out what has come, and answers. False when the supervisor has closed its end.
+    pub(super) fn serve(&self, reporter: &Reporter) -> io::Result<bool> {
+        loop {
+            let (sequence, failure) = match control::receive(&self.socket) {
+                Ok(Received::Request(request, descriptors)) => {
+                    let carried_out = self.machine.carry_out(request.order, descriptors);
+                    (request.sequence, carried_out.err().map(|error| super::describe(&error)))
+                }
+                Ok(Received::Bad(sequence, message)) => {
+                    (sequence, Some(format!("the request cannot be understood: {message}")))
+                }
+                Ok(Received::Closed) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            reporter.send(&Report::Answer { sequence, failure });
+        }
+    }
+}
+
+impl Changeable {
+    fn carry_out(&self, order: Order, descriptors: Vec<OwnedFd>) -> Result<(), OrderError> {
+        match order {
+            Order::AddTree { device, name } => {
+                let [top] = exactly(descriptors)?;
+                Ok(self.trees(device)?.add(&name, top)?)
+            }
+            Order::RemoveTree { device, name } => {
+                let [] = exactly(descriptors)?;
+                Ok(self.trees(device)?.remove(&name)?)
+            }
+        }
+    }
+
+    fn trees(&self, device: ShareDevice) -> Result<&AddedTrees, OrderError> {
+        let trees = match device {
+            ShareDevice::Private => &self.private,
+            ShareDevice::Shared => &self.shared,
+        };
+        trees.as_ref().ok_or(OrderError::NotGrowing)
+    }
+}
+
+/// As many descriptors as a request needs; others are closed.
+fn exactly<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N], OrderError> {
+    descriptors.try_into().map_err(|given: Vec<_>| OrderError::Descriptors { given: given.len(), needed: N })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::control::Request;
+
+    /// Carries requests out, each with so many descriptors, and returns the failures.
+    fn answers(machine: Changeable, orders: Vec<(Order, usize)>) -> Vec<Option<String>> {
+        let (supervisor, socket) = control::pair().unwrap();
+        let (report, reporter) = UnixStream::pair().unwrap();
+        let reporter = Reporter::new(File::from(OwnedFd::from(reporter)), false);
+        let directory = File::open("/").unwrap();
+        for (sequence, (order, descriptors)) in (1..).zip(orders) {
+            let descriptors = vec![directory.as_fd(); descriptors];
+            control::send(&supervisor, &Request { sequence, order }, &descriptors).unwrap();
+        }
+        let orders = Orders { socket, machine };
+        assert!(orders.serve(&reporter).unwrap());
+        drop(supervisor);
+        assert!(!orders.serve(&reporter).unwrap());
+        drop(reporter);
+        let lines = BufReader::new(report).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let answers = (1..).zip(lines).map(|(expected, report)| match report {
+            Report::Answer { sequence, failure } if sequence == expected => failure,
+            other => panic!("{other:?}"),
+        });
+        answers.collect()
+    }
+
+    fn add(device: ShareDevice, name: &str) -> Order {
+        Order::AddTree { device, name: name.to_owned() }
+    }
+
+    fn remove(name: &str) -> Order {
+        Order::RemoveTree { device: ShareDevice::Private, name: name.to_owned() }
+    }
+
+    #[test]
+    fn trees_come_and_go_in_the_order_of_the_requests() {
+        let private = Some(AddedTrees::new([]).unwrap());
+        let machine = Changeable { private, shared: None };
+        let device = ShareDevice::Private;
+
+        let orders = vec![(add(device, "a"), 1), (add(device, "a"), 1), (remove("a"), 0), (remove("a"), 0)];
+        let failures = answers(machine, orders);
+
+        assert_eq!(failures[0], None);
+        assert_eq!(failures[1].as_deref(), Some("there is a tree \"a\" already"));
+        assert_eq!(failures[2], None);
+        assert_eq!(failures[3].as_deref(), Some("there is no tree \"a\" that was added"));
+    }
+
+    #[test]
+    fn requests_that_do_not_fit_are_refused() {
+        let private = Some(AddedTrees::new([]).unwrap());
+        let machine = Changeable { private, shared: None };
+
+        let failures = answers(
+            machine,
+            vec![
+                (add(ShareDevice::Private, "a"), 0),
+                (add(ShareDevice::Private, "a"), 2),
+                (add(ShareDevice::Shared, "a"), 1),
+                (add(ShareDevice::Private, "../a"), 1),
+                (remove("a"), 1),
+            ],
+        );
+
+        assert_eq!(failures.iter().filter(|failure| failure.is_some()).count(), 5, "{failures:?}");
+        assert_eq!(failures[2].as_deref(), Some("no trees can be added to this machine"));
+    }
+}
