@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System calls that no safe wrapper offers in the form needed here. The agent's `unsafe` lives in this file.
+//! System calls that no safe wrapper offers in the form needed here. The agent's `unsafe` lives in this file and below it.
+
+mod bpf;
 
 use std::ffi::CStr;
 use std::io;
@@ -7,6 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub(crate) use bpf::{BPF_INSTRUCTION_LEN, attach_device_filter, load_device_filter};
 
 /// What [`clone_process`] returns: once in the caller, once in the new process.
 #[derive(Debug)]
@@ -111,7 +115,7 @@ pub(crate) struct MountAttributes {
     pub(crate) clear: u64,
     /// One of MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE; 0 to leave it.
     pub(crate) propagation: u64,
-    /// A user namespace for an idmapped mount; not used.
+    /// The user namespace that maps the ids of an idmapped mount.
     pub(crate) userns_fd: u64,
 }
 
@@ -293,13 +297,13 @@ pub(crate) struct SchedulingAttributes {
     pub(crate) period: u64,
 }
 
-/// Sets policy and priority of the calling thread.
-pub(crate) fn set_scheduling(attributes: &SchedulingAttributes) -> io::Result<()> {
+/// Sets policy and priority of a thread, or, for 0, of the calling one.
+pub(crate) fn set_scheduling(thread: i32, attributes: &SchedulingAttributes) -> io::Result<()> {
     // SAFETY: `attributes` is a live `struct sched_attr`, and its first field is replaced in a copy by its true size, so
     // that the kernel reads no more than it.
     let result = unsafe {
         let sized = SchedulingAttributes { size: size_of::<SchedulingAttributes>() as u32, ..attributes.clone() };
-        libc::syscall(libc::SYS_sched_setattr, 0, &raw const sized, 0)
+        libc::syscall(libc::SYS_sched_setattr, thread, &raw const sized, 0)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -307,10 +311,10 @@ pub(crate) fn set_scheduling(attributes: &SchedulingAttributes) -> io::Result<()
 /// `IOPRIO_WHO_PROCESS` of <linux/ioprio.h>.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 
-/// Sets the I/O priority (class and level) of the calling thread.
-pub(crate) fn set_io_priority(priority: u32) -> io::Result<()> {
+/// Sets the I/O priority (class and level) of a thread, or, for 0, of the calling one.
+pub(crate) fn set_io_priority(thread: i32, priority: u32) -> io::Result<()> {
     // SAFETY: ioprio_set takes three numbers and touches no memory of this process.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) };
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread, priority) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -239,6 +239,13 @@ impl Running {
         kill(Pid::from_raw(self.pid()), signal).context(|| format!("sending {signal} to the runtime"))
     }
 
+    /// Sends a signal that nix has no name for.
+    pub(crate) fn real_time_signal(&self, number: i32) -> Result {
+        let status = Command::new("kill").args([format!("-{number}"), self.pid().to_string()]).status()?;
+        ensure!(status.success(), "sending signal {number} to the runtime: {status}");
+        Ok(())
+    }
+
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
     }

@@ -7,6 +7,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use bulkhead_virtio::fs::PART_PREFIX;
 pub use bulkhead_virtio::net::MacAddress;
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +98,8 @@ pub struct NetConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareTree {
-    /// Its name in the share: 1 to 64 of `[A-Za-z0-9_-]`.
+    /// Its name in the share: 1 to 64 of `[A-Za-z0-9_-]`. With [`PART_PREFIX`] at its beginning, the guest sees it as a
+    /// part of the device's file system.
     pub name: String,
     /// Absolute path on the host.
     pub source: PathBuf,

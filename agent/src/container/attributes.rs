@@ -7,8 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::channel::ChildEnd;
+use super::spec::Namespaces;
 use super::{Failure, ProcessSpec, Stage};
 use crate::process::{credentials, exec, rlimits, stdio, terminal, users};
 use crate::sys;
@@ -33,11 +35,19 @@ impl Program {
     }
 }
 
-/// Says how readily the calling process is to be killed for its memory. /proc has to be the agent's.
-pub(super) fn set_oom_score(process: &ProcessSpec) -> Result<(), Failure> {
+/// Says how readily a process, or the calling one, is to be killed for its memory. /proc has to be the agent's.
+pub(super) fn set_oom_score(process: &ProcessSpec, pid: Option<i32>) -> Result<(), Failure> {
     let Some(adjustment) = process.oom_score_adj else { return Ok(()) };
-    std::fs::write("/proc/self/oom_score_adj", adjustment.to_string())
+    let directory = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+    std::fs::write(format!("/proc/{directory}/oom_score_adj"), adjustment.to_string())
         .map_err(|error| Failure::new(Stage::OomScore, adjustment.to_string(), error))
+}
+
+/// Gives a process that is set up, and waits in a user namespace of its own, what it could not take there: limits above
+/// the agent's, and priorities.
+pub(super) fn give(process: &ProcessSpec, pid: i32) -> Result<(), Failure> {
+    rlimits::apply(Pid::from_raw(pid), &process.rlimits)?;
+    process.scheduling.apply(pid)
 }
 
 /// Makes the calling process a fresh one: no signal is ignored or blocked, it leads a session, and it creates files with
@@ -50,16 +60,20 @@ pub(super) fn begin() -> Result<(), Failure> {
 }
 
 /// Gives the calling process, which is in the container's root, all that the spec says of it, and waits to be started.
-/// Its standard streams are `terminal`, else `pipes`.
+/// Its standard streams are `terminal`, else `pipes`. In a user namespace of its own, the agent does the rest ([`give`]).
 pub(super) fn finish(
     process: &ProcessSpec,
+    namespaces: Namespaces,
     channel: &ChildEnd,
     pipes: Option<&stdio::ChildStdio>,
     terminal: Option<&OwnedFd>,
 ) -> Result<Program, Failure> {
     install_stdio(process, pipes, terminal)?;
-    rlimits::apply(&process.rlimits)?;
-    process.scheduling.apply()?;
+    if !namespaces.user {
+        rlimits::apply(None, &process.rlimits)?;
+        process.scheduling.apply(0)?;
+    }
+    process.scheduling.apply_personality()?;
     let env = environment(process)?;
     become_user(process)?;
     rustix::process::umask(Mode::from_raw_mode(process.umask));

@@ -2,12 +2,14 @@
 //! A container's cgroup (version 2): its limits, its end, and what the kernel counted.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::files::{self, EventFile};
 use crate::storage::resolve;
+use crate::sys;
 
 /// The file that counts what befell its processes for want of memory.
 pub(crate) const MEMORY_EVENTS: &str = "memory.events";
@@ -64,6 +66,14 @@ pub enum CgroupError {
         /// Why.
         source: io::Error,
     },
+    /// The filter of devices was refused.
+    #[error("cannot install the container's filter of devices, of {instructions} instructions")]
+    DeviceFilter {
+        /// How long it is.
+        instructions: usize,
+        /// Why.
+        source: io::Error,
+    },
     /// There is none.
     #[error("container {0:?} has no cgroup")]
     None(String),
@@ -81,15 +91,23 @@ pub enum CgroupError {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// What decides over access to devices, if anything does.
+    device_filter: Mutex<Option<OwnedFd>>,
 }
 
 impl Cgroup {
-    /// Makes the cgroup `id` below `parent` with `settings` (file name and value, in order).
-    pub(crate) fn create(parent: &Path, id: &str, settings: &[(String, String)]) -> Result<Self, CgroupError> {
+    /// Makes the cgroup `id` below `parent` with `settings` (file name and value, in order), and a filter of devices
+    /// unless that is empty.
+    pub(crate) fn create(
+        parent: &Path,
+        id: &str,
+        settings: &[(String, String)],
+        device_filter: &[u8],
+    ) -> Result<Self, CgroupError> {
         let path = parent.join(id);
         std::fs::create_dir(&path).map_err(|source| CgroupError::Create { path: path.clone(), source })?;
-        let cgroup = Self { path };
-        if let Err(error) = cgroup.set(settings) {
+        let cgroup = Self { path, device_filter: Mutex::default() };
+        if let Err(error) = cgroup.set(settings).and_then(|()| cgroup.filter_devices(device_filter)) {
             // It is empty, so that this cannot fail for long; the setting is the error to tell of.
             let _ = std::fs::remove_dir(&cgroup.path);
             return Err(error);
@@ -106,6 +124,24 @@ impl Cgroup {
                 source,
             })
         })
+    }
+
+    /// Installs a filter of devices (`struct bpf_insn`s) in the place of the one that there is; an empty one changes
+    /// nothing. There is no moment without any.
+    pub(crate) fn filter_devices(&self, filter: &[u8]) -> Result<(), CgroupError> {
+        if filter.is_empty() {
+            return Ok(());
+        }
+        let instructions = filter.len() / sys::BPF_INSTRUCTION_LEN;
+        let failed = |source| CgroupError::DeviceFilter { instructions, source };
+        let program = sys::load_device_filter(filter).map_err(failed)?;
+        let cgroup = self.open()?;
+        // Nothing panics while the lock is held.
+        let mut installed = self.device_filter.lock().unwrap_or_else(PoisonError::into_inner);
+        sys::attach_device_filter(cgroup.as_fd(), program.as_fd(), installed.as_ref().map(AsFd::as_fd))
+            .map_err(failed)?;
+        *installed = Some(program);
+        Ok(())
     }
 
     /// Freezes its processes and those below it, or lets them go on. The kernel does so in its own time.
@@ -217,7 +253,7 @@ mod tests {
     #[test]
     fn oom_kills_are_counted() {
         let parent = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup::create(parent.path(), "one", &[]).unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[], &[]).unwrap();
         assert_eq!(cgroup.oom_kills(), None);
         std::fs::write(cgroup.path().join(MEMORY_EVENTS), "low 0\noom 4\noom_kill 3\noom_group_kill 0\n").unwrap();
         assert_eq!(cgroup.oom_kills(), Some(3));
@@ -228,7 +264,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let settings = [("no-such-directory/file".to_owned(), "7".to_owned())];
 
-        let error = Cgroup::create(parent.path(), "one", &settings).unwrap_err();
+        let error = Cgroup::create(parent.path(), "one", &settings, &[]).unwrap_err();
 
         assert!(matches!(&error, CgroupError::Set { value, .. } if value == "7"));
         assert!(!parent.path().join("one").exists());
@@ -237,7 +273,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn nested_cgroups_are_removed_and_removing_again_is_no_error() {
         let parent = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup::create(parent.path(), "one", &[]).unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[], &[]).unwrap();
         std::fs::create_dir_all(cgroup.path().join("a/b")).unwrap();
 
         cgroup.remove().await.unwrap();
@@ -249,7 +285,7 @@ mod tests {
     #[test]
     fn same_id_twice_is_an_error() {
         let parent = tempfile::tempdir().unwrap();
-        Cgroup::create(parent.path(), "one", &[]).unwrap();
-        assert!(matches!(Cgroup::create(parent.path(), "one", &[]), Err(CgroupError::Create { .. })));
+        Cgroup::create(parent.path(), "one", &[], &[]).unwrap();
+        assert!(matches!(Cgroup::create(parent.path(), "one", &[], &[]), Err(CgroupError::Create { .. })));
     }
 }

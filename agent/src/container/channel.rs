@@ -7,6 +7,7 @@
 //! | letter | from | with | meaning |
 //! | --- | --- | --- | --- |
 //! | `M` | its maker | a pidfd, and the pid | an exec'd process has been made |
+//! | `U` | agent | | the user namespace that the process is in has its mappings |
 //! | `T` | process | a descriptor | the agent's end of the terminal |
 //! | `R` | process | | set up, and waiting |
 //! | `S` | agent | | execute the program |
@@ -78,6 +79,12 @@ impl AgentEnd {
         rustix::net::send(self.socket.get_ref(), b"S", SendFlags::NOSIGNAL)?;
         Ok(())
     }
+
+    /// Tells the process that its user namespace has its mappings.
+    pub(crate) fn mapped(&self) -> io::Result<()> {
+        rustix::net::send(self.socket.get_ref(), b"U", SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
 }
 
 fn receive_now(socket: BorrowedFd<'_>) -> io::Result<Report> {
@@ -115,13 +122,23 @@ impl ChildEnd {
     pub(crate) fn ready(&self) -> Result<(), Failure> {
         let failed = |error: rustix::io::Errno| Failure::new(Stage::Process, "wait to be started", error);
         rustix::net::send(&self.socket, b"R", SendFlags::NOSIGNAL).map_err(failed)?;
+        self.hear().map_err(failed)
+    }
+
+    /// Waits until the user namespace that the process is in has its mappings.
+    pub(crate) fn wait_for_mappings(&self) -> Result<(), Failure> {
+        self.hear().map_err(|error| Failure::new(Stage::Namespace, "user, whose mappings are waited for", error))
+    }
+
+    /// Waits for the agent's next message: there is but one that it can be.
+    fn hear(&self) -> rustix::io::Result<()> {
         let mut message = [MaybeUninit::uninit(); 1];
         loop {
             match recv(&self.socket, &mut message, RecvFlags::empty()) {
                 Ok((_, 1)) => return Ok(()),
-                Ok(_) => return Err(failed(rustix::io::Errno::CONNRESET)),
+                Ok(_) => return Err(rustix::io::Errno::CONNRESET),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(error),
             }
         }
     }

@@ -46,12 +46,16 @@ impl Engine {
         Ok(instance.needs_cgroup()?.freeze(false)?)
     }
 
-    /// Changes the settings of a container's cgroup, in this order. Those before one that is refused hold.
-    pub fn update(&self, id: &str, settings: Vec<wire::CgroupSetting>) -> Result<(), ControlError> {
-        let instance = self.find(id)?;
+    /// Changes the settings of a container's cgroup, in this order, and its filter of devices. What comes before one that
+    /// is refused holds.
+    pub fn update(&self, request: wire::UpdateContainerRequest) -> Result<(), ControlError> {
+        let instance = self.find(&request.container_id)?;
         refuse_stopped(&instance, "update")?;
-        let settings = settings.into_iter().map(spec::cgroup_setting).collect::<Result<Vec<_>, _>>()?;
-        Ok(instance.needs_cgroup()?.set(&settings)?)
+        let settings = request.cgroup_settings.into_iter().map(spec::cgroup_setting).collect::<Result<Vec<_>, _>>()?;
+        let filter = spec::device_filter(request.device_filter)?;
+        let cgroup = instance.needs_cgroup()?;
+        cgroup.set(&settings)?;
+        Ok(cgroup.filter_devices(&filter)?)
     }
 
     /// What a container has used.

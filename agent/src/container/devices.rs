@@ -37,18 +37,9 @@ pub(crate) fn make(root: BorrowedFd<'_>, spec: &ContainerSpec, scratch: &Path) -
     if !has_own_dev(spec) {
         return Ok(());
     }
-    let asked = |path: &str| spec.devices.iter().any(|device| device.path == path);
-    let default = DEFAULT.iter().filter(|(path, ..)| !asked(path)).map(|(path, major, minor)| Device {
-        path: (*path).to_owned(),
-        kind: FileType::CharacterDevice,
-        major: *major,
-        minor: *minor,
-        mode: 0o666,
-        uid: 0,
-        gid: 0,
-    });
-    for device in spec.devices.iter().cloned().chain(default) {
-        make_device(root, &device, scratch).map_err(|error| Failure::new(Stage::Device, device.path.clone(), error))?;
+    for device in wanted(spec) {
+        make_device(root, &device, spec, scratch)
+            .map_err(|error| Failure::new(Stage::Device, device.path.clone(), error))?;
     }
     for (link, target) in LINKS {
         make_link(root, link, target, false).map_err(|error| Failure::new(Stage::Device, link, error))?;
@@ -60,6 +51,33 @@ pub(crate) fn make(root: BorrowedFd<'_>, spec: &ContainerSpec, scratch: &Path) -
     Ok(())
 }
 
+/// Makes the nodes that a container in a user namespace is to bind, in `scratch`: it can make none itself.
+pub(crate) fn prepare(spec: &ContainerSpec, scratch: &Path) -> Result<(), Failure> {
+    if spec.id_mappings.is_none() || !has_own_dev(spec) {
+        return Ok(());
+    }
+    for device in wanted(spec).filter(|device| device.kind != FileType::Fifo) {
+        make_bindable(&device, spec, scratch)
+            .map_err(|error| Failure::new(Stage::Device, device.path.clone(), error))?;
+    }
+    Ok(())
+}
+
+/// The devices that the spec adds, and those of every container that it does not replace.
+fn wanted(spec: &ContainerSpec) -> impl Iterator<Item = Device> {
+    let asked = move |path: &str| spec.devices.iter().any(|device| device.path == path);
+    let default = DEFAULT.iter().filter(move |(path, ..)| !asked(path)).map(|(path, major, minor)| Device {
+        path: (*path).to_owned(),
+        kind: FileType::CharacterDevice,
+        major: *major,
+        minor: *minor,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+    });
+    spec.devices.iter().cloned().chain(default)
+}
+
 /// A `/dev` that is bound from elsewhere is not the container's own, and is left as it is.
 fn has_own_dev(spec: &ContainerSpec) -> bool {
     !spec.mounts.iter().any(|mount| {
@@ -67,13 +85,20 @@ fn has_own_dev(spec: &ContainerSpec) -> bool {
     })
 }
 
-fn make_device(root: BorrowedFd<'_>, device: &Device, scratch: &Path) -> io::Result<()> {
+fn make_device(root: BorrowedFd<'_>, device: &Device, spec: &ContainerSpec, scratch: &Path) -> io::Result<()> {
     let (parent, name) = resolve::parent_and_name(root, &device.path)?;
     match make_node(parent.as_fd(), Path::new(&name), device) {
         // Shared trees take no device nodes: one of the guest's is bound over a file there, which may be left from last
         // time.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EEXIST)) => {
-            bind_device(root, device, scratch)
+            let name = match spec.id_mappings {
+                // It has been made there.
+                Some(_) => bindable_name(&outside(device, spec)),
+                None => make_bindable(device, spec, scratch)?,
+            };
+            let node = resolve::existing(resolve::own_directory(scratch)?.as_fd(), &name)?;
+            let place = resolve::existing_or_made(root, &device.path, Kind::File)?;
+            tree::attach(tree::clone_at(node.as_fd(), false)?.as_fd(), place.as_fd())
         }
         result => result,
     }
@@ -97,14 +122,30 @@ fn make_node(directory: BorrowedFd<'_>, name: &Path, device: &Device) -> io::Res
     Ok(())
 }
 
-fn bind_device(root: BorrowedFd<'_>, device: &Device, scratch: &Path) -> io::Result<()> {
-    let kind = if device.kind == FileType::BlockDevice { 'b' } else { 'c' };
-    // All that the node is goes into its name, so that containers can share it.
-    let name = format!("{kind}-{}-{}-{:04o}-{}-{}", device.major, device.minor, device.mode, device.uid, device.gid);
-    make_node(resolve::own_directory(scratch)?.as_fd(), Path::new(&name), device)?;
-    let node = resolve::existing(resolve::own_directory(scratch)?.as_fd(), &name)?;
-    let place = resolve::existing_or_made(root, &device.path, Kind::File)?;
-    tree::attach(tree::clone_at(node.as_fd(), false)?.as_fd(), place.as_fd())
+/// Makes the node in `scratch`. Returns its name there.
+fn make_bindable(device: &Device, spec: &ContainerSpec, scratch: &Path) -> io::Result<String> {
+    let device = outside(device, spec);
+    let name = bindable_name(&device);
+    make_node(resolve::own_directory(scratch)?.as_fd(), Path::new(&name), &device)?;
+    Ok(name)
+}
+
+/// All that the node is goes into its name, so that containers can share it.
+fn bindable_name(device: &Device) -> String {
+    let kind = match device.kind {
+        FileType::BlockDevice => 'b',
+        FileType::Fifo => 'p',
+        _ => 'c',
+    };
+    format!("{kind}-{}-{}-{:04o}-{}-{}", device.major, device.minor, device.mode, device.uid, device.gid)
+}
+
+/// The device with the guest's ids for its owner. One that the user namespace does not have is nobody's there.
+fn outside(device: &Device, spec: &ContainerSpec) -> Device {
+    let Some(mappings) = &spec.id_mappings else { return device.clone() };
+    let uid = mappings.user_outside(device.uid).unwrap_or(0);
+    let gid = mappings.group_outside(device.gid).unwrap_or(0);
+    Device { uid, gid, ..device.clone() }
 }
 
 /// Makes a link. What is there already is kept, unless it is to be `replaced`.

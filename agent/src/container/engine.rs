@@ -3,7 +3,7 @@
 //! can be done with it in `control.rs`.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,19 +11,19 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
-use super::channel::{self, AgentEnd, ChildEnd};
+use super::channel::{self, AgentEnd};
 use super::error::{
     CreateError, DeleteError, FindError, LaunchError, NoSuchContainer, ResizeError, SignalError, StartError,
 };
 use super::failure::{Failure, Stage};
 use super::instance::Instance;
-use super::launch;
 use super::process::{Exit, Process, Waiting};
 use super::setup::Setup;
 use super::spec::{ContainerSpec, TerminalSize};
-use crate::process::stdio::{AgentStdio, ChildStdio};
+use super::{devices, launch};
+use crate::process::stdio::AgentStdio;
 use crate::process::{Reaper, StreamTable};
-use crate::storage::ShareRoots;
+use crate::storage::{ShareRoots, mounts};
 use crate::sys::{self, Child, Cloned, Parent};
 use crate::trace::{Trace, now};
 
@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub rootfs_mount_point: PathBuf,
     /// A directory in which device nodes can be made.
     pub device_scratch: PathBuf,
+    /// A sysfs of the agent's network namespace.
+    pub sysfs: PathBuf,
 }
 
 /// Makes, starts, signals and deletes containers. Needs a process with one thread.
@@ -112,12 +114,17 @@ impl Engine {
         for tree in &trees {
             self.config.shares.enter(tree)?;
         }
+        devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
+        let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
         let cgroup = match &self.config.cgroup_parent {
-            Some(parent) => Some(Arc::new(Cgroup::create(parent, &spec.id, &spec.cgroup_settings)?)),
+            Some(parent) => {
+                Some(Arc::new(Cgroup::create(parent, &spec.id, &spec.cgroup_settings, &spec.device_filter)?))
+            }
             None => None,
         };
         let begin = trace.add("prepare", begin);
-        let spawned = self.spawn(spec, cgroup.as_deref());
+        let spawned = self.spawn(spec, &mapped, cgroup.as_deref());
+        drop(mapped);
         let (child, channel, stdio) = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
@@ -129,12 +136,14 @@ impl Engine {
             id: spec.id.clone(),
             init: Process::follow(child, &self.reaper, cgroup.clone()),
             namespaces: spec.namespaces,
+            id_mappings: spec.id_mappings.clone(),
             trees,
             cgroup,
             execs: Mutex::default(),
         };
         let begin = trace.add("clone", begin);
-        if let Err(error) = launch::wait_until_ready(&channel, &instance.init, Vec::new()).await {
+        let ready = launch::wait_until_ready(&channel, &instance.init, Vec::new()).await;
+        if let Err(error) = ready.and_then(|()| launch::give(&instance, &instance.init, &spec.process)) {
             self.undo(&instance).await;
             return Err(error.into());
         }
@@ -148,19 +157,29 @@ impl Engine {
     fn spawn(
         &self,
         spec: &ContainerSpec,
+        mapped: &[Option<OwnedFd>],
         cgroup: Option<&Cgroup>,
     ) -> Result<(Child, AgentEnd, AgentStdio), CreateError> {
         let (agent_end, child_end) = channel::pair().map_err(LaunchError::Channel)?;
-        let (child_stdio, agent_stdio) = launch::make_pipes(&spec.process.stdio, spec.process.uid)?;
+        let (child_stdio, agent_stdio) = launch::make_pipes(&spec.process, spec.id_mappings.as_ref())?;
         let cgroup_descriptor = cgroup.map(Cgroup::open).transpose()?;
         let flags = spec.namespaces.clone_flags();
         let cloned = sys::clone_process(Parent::Caller, flags, cgroup_descriptor.as_ref().map(AsFd::as_fd));
         match cloned.map_err(LaunchError::Clone)? {
-            Cloned::Parent(child) => Ok((child, agent_end, agent_stdio)),
+            Cloned::Parent(child) => {
+                if let Err(error) = launch::map_ids(spec, &child, &agent_end) {
+                    // It may have ended by itself, which is as good.
+                    let _ = sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
+                    return Err(error.into());
+                }
+                Ok((child, agent_end, agent_stdio))
+            }
             Cloned::Child => {
                 // Nothing of the agent's is dropped here: that would take its registrations out of the epoll instance
                 // that both processes have.
-                run_child(&self.config, spec, &child_end, child_stdio.as_ref(), cgroup)
+                let cgroup = cgroup.map(Cgroup::path);
+                let stdio = child_stdio.as_ref();
+                run_child(&Setup { spec, config: &self.config, channel: &child_end, stdio, cgroup, mapped })
             }
         }
     }
@@ -227,22 +246,17 @@ impl Engine {
 }
 
 /// The life of the new process in this program; it ends in another program, or here.
-fn run_child(
-    config: &EngineConfig,
-    spec: &ContainerSpec,
-    channel: &ChildEnd,
-    stdio: Option<&ChildStdio>,
-    cgroup: Option<&Cgroup>,
-) -> ! {
+fn run_child(setup: &Setup<'_>) -> ! {
     crate::init::enter_child();
+    let channel = setup.channel;
     let mut kept = vec![channel.as_fd()];
-    kept.extend(stdio.iter().flat_map(|stdio| stdio.0.iter().map(AsFd::as_fd)));
+    kept.extend(setup.stdio.iter().flat_map(|stdio| stdio.0.iter().map(AsFd::as_fd)));
+    kept.extend(setup.mapped.iter().flatten().map(AsFd::as_fd));
     // Other containers' pipes must not be held open by this process while it waits to be started.
     if let Err(error) = sys::close_all_but(&kept) {
         channel.fail(&Failure::new(Stage::Process, "close the agent's descriptors", error));
         sys::exit_now(1);
     }
-    let setup = Setup { spec, config, channel, stdio, cgroup: cgroup.map(Cgroup::path) };
     let failure = setup.run();
     channel.fail(&failure);
     sys::exit_now(1)

@@ -100,6 +100,7 @@ impl Engine {
         attempt.process = Some(Arc::clone(&process));
         let begin = trace.add("clone", begin);
         launch::wait_until_ready(&channel, &process, first).await?;
+        launch::give(instance, &process, spec)?;
         trace.add("set-up", begin);
         launch::start(&process, Waiting { channel, stdio, streams }, trace).await?;
         Ok(process)
@@ -125,7 +126,7 @@ impl Engine {
 /// Makes the helper that makes the process. Returns the agent's ends of things.
 fn spawn(spec: &ProcessSpec, instance: &Instance) -> Result<(AgentEnd, AgentStdio), ExecError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::Channel)?;
-    let (pipes, stdio) = launch::make_pipes(&spec.stdio, spec.uid)?;
+    let (pipes, stdio) = launch::make_pipes(spec, instance.id_mappings.as_ref())?;
     let cgroup = instance.cgroup.as_ref().map(|cgroup| cgroup.open()).transpose()?;
     match sys::clone_process(Parent::Caller, 0, None).map_err(LaunchError::Clone)? {
         // Its status is nobody's business: it tells what went wrong, or what it has made.

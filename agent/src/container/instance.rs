@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cgroup::{Cgroup, CgroupError};
 use super::error::NoSuchProcess;
+use super::id_map::IdMappings;
 use super::process::Process;
 use super::spec::Namespaces;
 use crate::storage::SharedTree;
@@ -23,6 +24,8 @@ pub(crate) struct Instance {
     pub(crate) id: String,
     pub(crate) init: Process,
     pub(crate) namespaces: Namespaces,
+    /// Those of its user namespace, if it has one.
+    pub(crate) id_mappings: Option<IdMappings>,
     pub(crate) trees: Vec<SharedTree>,
     pub(crate) cgroup: Option<Arc<Cgroup>>,
     /// The exec'd processes by their ids; `None` for one that is being made.

@@ -20,7 +20,7 @@ use super::attributes::{self, Program};
 use super::channel::ChildEnd;
 use super::spec::Namespaces;
 use super::{Failure, ProcessSpec, Stage};
-use crate::process::{stdio, terminal};
+use crate::process::{credentials, stdio, terminal};
 use crate::sys::{self, Cloned, Parent};
 
 /// What the process needs of the agent's.
@@ -63,7 +63,8 @@ impl Join<'_> {
         // The program that it executes starts without this.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .map_err(|error| Failure::new(Stage::Process, "hide it while it is being set up", error))?;
-        attributes::set_oom_score(self.process)?;
+        attributes::set_oom_score(self.process, None)?;
+        self.process.scheduling.apply_initial_cpus()?;
         sys::enter_namespaces(self.init, self.namespaces.join_flags())
             .map_err(|error| Failure::new(Stage::Namespace, "those of the container", error))?;
         sys::clone_process(Parent::CallersParent, 0, self.cgroup)
@@ -72,10 +73,18 @@ impl Join<'_> {
 
     /// The process's part, without execve.
     fn prepare(&self) -> Result<Program, Failure> {
+        self.process.scheduling.apply_final_cpus()?;
         if self.namespaces.cgroup_flag() != 0 {
             // Not before: from within, the agent's own cgroup could not be left.
             sys::enter_namespaces(self.init, self.namespaces.cgroup_flag())
                 .map_err(|error| Failure::new(Stage::Namespace, "cgroup", error))?;
+        }
+        if self.namespaces.user {
+            // Not before: in it, nothing of the agent's could be entered any more, not even the container's cgroup.
+            let namespace = u64::from(libc::CLONE_NEWUSER.cast_unsigned());
+            sys::enter_namespaces(self.init, namespace)
+                .map_err(|error| Failure::new(Stage::Namespace, "user", error))?;
+            credentials::become_root()?;
         }
         // No directory of the agent's may be left open: it could be the working directory's way out of the container.
         self.keep([self.channel.as_fd()])?;
@@ -90,7 +99,7 @@ impl Join<'_> {
             }
             None => None,
         };
-        attributes::finish(self.process, self.channel, self.pipes, terminal.as_ref())
+        attributes::finish(self.process, self.namespaces, self.channel, self.pipes, terminal.as_ref())
     }
 
     /// Closes everything but these, the pipes and 0, 1, 2.

@@ -6,22 +6,46 @@ use tokio::sync::oneshot;
 
 use super::channel::{AgentEnd, Report};
 use super::error::LaunchError;
+use super::id_map::IdMappings;
+use super::instance::Instance;
 use super::process::{ExpectedStreams, Process, Waiting};
 use super::spec::StdioSpec;
+use super::{ContainerSpec, ProcessSpec, attributes};
 use crate::process::stdio::{self, AgentStdio, ChildStdio};
 use crate::process::{FdStream, StreamTable, pump};
+use crate::sys::Child;
 use crate::trace::{Trace, now};
 
 /// How long the host may take to open the streams of a process that is ready to start.
 const STREAM_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Makes the pipes of a process that has no terminal: the process's ends, and the agent's.
-pub(super) fn make_pipes(spec: &StdioSpec, uid: u32) -> Result<(Option<ChildStdio>, AgentStdio), LaunchError> {
-    if spec.terminal.is_some() {
+/// Makes the pipes of a process that has no terminal: the process's ends, and the agent's. The process's user is one of a
+/// user namespace if there are `mappings`.
+pub(super) fn make_pipes(
+    process: &ProcessSpec,
+    mappings: Option<&IdMappings>,
+) -> Result<(Option<ChildStdio>, AgentStdio), LaunchError> {
+    if process.stdio.terminal.is_some() {
         return Ok((None, AgentStdio::default()));
     }
-    let (child, agent) = stdio::make_pipes(spec, uid).map_err(LaunchError::Stdio)?;
+    // A user that there is not is refused when the process becomes that.
+    let uid = mappings.map_or(process.uid, |mappings| mappings.user_outside(process.uid).unwrap_or(0));
+    let (child, agent) = stdio::make_pipes(&process.stdio, uid).map_err(LaunchError::Stdio)?;
     Ok((Some(child), agent))
+}
+
+/// Gives the new process of a container, if that has a user namespace, the ids that it waits for, and what it cannot take
+/// there.
+pub(super) fn map_ids(spec: &ContainerSpec, child: &Child, channel: &AgentEnd) -> Result<(), LaunchError> {
+    let Some(mappings) = &spec.id_mappings else { return Ok(()) };
+    mappings.write(child.pid)?;
+    attributes::set_oom_score(&spec.process, Some(child.pid))?;
+    channel.mapped().map_err(LaunchError::Channel)
+}
+
+/// Gives a process that is set up what it could not take itself, in a user namespace.
+pub(super) fn give(instance: &Instance, process: &Process, spec: &ProcessSpec) -> Result<(), LaunchError> {
+    if instance.namespaces.user { Ok(attributes::give(spec, process.pid())?) } else { Ok(()) }
 }
 
 /// Names the host's streams that the process will need.

@@ -31,6 +31,7 @@ mod exec;
 mod failure;
 mod files;
 mod hook;
+mod id_map;
 mod instance;
 mod join;
 mod launch;
@@ -52,4 +53,5 @@ pub use failure::{Failure, Stage};
 pub use process::Exit;
 pub use spec::{ContainerSpec, ProcessSpec, SpecError, TerminalSize};
 
+pub(crate) use id_map::IdMappings;
 pub(crate) use spec::{Capabilities, Mount, MountSource, StdioSpec};

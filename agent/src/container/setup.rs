@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::attributes::{self, Program};
 use super::channel::ChildEnd;
 use super::{ContainerSpec, EngineConfig, Failure, Stage, devices, sysctl};
-use crate::process::{stdio, terminal};
+use crate::process::{credentials, stdio, terminal};
 use crate::storage::hidden;
 use crate::storage::mounts::{self, MountContext};
 use crate::storage::resolve::{self, Kind};
@@ -27,6 +28,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) stdio: Option<&'a stdio::ChildStdio>,
     /// The container's cgroup, as the agent names it.
     pub(crate) cgroup: Option<&'a std::path::Path>,
+    /// For each mount of the spec whose ids are mapped: what is to be mounted.
+    pub(crate) mapped: &'a [Option<OwnedFd>],
 }
 
 impl Setup<'_> {
@@ -45,13 +48,22 @@ impl Setup<'_> {
     /// Everything but execve.
     fn prepare(&self) -> Result<Program, Failure> {
         let process = &self.spec.process;
-        attributes::set_oom_score(process)?;
+        if self.spec.namespaces.user {
+            self.channel.wait_for_mappings()?;
+            credentials::become_root()?;
+            // The change of user has hidden the process from itself: /proc/self would be the guest's root's. Nobody else
+            // is there to look into it.
+            set_dumpable_behavior(DumpableBehavior::Dumpable)
+                .map_err(|error| Failure::new(Stage::Process, "let it see itself", error))?;
+        } else {
+            attributes::set_oom_score(process, None)?;
+        }
         attributes::begin()?;
         self.enter_namespaces()?;
         let (rootfs, terminal) = self.make_root()?;
         rootfs.enter()?;
         rootfs.seal(self.spec.rootfs_readonly, self.spec.rootfs_propagation)?;
-        attributes::finish(process, self.channel, self.stdio, terminal.as_ref())
+        attributes::finish(process, self.spec.namespaces, self.channel, self.stdio, terminal.as_ref())
     }
 
     fn enter_namespaces(&self) -> Result<(), Failure> {
@@ -70,7 +82,10 @@ impl Setup<'_> {
                 set(value).map_err(|error| Failure::new(Stage::Hostname, format!("{what} {value:?}"), error))?;
             }
         }
-        network::bring_loopback_up()?;
+        // Without a network namespace of its own it has the guest's, which is not its to change.
+        if self.spec.namespaces.network || !self.spec.namespaces.user {
+            network::bring_loopback_up()?;
+        }
         sysctl::apply(&self.spec.sysctls)
     }
 
@@ -110,10 +125,11 @@ impl Setup<'_> {
             root,
             shares: &self.config.shares,
             cgroup: if self.spec.namespaces.cgroup { None } else { self.cgroup },
+            sysfs: (self.spec.namespaces.user && !self.spec.namespaces.network).then_some(&*self.config.sysfs),
         };
         let mut late = Vec::new();
-        for mount in &self.spec.mounts {
-            late.extend(mounts::make(&context, mount)?);
+        for (mount, mapped) in self.spec.mounts.iter().zip(self.mapped) {
+            late.extend(mounts::make(&context, mount, mapped.as_ref())?);
         }
         devices::make(root, self.spec, &self.config.device_scratch)?;
         let terminal = match self.spec.process.stdio.terminal {

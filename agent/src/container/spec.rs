@@ -7,9 +7,11 @@ use bulkhead_protocol::agent as wire;
 use rustix::fs::FileType;
 
 use super::hook::StartHooks;
+use super::id_map::IdMappings;
 use crate::process::scheduling::Scheduling;
 use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
+use crate::sys;
 
 /// Why a request does not describe a container.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,23 @@ pub enum SpecError {
     /// A cgroup file name with a path in it.
     #[error("cgroup file {0:?} is not a file name")]
     CgroupFile(String),
+    /// Mappings of ids that the kernel would not take.
+    #[error("a mapping of ids has {lines} lines, not 1 to {max}")]
+    IdMappings {
+        /// How many.
+        lines: usize,
+        /// Most that there can be.
+        max: usize,
+    },
+    /// A user namespace without mappings, or the other way round.
+    #[error("a user namespace and mappings of ids need each other")]
+    UserNamespace,
+    /// A list of CPUs that is none.
+    #[error("{0:?} is no list of CPUs")]
+    Cpus(String),
+    /// A filter of devices that is no list of instructions.
+    #[error("the filter of devices has {0} bytes, which are no instructions")]
+    DeviceFilter(usize),
 }
 
 /// A container to be made.
@@ -86,6 +105,8 @@ pub struct ContainerSpec {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
     pub(crate) namespaces: Namespaces,
+    /// Those of the user namespace, if the container has one.
+    pub(crate) id_mappings: Option<IdMappings>,
     /// As /proc/self/timens_offsets takes them: clock, seconds, nanoseconds.
     pub(crate) time_offsets: String,
     pub(crate) masked_paths: Vec<String>,
@@ -94,6 +115,8 @@ pub struct ContainerSpec {
     pub(crate) sysctls: Vec<(String, String)>,
     /// File name, value.
     pub(crate) cgroup_settings: Vec<(String, String)>,
+    /// `struct bpf_insn`s that decide over access to devices; empty for none.
+    pub(crate) device_filter: Vec<u8>,
     pub(crate) process: ProcessSpec,
     pub(crate) start_hooks: StartHooks,
 }
@@ -106,12 +129,19 @@ pub(crate) struct Namespaces {
     pub(crate) cgroup: bool,
     pub(crate) network: bool,
     pub(crate) time: bool,
+    pub(crate) user: bool,
 }
 
 impl Namespaces {
     /// CLONE_NEW* for clone3(2). The cgroup namespace is not among them: it is rooted where its maker is, so it is made
     /// once the process is in its cgroup. Nor is the time namespace, which a process enters by execve(2) only.
+    ///
+    /// The user namespace is the first that the kernel makes: the others are its own.
     pub(crate) fn clone_flags(self) -> u64 {
+        self.own_flags() | if self.user { u64::from(libc::CLONE_NEWUSER.cast_unsigned()) } else { 0 }
+    }
+
+    fn own_flags(self) -> u64 {
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         for (wanted, flag) in
             [(self.ipc, libc::CLONE_NEWIPC), (self.uts, libc::CLONE_NEWUTS), (self.network, libc::CLONE_NEWNET)]
@@ -124,10 +154,10 @@ impl Namespaces {
         u64::from(flags.cast_unsigned())
     }
 
-    /// CLONE_NEW* by which an exec'd process enters what init is in, but for the cgroup namespace.
+    /// CLONE_NEW* by which an exec'd process enters what init is in, but for the cgroup and the user namespace.
     pub(crate) fn join_flags(self) -> u64 {
         let time = if self.time { libc::CLONE_NEWTIME } else { 0 };
-        self.clone_flags() | u64::from(time.cast_unsigned())
+        self.own_flags() | u64::from(time.cast_unsigned())
     }
 
     /// CLONE_NEWCGROUP if the container has a cgroup namespace of its own, else 0.
@@ -147,6 +177,8 @@ pub(crate) struct Mount {
     pub(crate) recursive_clear: u64,
     pub(crate) data: String,
     pub(crate) copy_up: bool,
+    /// How the ids of a bind mount's files are mapped.
+    pub(crate) id_mappings: Option<IdMappings>,
 }
 
 /// What is mounted.
@@ -243,6 +275,11 @@ impl ContainerSpec {
         for path in request.masked_paths.iter().chain(&request.readonly_paths) {
             absolute("masked or read-only path", path)?;
         }
+        let namespaces = namespaces(&request.namespaces)?;
+        let id_mappings = IdMappings::from_wire(&request.uid_mappings, &request.gid_mappings)?;
+        if namespaces.user != id_mappings.is_some() {
+            return Err(SpecError::UserNamespace);
+        }
         Ok(Self {
             id: request.id,
             rootfs,
@@ -252,12 +289,14 @@ impl ContainerSpec {
             domainname: request.domainname,
             mounts: request.mounts.into_iter().map(Mount::from_wire).collect::<Result<_, _>>()?,
             devices: request.devices.into_iter().map(Device::from_wire).collect::<Result<_, _>>()?,
-            namespaces: namespaces(&request.namespaces)?,
+            namespaces,
+            id_mappings,
             time_offsets: time_offsets(&request.time_offsets),
             masked_paths: request.masked_paths,
             readonly_paths: request.readonly_paths,
             sysctls: request.sysctls.into_iter().map(super::sysctl::check).collect::<Result<_, _>>()?,
             cgroup_settings: request.cgroup_settings.into_iter().map(cgroup_setting).collect::<Result<_, _>>()?,
+            device_filter: device_filter(request.device_filter)?,
             process: ProcessSpec::from_wire(process)?,
             start_hooks: StartHooks::from_wire(request.start_hooks, request.start_hook_state)?,
         })
@@ -287,7 +326,7 @@ fn namespaces(wire: &[wire::Namespace]) -> Result<Namespaces, SpecError> {
             Ok(wire::NamespaceKind::UTS) => namespaces.uts = true,
             Ok(wire::NamespaceKind::CGROUP) => namespaces.cgroup = true,
             Ok(wire::NamespaceKind::NETWORK) => namespaces.network = true,
-            Ok(wire::NamespaceKind::USER) => return Err(SpecError::Namespace("user".to_owned())),
+            Ok(wire::NamespaceKind::USER) => namespaces.user = true,
             Ok(wire::NamespaceKind::TIME) => namespaces.time = true,
             Ok(wire::NamespaceKind::NAMESPACE_KIND_UNSPECIFIED) => {
                 return Err(SpecError::Namespace("unspecified".to_owned()));
@@ -309,6 +348,14 @@ pub(crate) fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, St
         return Err(SpecError::CgroupFile(setting.file));
     }
     Ok((setting.file, setting.value))
+}
+
+/// A request's filter of devices, checked as far as the kernel does not.
+pub(crate) fn device_filter(filter: Vec<u8>) -> Result<Vec<u8>, SpecError> {
+    if !filter.len().is_multiple_of(sys::BPF_INSTRUCTION_LEN) {
+        return Err(SpecError::DeviceFilter(filter.len()));
+    }
+    Ok(filter)
 }
 
 impl Mount {
@@ -337,6 +384,7 @@ impl Mount {
             recursive_clear: wire.recursive_clear,
             data: wire.data,
             copy_up: wire.tmpcopyup,
+            id_mappings: IdMappings::from_wire(&wire.uid_mappings, &wire.gid_mappings)?,
         })
     }
 }
@@ -387,7 +435,7 @@ impl ProcessSpec {
             stdout: stream(wire.stdout_stream),
             stderr: if wire.terminal { None } else { stream(wire.stderr_stream) },
         };
-        let scheduling = Scheduling::from_wire(&wire);
+        let scheduling = Scheduling::from_wire(&wire)?;
         Ok(Self {
             args: c_strings("argument", wire.args)?,
             env: c_strings("environment variable", wire.env)?,
@@ -496,10 +544,20 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused_by_name() {
-        let namespace = wire::Namespace { kind: wire::NamespaceKind::USER.into(), ..Default::default() };
-        let error = parse(|request| request.namespaces.push(namespace)).unwrap_err();
-        assert!(matches!(&error, SpecError::Namespace(named) if named == "user"), "{error}");
+    fn user_namespaces_and_mappings_need_each_other() {
+        let namespace = || wire::Namespace { kind: wire::NamespaceKind::USER.into(), ..Default::default() };
+        let mapping = || wire::IdMapping { outside: 1000, count: 1, ..Default::default() };
+        assert!(matches!(parse(|request| request.namespaces.push(namespace())), Err(SpecError::UserNamespace)));
+        let spec = parse(|request| {
+            request.namespaces.push(namespace());
+            request.uid_mappings.push(mapping());
+            request.gid_mappings.push(mapping());
+        });
+        let spec = spec.unwrap();
+        let flag = u64::from(libc::CLONE_NEWUSER.cast_unsigned());
+        assert_eq!(spec.namespaces.clone_flags() & flag, flag);
+        assert_eq!(spec.namespaces.join_flags() & flag, 0);
+        assert_eq!(spec.id_mappings.unwrap().user_outside(0), Some(1000));
     }
 
     #[test]

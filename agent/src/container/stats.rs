@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn files_become_fields_and_absent_ones_stay_unset() {
         let parent = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup::create(parent.path(), "one", &[]).unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[], &[]).unwrap();
         let write = |name: &str, text: &str| std::fs::write(cgroup.path().join(name), text).unwrap();
         write("cpu.stat", "usage_usec 1200\nuser_usec 700\n");
         write("memory.current", "4096\n");

@@ -89,6 +89,7 @@ fn bring_up() -> Result<std::convert::Infallible, InitError> {
         cgroup_parent: Some(cgroup),
         rootfs_mount_point: ROOTFS.into(),
         device_scratch: DEVICES.into(),
+        sysfs: SYS.into(),
     };
     runtime.block_on(serve(config, trace))
 }

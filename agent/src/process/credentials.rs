@@ -14,6 +14,13 @@ fn failed<E: Into<std::io::Error>>(what: &str) -> impl Fn(E) -> Failure + '_ {
     move |error| Failure::new(Stage::Credentials, what, error)
 }
 
+/// Makes the calling process, which has all capabilities in its user namespace, root of it.
+pub(crate) fn become_root() -> Result<(), Failure> {
+    set_thread_groups(&[]).map_err(failed("no additional groups in the user namespace"))?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(failed("group 0 of the user namespace"))?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed("user 0 of the user namespace"))
+}
+
 /// Gives the calling process the spec's user, groups and capabilities, in the one order in which each step is still
 /// allowed: bounding set first, user and groups while the permitted set is kept, the other sets last.
 pub(crate) fn apply(process: &ProcessSpec) -> Result<(), Failure> {

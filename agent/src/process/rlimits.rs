@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Resource limits.
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::container::{Failure, Stage};
 
@@ -25,15 +25,15 @@ const RESOURCES: [Resource; 16] = [
     Resource::Rttime,
 ];
 
-/// Sets the limits of the calling process: RLIMIT_* number, soft, hard.
-pub(crate) fn apply(limits: &[(u32, u64, u64)]) -> Result<(), Failure> {
+/// Sets the limits (RLIMIT_* number, soft, hard) of a process, or of the calling one.
+pub(crate) fn apply(process: Option<Pid>, limits: &[(u32, u64, u64)]) -> Result<(), Failure> {
     for &(number, soft, hard) in limits {
         let resource = usize::try_from(number).ok().and_then(|index| RESOURCES.get(index));
         let Some(resource) = resource else {
             return Err(Failure::explained(Stage::Rlimit, format!("number {number}: there is no such resource")));
         };
         let limit = Rlimit { current: finite(soft), maximum: finite(hard) };
-        setrlimit(*resource, limit)
+        prlimit(process, *resource, limit)
             .map_err(|error| Failure::new(Stage::Rlimit, format!("{resource:?} to {soft}:{hard}"), error))?;
     }
     Ok(())
@@ -56,12 +56,12 @@ mod tests {
 
     #[test]
     fn unknown_resource_is_an_error() {
-        assert_eq!(apply(&[(16, 1, 1)]).unwrap_err().stage, Stage::Rlimit);
+        assert_eq!(apply(None, &[(16, 1, 1)]).unwrap_err().stage, Stage::Rlimit);
     }
 
     #[test]
     fn soft_limit_over_hard_limit_is_an_error() {
-        let error = apply(&[(libc::RLIMIT_CORE, 2, 1)]).unwrap_err();
+        let error = apply(None, &[(libc::RLIMIT_CORE, 2, 1)]).unwrap_err();
         assert_eq!(error.errno, libc::EINVAL);
     }
 }

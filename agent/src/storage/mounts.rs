@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 
 use super::resolve::{self, Kind};
 use super::{ShareRoots, copy_up, tree};
-use crate::container::{Failure, Mount, MountSource, Stage};
+use crate::container::{Failure, IdMappings, Mount, MountSource, Stage};
 
 /// Where mounts are made, and from what.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct MountContext<'a> {
     pub(crate) shares: &'a ShareRoots,
     /// The container's cgroup, if it has no cgroup namespace: it then sees its own part of the tree by a bind mount.
     pub(crate) cgroup: Option<&'a Path>,
+    /// A sysfs, if the container cannot mount one, as it has a user namespace and not the network one: then it gets this.
+    pub(crate) sysfs: Option<&'a Path>,
 }
 
 /// A mount that becomes read-only only when everything that belongs in it has been made.
@@ -37,12 +39,46 @@ impl LateReadonly {
     }
 }
 
-/// Makes one mount.
-pub(crate) fn make(context: &MountContext<'_>, mount: &Mount) -> Result<Option<LateReadonly>, Failure> {
+/// For each mount whose ids are mapped: what is to be mounted. To be called by the guest's own root, for a container that
+/// may have a user namespace.
+pub(crate) fn map_sources(shares: &ShareRoots, mounts: &[Mount]) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    let mut namespaces: Vec<(&IdMappings, OwnedFd)> = Vec::new();
+    let mut mapped = Vec::with_capacity(mounts.len());
+    for mount in mounts {
+        let (MountSource::Share { place, .. }, Some(mappings)) = (&mount.source, &mount.id_mappings) else {
+            mapped.push(None);
+            continue;
+        };
+        if !namespaces.iter().any(|(known, _)| *known == mappings) {
+            namespaces.push((mappings, mappings.namespace()?));
+        }
+        let namespace = namespaces.iter().find_map(|(known, namespace)| (*known == mappings).then_some(namespace));
+        let make = || -> io::Result<OwnedFd> {
+            let source = tree::clone_at(shares.open(place)?.as_fd(), mount.flags & libc::MS_REC != 0)?;
+            if let Some(namespace) = namespace {
+                tree::map_ids(source.as_fd(), namespace.as_fd())?;
+            }
+            Ok(source)
+        };
+        let failed = |error| Failure::new(Stage::Mount, format!("{}, with mapped ids", describe(mount)), error);
+        mapped.push(Some(make().map_err(failed)?));
+    }
+    Ok(mapped)
+}
+
+/// Makes one mount; of what is `mapped`, if it has been made already.
+pub(crate) fn make(
+    context: &MountContext<'_>,
+    mount: &Mount,
+    mapped: Option<&OwnedFd>,
+) -> Result<Option<LateReadonly>, Failure> {
     match &mount.source {
-        MountSource::Share { .. } => bind(context, mount).map(|()| None),
+        MountSource::Share { .. } => bind(context, mount, mapped).map(|()| None),
         MountSource::FileSystem { fs_type, .. } if fs_type == "cgroup2" && context.cgroup.is_some() => {
-            bind_cgroup(context, mount).map(|()| None)
+            bind_own(context, mount, context.cgroup).map(|()| None)
+        }
+        MountSource::FileSystem { fs_type, .. } if fs_type == "sysfs" && context.sysfs.is_some() => {
+            bind_own(context, mount, context.sysfs).map(|()| None)
         }
         MountSource::FileSystem { fs_type, source } => file_system(context, mount, fs_type, source),
     }
@@ -60,28 +96,31 @@ fn describe(mount: &Mount) -> String {
     }
 }
 
-fn bind(context: &MountContext<'_>, mount: &Mount) -> Result<(), Failure> {
+fn bind(context: &MountContext<'_>, mount: &Mount, mapped: Option<&OwnedFd>) -> Result<(), Failure> {
     let MountSource::Share { place, is_directory } = &mount.source else { return Ok(()) };
     let kind = if *is_directory { Kind::Directory } else { Kind::File };
-    let make = || -> io::Result<()> {
-        let source = context.shares.open(place)?;
-        attach_bind(context, mount, source.as_fd(), kind)
+    let make = || match mapped {
+        Some(mapped) => attach_bind(context, mount, mapped, kind),
+        None => {
+            let source = context.shares.open(place)?;
+            attach_bind(context, mount, &tree::clone_at(source.as_fd(), mount.flags & libc::MS_REC != 0)?, kind)
+        }
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }
 
-fn bind_cgroup(context: &MountContext<'_>, mount: &Mount) -> Result<(), Failure> {
-    let Some(cgroup) = context.cgroup else { return Ok(()) };
+/// Binds a directory of the agent's in the place of a file system.
+fn bind_own(context: &MountContext<'_>, mount: &Mount, directory: Option<&Path>) -> Result<(), Failure> {
+    let Some(directory) = directory else { return Ok(()) };
     let make = || -> io::Result<()> {
-        let source = resolve::own_directory(cgroup)?;
-        attach_bind(context, mount, source.as_fd(), Kind::Directory)
+        let source = resolve::own_directory(directory)?;
+        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::Directory)
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }
 
-fn attach_bind(context: &MountContext<'_>, mount: &Mount, source: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
+fn attach_bind(context: &MountContext<'_>, mount: &Mount, bound: &OwnedFd, kind: Kind) -> io::Result<()> {
     let place = resolve::existing_or_made(context.root, &mount.destination, kind)?;
-    let bound = tree::clone_at(source, mount.flags & libc::MS_REC != 0)?;
     tree::change(bound.as_fd(), false, mount.flags, 0)?;
     tree::change(bound.as_fd(), true, mount.recursive_set, mount.recursive_clear)?;
     tree::attach(bound.as_fd(), place.as_fd())?;

@@ -3,7 +3,7 @@
 //! ever visible half set up, and no path is looked up twice.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::{
@@ -43,6 +43,12 @@ pub(crate) fn change(mount: BorrowedFd<'_>, recursive: bool, set: u64, clear: u6
         return Ok(());
     }
     sys::mount_setattr(mount, recursive, MountAttributes { set: attributes, clear: cleared, ..Default::default() })
+}
+
+/// Maps the ids of the files of a mount without a place by a user namespace. That needs the guest's own root.
+pub(crate) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = u64::from(namespace.as_raw_fd().cast_unsigned());
+    sys::mount_setattr(mount, false, MountAttributes { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..Default::default() })
 }
 
 /// Sets how mounts below this one spread. `propagation`: MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with MS_REC

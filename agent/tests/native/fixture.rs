@@ -85,6 +85,7 @@ impl World {
             cgroup_parent: cgroup.clone(),
             rootfs_mount_point: folder.path().join("mount-point"),
             device_scratch: folder.path().join("devices"),
+            sysfs: "/sys".into(),
         };
         // One for the whole process: each would take the children of all.
         static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use bulkhead_protocol::agent::{Device, Namespace, NamespaceKind, TimeOffset};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
+use bulkhead_protocol::agent::{Device, Namespace, NamespaceKind, Process, TimeOffset};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
 
 use super::error::{FieldError, without_nul};
+use super::id_mappings::IdMappings;
 use super::mount_options::propagation_flags;
 use super::network_namespace;
 use crate::network::NetworkNamespace;
@@ -54,7 +55,7 @@ impl Namespaces {
                 LinuxNamespaceType::Uts => NamespaceKind::UTS,
                 LinuxNamespaceType::Cgroup => NamespaceKind::CGROUP,
                 LinuxNamespaceType::Network => NamespaceKind::NETWORK,
-                LinuxNamespaceType::User => return Err(FieldError::unsupported(field("type"), "user namespaces")),
+                LinuxNamespaceType::User => NamespaceKind::USER,
                 LinuxNamespaceType::Time => NamespaceKind::TIME,
             };
             if kinds.contains(&kind) {
@@ -84,6 +85,47 @@ impl Namespaces {
 
     fn has(&self, kind: NamespaceKind) -> bool {
         self.kinds.contains(&kind)
+    }
+
+    /// Checks `linux.uidMappings` and `gidMappings`, which a user namespace needs, and which need one; and that the process
+    /// has its ids there.
+    pub(crate) fn id_mappings(
+        &self,
+        linux: Option<&Linux>,
+        process: &Process,
+    ) -> Result<Option<IdMappings>, FieldError> {
+        let field = |name: &str| format!("linux.{name}");
+        let (uids, gids) =
+            linux.map_or((None, None), |linux| (linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref()));
+        let mappings = IdMappings::translate(field, uids, gids)?;
+        let Some(mappings) = mappings else {
+            if self.has(NamespaceKind::USER) {
+                return Err(FieldError::missing(field("uidMappings"), "a user namespace has no ids without them"));
+            }
+            return Ok(None);
+        };
+        if !self.has(NamespaceKind::USER) {
+            let what = "the container has no user namespace in linux.namespaces";
+            return Err(FieldError::unsupported(field("uidMappings"), what));
+        }
+        if !mappings.has_user(0) || !mappings.has_group(0) {
+            let name = if mappings.has_user(0) { "gidMappings" } else { "uidMappings" };
+            return Err(FieldError::missing(field(name), "the container's root (0) has to be mapped"));
+        }
+        let gids = process.additional_gids.iter().enumerate();
+        let gids = gids.map(|(index, gid)| (format!("additionalGids[{index}]"), *gid));
+        let unmapped = if mappings.has_user(process.uid) {
+            let mut gids = std::iter::once(("gid".to_owned(), process.gid)).chain(gids);
+            gids.find(|(_, gid)| !mappings.has_group(*gid)).map(|(name, gid)| (name, gid, "linux.gidMappings"))
+        } else {
+            Some(("uid".to_owned(), process.uid, "linux.uidMappings"))
+        };
+        match unmapped {
+            Some((name, id, list)) => {
+                Err(FieldError::invalid(format!("process.user.{name}"), id, format!("mapped by {list}")))
+            }
+            None => Ok(Some(mappings)),
+        }
     }
 
     /// Checks `linux.timeOffsets`, which need a time namespace.
@@ -254,7 +296,6 @@ mod tests {
         let cases = [
             (json!([{"type": "network", "path": "/run/no/such"}]), "linux.namespaces[0].path: cannot use /run/no/such"),
             (json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]), "linux.namespaces[0].path: not supported"),
-            (json!([{"type": "user"}]), "linux.namespaces[0].type: not supported: user namespaces"),
             (json!([{"type": "pid"}, {"type": "pid"}]), "linux.namespaces[1].type: \"pid\" is not given once only"),
         ];
         for (list, expected) in cases {

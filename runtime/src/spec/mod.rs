@@ -5,9 +5,11 @@
 //! Everything is checked before anything is created.
 
 mod capabilities;
+mod device_filter;
 mod error;
 mod hooks;
 mod host_cgroup;
+mod id_mappings;
 mod linux;
 mod locate;
 mod machine;
@@ -29,10 +31,11 @@ use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
-use oci_spec::runtime::{Process as OciProcess, Spec};
+use oci_spec::runtime::{LinuxResources, Process as OciProcess, Spec};
 
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
+use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
 use crate::cgroup::{CgroupSpec, Limits};
@@ -122,22 +125,30 @@ pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
     Ok(process::translate(&process)?)
 }
 
+/// New limits of a container that there is.
+#[derive(Debug)]
+pub(crate) struct NewLimits {
+    /// For its cgroup in the guest.
+    pub(crate) cgroup_settings: Vec<CgroupSetting>,
+    /// The same, over its access to devices; empty where they say nothing of it.
+    pub(crate) device_filter: Vec<u8>,
+    /// For the sandbox's cgroup on the host. The machine's memory is what it was made with.
+    pub(crate) host: Limits,
+}
+
 /// New limits, from the JSON of the specification's `linux.resources`.
 ///
 /// # Errors
 ///
 /// Names the field.
-pub(crate) fn resources_from_json(json: &[u8]) -> Result<Vec<CgroupSetting>, PartError> {
-    Ok(resources::translate(&serde_json::from_slice(json)?)?)
-}
-
-/// The part of new limits that the sandbox's cgroup on the host has too. The machine's memory is what it was made with.
-///
-/// # Errors
-///
-/// Where it is not the specification's JSON.
-pub(crate) fn host_limits_from_json(json: &[u8]) -> Result<Limits, PartError> {
-    Ok(host_cgroup::limits(Some(&serde_json::from_slice(json)?), None))
+pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> {
+    let resources: LinuxResources = serde_json::from_slice(json)?;
+    let device_filter = match list(resources.devices().as_ref()) {
+        [] => Vec::new(),
+        rules => device_filter::translate(rules, &[])?,
+    };
+    let cgroup_settings = resources::translate(&resources)?;
+    Ok(NewLimits { cgroup_settings, device_filter, host: host_cgroup::limits(Some(&resources), None) })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {
@@ -192,6 +203,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         linux.and_then(|linux| linux.personality().as_ref()).map(scheduling::personality).transpose()?;
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = Namespaces::translate(list(linux.and_then(|linux| linux.namespaces().as_ref())))?;
+    let id_mappings = namespaces.id_mappings(linux, &process)?;
     let time_offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
     let time_offsets = namespaces.time_offsets(time_offsets)?;
     let hostname = spec.hostname().clone().unwrap_or_default();
@@ -206,8 +218,11 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     linux::check_paths("readonlyPaths", &readonly_paths)?;
     let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default();
     let rootfs_propagation = linux::rootfs_propagation(propagation)?;
-    let mut devices = linux::devices(list(linux.and_then(|linux| linux.devices().as_ref())))?;
+    let oci_devices = list(linux.and_then(|linux| linux.devices().as_ref()));
+    let mut devices = linux::devices(oci_devices)?;
     let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let device_rules = list(resources.and_then(|resources| resources.devices().as_ref()));
+    let device_filter = device_filter::translate(device_rules, oci_devices)?;
     let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
 
     let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
@@ -220,7 +235,8 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
 
     let mut shares = Shares::default();
     let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
-    let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, &mut shares)?;
+    let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, id_mappings.as_ref(), &mut shares)?;
+    let IdMappings { uids: uid_mappings, gids: gid_mappings } = id_mappings.unwrap_or_default();
     devices.extend(mounts.devices);
     let request = CreateContainerRequest {
         rootfs: Some(rootfs).into(),
@@ -230,7 +246,10 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
         domainname,
         mounts: mounts.mounts,
         devices,
+        device_filter,
         namespaces: namespaces.to_wire(),
+        uid_mappings,
+        gid_mappings,
         time_offsets,
         start_hooks,
         masked_paths,

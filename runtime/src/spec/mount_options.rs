@@ -11,6 +11,15 @@ use libc::{
 /// `MS_NOSYMFOLLOW` of <linux/mount.h>.
 const MS_NOSYMFOLLOW: u64 = 256;
 
+/// How far an option reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// `idmap`
+    Mount,
+    /// `ridmap`
+    Tree,
+}
+
 /// Options, taken apart.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
@@ -26,8 +35,8 @@ pub(crate) struct MountOptions {
     pub(crate) tmpcopyup: bool,
     /// What is left for the file system, in order.
     pub(crate) data: Vec<String>,
-    /// An ID-mapped mount (`idmap`, `ridmap`) is asked for.
-    pub(crate) idmap: bool,
+    /// Whether the ids of the mount's files are to be mapped, and of what is mounted below it too.
+    pub(crate) id_map: Option<Depth>,
 }
 
 /// Name, whether it clears, and flag.
@@ -105,7 +114,7 @@ const PROPAGATION: &[(&str, u64)] = &[
 pub(crate) fn names() -> Vec<&'static str> {
     let propagation = PROPAGATION.iter().map(|(name, _)| *name);
     let mut names: Vec<_> = FLAGS.iter().chain(RECURSIVE).map(|(name, ..)| *name).chain(propagation).collect();
-    names.push("tmpcopyup");
+    names.extend(["idmap", "ridmap", "tmpcopyup"]);
     names.sort_unstable();
     names
 }
@@ -133,8 +142,8 @@ impl MountOptions {
             } else {
                 match option {
                     "tmpcopyup" => parsed.tmpcopyup = true,
-                    "idmap" | "ridmap" => parsed.idmap = true,
-
+                    "idmap" => parsed.id_map = Some(Depth::Mount),
+                    "ridmap" => parsed.id_map = Some(Depth::Tree),
                     "" => {}
                     data => parsed.data.push(data.to_owned()),
                 }
@@ -192,7 +201,9 @@ mod tests {
     fn extensions_are_told_apart_from_data() {
         let options = MountOptions::parse(["tmpcopyup", "idmap", "", "x=y"]);
 
-        assert!(options.tmpcopyup && options.idmap);
+        assert!(options.tmpcopyup);
+        assert_eq!(options.id_map, Some(Depth::Mount));
+        assert_eq!(MountOptions::parse(["idmap", "ridmap"]).id_map, Some(Depth::Tree));
         assert_eq!(options.data, ["x=y"]);
     }
 

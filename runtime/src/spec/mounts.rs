@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `mounts` of a configuration.
 
+use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -9,7 +10,8 @@ use libc::{MS_BIND, MS_REC};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
-use super::mount_options::MountOptions;
+use super::id_mappings::IdMappings;
+use super::mount_options::{Depth, MountOptions};
 use crate::storage::{BindSource, ShareError, Shares};
 
 /// The file systems that a container may ask for by type; `cgroup` is served as `cgroup2`, as runc does on a host that
@@ -23,11 +25,17 @@ pub(crate) struct Translated {
     pub(crate) devices: Vec<Device>,
 }
 
-/// Checks the mounts, takes the sources of bind mounts into `shares`, and brings all to their wire form.
-pub(crate) fn translate(mounts: &[OciMount], bundle: &Path, shares: &mut Shares) -> Result<Translated, FieldError> {
+/// Checks the mounts, takes the sources of bind mounts into `shares`, and brings all to their wire form. `user_namespace`
+/// is the container's, if it has one.
+pub(crate) fn translate(
+    mounts: &[OciMount],
+    bundle: &Path,
+    user_namespace: Option<&IdMappings>,
+    shares: &mut Shares,
+) -> Result<Translated, FieldError> {
     let mut translated = Translated::default();
     for (index, mount) in mounts.iter().enumerate() {
-        translate_one(index, mount, bundle, shares, &mut translated)?;
+        translate_one(index, mount, bundle, user_namespace, shares, &mut translated)?;
     }
     Ok(translated)
 }
@@ -36,6 +44,7 @@ fn translate_one(
     index: usize,
     mount: &OciMount,
     bundle: &Path,
+    user_namespace: Option<&IdMappings>,
     shares: &mut Shares,
     translated: &mut Translated,
 ) -> Result<(), FieldError> {
@@ -45,18 +54,12 @@ fn translate_one(
     if mount.destination().as_os_str().is_empty() {
         return Err(FieldError::missing(field("destination"), "it names the place of the mount"));
     }
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
-        return Err(FieldError::unsupported(field("uidMappings"), "ID-mapped mounts"));
-    }
     let words = mount.options().as_deref().unwrap_or_default();
     for word in words {
         without_nul(|| field("options"), word)?;
     }
     let options = MountOptions::parse(words.iter().map(String::as_str));
-    if options.idmap {
-        return Err(FieldError::unsupported(field("options"), "ID-mapped mounts"));
-    }
+    let mappings = id_mappings(mount, &options, field, user_namespace)?;
     let fs_type = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let mut wire = Mount {
@@ -79,8 +82,21 @@ fn translate_one(
             return Err(FieldError::missing(field("source"), "it names what is bound"));
         }
         let source = bundle.join(source);
-        match shares.add_bind(&source, options.read_only(), options.flags & MS_REC != 0) {
+        let recursive = options.flags & MS_REC != 0;
+        if options.id_map == Some(Depth::Tree) && recursive && has_mounts_below(&source) {
+            return Err(FieldError::unsupported(
+                field("options"),
+                "ridmap where something is mounted below the source",
+            ));
+        }
+        match shares.add_bind(&source, options.read_only(), recursive, mappings.is_some()) {
+            Ok(BindSource::GuestDevice { .. }) if mappings.is_some() => {
+                return Err(FieldError::unsupported(field("source"), "a device with mapped ids"));
+            }
             Ok(BindSource::Share { path, is_dir }) => {
+                if let Some(IdMappings { uids, gids }) = mappings {
+                    (wire.uid_mappings, wire.gid_mappings) = (uids, gids);
+                }
                 wire.share = Some(path).into();
                 wire.source_is_dir = is_dir;
                 translated.mounts.push(wire);
@@ -93,6 +109,9 @@ fn translate_one(
         }
         return Ok(());
     }
+    if mappings.is_some() {
+        return Err(FieldError::unsupported(field("options"), "mapped ids but for a bind mount"));
+    }
     if !FILE_SYSTEMS.contains(&fs_type) {
         let expected = format!("bind, or one of {}", FILE_SYSTEMS.join(", "));
         return Err(FieldError::invalid(field("type"), fs_type, expected));
@@ -102,6 +121,36 @@ fn translate_one(
     without_nul(|| field("source"), &wire.source)?;
     translated.mounts.push(wire);
     Ok(())
+}
+
+/// How the ids of a mount's files are to be mapped: by its own mappings, else, where the options ask for it, by those of
+/// the container.
+fn id_mappings(
+    mount: &OciMount,
+    options: &MountOptions,
+    field: impl Fn(&str) -> String,
+    user_namespace: Option<&IdMappings>,
+) -> Result<Option<IdMappings>, FieldError> {
+    let own = IdMappings::translate(&field, mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())?;
+    match (own, options.id_map, user_namespace) {
+        (Some(own), ..) => Ok(Some(own)),
+        (None, None, _) => Ok(None),
+        (None, Some(_), Some(container)) => Ok(Some(container.clone())),
+        (None, Some(_), None) => {
+            let needed = "idmap needs them, as the container has no user namespace whose mappings could be used";
+            Err(FieldError::missing(field("uidMappings"), needed))
+        }
+    }
+}
+
+/// Whether something is mounted below a path. What cannot be found out is left to the mount itself.
+fn has_mounts_below(path: &Path) -> bool {
+    let (Ok(path), Ok(mounts)) = (fs::canonicalize(path), fs::read_to_string("/proc/self/mountinfo")) else {
+        return false;
+    };
+    // The fifth field is the place, with its special characters as in \040; a name with one in it is taken as it is.
+    let below = |place: &str| Path::new(place) != path && Path::new(place).starts_with(&path);
+    mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(below)
 }
 
 /// The guest's own device in the place of a bind mount of the host's same one.
@@ -133,7 +182,7 @@ mod tests {
     fn translated(mount: Value, bundle: &Path) -> (Result<Mount, String>, Shares) {
         let mount: OciMount = serde_json::from_value(mount).unwrap();
         let mut shares = Shares::default();
-        let result = translate(&[mount], bundle, &mut shares);
+        let result = translate(&[mount], bundle, None, &mut shares);
         (result.map(|mut translated| translated.mounts.remove(0)).map_err(|error| error.to_string()), shares)
     }
 
@@ -176,12 +225,35 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_mapped_by_the_mounts_own_mappings_or_the_containers() {
+        let source = tempfile::tempdir().unwrap();
+        let line = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1}]);
+        let bind =
+            |options: Value| json!({"destination": "/a", "type": "bind", "source": source.path(), "options": options});
+        let mut own = bind(json!(["bind"]));
+        own["uidMappings"] = line(5);
+        own["gidMappings"] = line(6);
+        let uids = serde_json::from_value(line(7)).unwrap();
+        let container = IdMappings::translate(str::to_owned, Some(&uids), Some(&uids)).unwrap();
+        let mounts = [own, bind(json!(["bind", "idmap"])), bind(json!(["bind"]))];
+        let mounts = mounts.map(|mount| serde_json::from_value::<OciMount>(mount).unwrap());
+        let mut shares = Shares::default();
+
+        let translated = translate(&mounts, Path::new("/b"), container.as_ref(), &mut shares).unwrap();
+
+        let first = |list: &[bulkhead_protocol::agent::IdMapping]| list.first().map(|line| line.outside);
+        let mapped = translated.mounts.iter().map(|mount| (first(&mount.uid_mappings), first(&mount.gid_mappings)));
+        assert_eq!(mapped.collect::<Vec<_>>(), [(Some(5), Some(6)), (Some(7), Some(7)), (None, None)]);
+        assert_eq!(shares.shared.iter().map(|tree| tree.name.as_str()).collect::<Vec<_>>(), ["part-m0", "m1"]);
+    }
+
+    #[test]
     fn a_bound_device_is_the_guests() {
         let mount = json!({"destination": "/dev/x", "source": "/dev/zero", "options": ["bind"]});
         let mount: OciMount = serde_json::from_value(mount).unwrap();
         let mut shares = Shares::default();
 
-        let translated = translate(&[mount], Path::new("/b"), &mut shares).unwrap();
+        let translated = translate(&[mount], Path::new("/b"), None, &mut shares).unwrap();
 
         assert!(translated.mounts.is_empty());
         assert_eq!(translated.devices, [guest_device("/dev/x".to_owned(), 1, 5)]);
@@ -211,11 +283,20 @@ mod tests {
             ),
             (
                 json!({"destination": "/a", "type": "bind", "source": "/tmp", "options": ["ridmap"]}),
-                "mounts[0].options (destination /a): not supported: ID-mapped mounts",
+                "mounts[0].uidMappings (destination /a): missing; idmap needs them, as the container has no user \
+                 namespace whose mappings could be used",
             ),
             (
-                json!({"destination": "/a", "type": "bind", "source": "/tmp", "uidMappings": map, "gidMappings": map}),
-                "mounts[0].uidMappings (destination /a): not supported: ID-mapped mounts",
+                json!({"destination": "/a", "type": "tmpfs", "uidMappings": map, "gidMappings": map}),
+                "mounts[0].options (destination /a): not supported: mapped ids but for a bind mount",
+            ),
+            (
+                json!({"destination": "/a", "type": "bind", "source": "/tmp", "uidMappings": map}),
+                "mounts[0].gidMappings (destination /a): missing; users and groups are mapped together",
+            ),
+            (
+                json!({"destination": "/a", "type": "bind", "source": "/dev/null", "uidMappings": map, "gidMappings": map}),
+                "mounts[0].source (destination /a): not supported: a device with mapped ids",
             ),
             (
                 json!({"destination": "", "type": "tmpfs"}),

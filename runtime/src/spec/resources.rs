@@ -17,8 +17,7 @@ pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
 ///
-/// `devices` rules are accepted and need no setting: no device of the host is in the guest. `cpu.cpus` and
-/// `cpu.mems` are the supervisor's to honour.
+/// `devices` are [`super::device_filter`]'s, `cpu.cpus` and `cpu.mems` the supervisor's to honour.
 pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, FieldError> {
     refuse_unsupported(resources)?;
     let mut settings = Vec::new();

@@ -40,8 +40,6 @@ fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
     let labelled = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
     let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
     refuse(&[
-        (used(linux.uid_mappings()), "linux.uidMappings", "user namespaces"),
-        (used(linux.gid_mappings()), "linux.gidMappings", "user namespaces"),
         (labelled, "linux.mountLabel", "SELinux labels in the guest"),
         (linux.intel_rdt().is_some(), "linux.intelRdt", "cache and bandwidth allocation"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
@@ -72,14 +70,8 @@ mod tests {
 
     #[test]
     fn each_unsupported_field_is_refused_by_name() {
-        let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
-        let linux = [
-            ("uidMappings", map.clone()),
-            ("gidMappings", map.clone()),
-            ("mountLabel", json!("l")),
-            ("intelRdt", json!({"closID": "c"})),
-            ("netDevices", json!({"eth0": {}})),
-        ];
+        let linux =
+            [("mountLabel", json!("l")), ("intelRdt", json!({"closID": "c"})), ("netDevices", json!({"eth0": {}}))];
         for (field, value) in linux {
             assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
         }

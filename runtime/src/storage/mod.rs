@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::agent::{ShareDevice, SharePath};
-use bulkhead_vmm::config::ShareTree;
+use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
@@ -75,7 +75,7 @@ impl Shares {
     }
 
     /// Takes the source of a bind mount; if `recursive`, with what is mounted below it. The same source in the same mode
-    /// is taken once.
+    /// is taken once. One whose ids the guest is to map is not a file system of its own there.
     ///
     /// # Errors
     ///
@@ -85,6 +85,7 @@ impl Shares {
         source: &Path,
         read_only: bool,
         recursive: bool,
+        id_mapped: bool,
     ) -> Result<BindSource, ShareError> {
         let source = fs::canonicalize(source)?;
         let metadata = fs::metadata(&source)?;
@@ -104,14 +105,18 @@ impl Shares {
             };
             return Err(ShareError::Kind(kind));
         }
-        let name = self.shared_tree(source, read_only, recursive);
+        let name = self.shared_tree(source, read_only, recursive, id_mapped);
         Ok(BindSource::Share { path: share_path(ShareDevice::SHARED, &name), is_dir: kind.is_dir() })
     }
 
-    fn shared_tree(&mut self, source: PathBuf, read_only: bool, recursive: bool) -> String {
-        let name = format!("m{}", self.shared.len());
+    fn shared_tree(&mut self, source: PathBuf, read_only: bool, recursive: bool, id_mapped: bool) -> String {
+        let prefix = if id_mapped { PART_PREFIX } else { "" };
+        let name = format!("{prefix}m{}", self.shared.len());
         let tree = ShareTree { name, source, read_only, recursive };
-        let same = self.shared.iter().find(|known| ShareTree { name: known.name.clone(), ..tree.clone() } == **known);
+        let same = self.shared.iter().find(|known| {
+            let name = known.name.clone();
+            name.starts_with(PART_PREFIX) == id_mapped && ShareTree { name, ..tree.clone() } == **known
+        });
         if let Some(known) = same {
             return known.name.clone();
         }
@@ -139,22 +144,22 @@ mod tests {
         symlink(&file, dir.path().join("link")).unwrap();
         let mut shares = Shares::default();
 
-        let folder = shares.add_bind(dir.path(), false, true).unwrap();
-        let by_name = shares.add_bind(&file, true, true).unwrap();
-        let by_link = shares.add_bind(&dir.path().join("link"), true, true).unwrap();
-        shares.add_bind(&file, false, true).unwrap();
+        let folder = shares.add_bind(dir.path(), false, true, false).unwrap();
+        let by_name = shares.add_bind(&file, true, true, false).unwrap();
+        let by_link = shares.add_bind(&dir.path().join("link"), true, true, false).unwrap();
+        shares.add_bind(&file, false, true, false).unwrap();
 
         assert!(matches!(folder, BindSource::Share { is_dir: true, .. }));
         assert!(matches!(&by_name, BindSource::Share { is_dir: false, path } if path.tree == "m1"));
         assert_eq!(by_name, by_link);
         assert_eq!(shares.shared.iter().map(|tree| tree.read_only).collect::<Vec<_>>(), [false, true, false]);
-        shares.add_bind(&file, false, false).unwrap();
+        shares.add_bind(&file, false, false, false).unwrap();
         assert_eq!(shares.shared.len(), 4);
     }
 
     #[test]
     fn common_devices_are_the_guests_own() {
-        let bound = Shares::default().add_bind(Path::new("/dev/null"), false, false).unwrap();
+        let bound = Shares::default().add_bind(Path::new("/dev/null"), false, false, false).unwrap();
 
         assert_eq!(bound, BindSource::GuestDevice { major: 1, minor: 3 });
     }
@@ -165,7 +170,7 @@ mod tests {
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
 
-        let error = Shares::default().add_bind(&socket, false, false).unwrap_err();
+        let error = Shares::default().add_bind(&socket, false, false, false).unwrap_err();
 
         assert!(matches!(error, ShareError::Kind("Unix socket")), "{error}");
     }
@@ -177,7 +182,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let mut shares = Shares::default();
 
-        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false, false), Err(ShareError::Path(_))));
+        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false, false, false), Err(ShareError::Path(_))));
         assert!(matches!(shares.add_rootfs(&file, false), Err(ShareError::NotAFolder)));
         assert_eq!(shares, Shares::default());
     }

@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 
 /// What a mount point has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub(crate) enum Kind {
     File,
 }
 
-/// Makes the mount points that are absent, in order; those below an earlier one lie in what is mounted there, and are not
+/// Makes the mount points that are absent, in order, and gives them to their owner (user and group); those below an earlier one lie in what is mounted there, and are not
 /// the root file system's.
 ///
 /// # Errors
@@ -30,6 +31,7 @@ pub(crate) enum Kind {
 /// missing in it.
 pub(crate) fn make<'a>(
     rootfs: &Path,
+    owner: (u32, u32),
     points: impl IntoIterator<Item = (&'a str, Kind)>,
 ) -> Result<(), (PathBuf, io::Error)> {
     let failed = |path: &Path| {
@@ -42,7 +44,7 @@ pub(crate) fn make<'a>(
     for (point, kind) in points {
         let path = Path::new(point);
         if !covered.iter().any(|cover| path.starts_with(cover)) {
-            match make_one(&root, path, kind) {
+            match make_one(&root, path, owner, kind) {
                 Ok(()) | Err(Errno::ROFS) => {}
                 Err(error) => return Err(failed(path)(error)),
             }
@@ -52,7 +54,7 @@ pub(crate) fn make<'a>(
     Ok(())
 }
 
-fn make_one(root: &OwnedFd, path: &Path, kind: Kind) -> Result<(), Errno> {
+fn make_one(root: &OwnedFd, path: &Path, owner: (u32, u32), kind: Kind) -> Result<(), Errno> {
     if open_in(root, path, OFlags::PATH).is_ok() {
         return Ok(());
     }
@@ -65,8 +67,9 @@ fn make_one(root: &OwnedFd, path: &Path, kind: Kind) -> Result<(), Errno> {
         folder = match open_in(root, &made, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT) => {
                 match mkdirat(&folder, Path::new(&name), Mode::from_raw_mode(0o755)) {
+                    Ok(()) => give(&folder, Path::new(&name), owner)?,
                     // Made by another bulkhead, or a dangling link, which the next step finds.
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(Errno::EXIST) => {}
                     Err(error) => return Err(error),
                 }
                 open_in(root, &made, OFlags::PATH | OFlags::DIRECTORY)?
@@ -77,11 +80,21 @@ fn make_one(root: &OwnedFd, path: &Path, kind: Kind) -> Result<(), Errno> {
     if let Some(name) = file {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::openat(&folder, Path::new(&name), flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => {}
+            Ok(_) => give(&folder, Path::new(&name), owner)?,
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Changes the owner of what was just made, unless it is right already.
+fn give(folder: &OwnedFd, name: &Path, owner: (u32, u32)) -> Result<(), Errno> {
+    if owner == (geteuid().as_raw(), getegid().as_raw()) {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    chownat(folder, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn open_in(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -94,11 +107,16 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    fn own() -> (u32, u32) {
+        (geteuid().as_raw(), getegid().as_raw())
+    }
+
     #[test]
     fn absent_points_are_made_and_covered_ones_are_not() {
         let root = tempfile::tempdir().unwrap();
 
-        make(root.path(), [("/dev", Kind::Folder), ("/dev/pts", Kind::Folder), ("/a/b/hosts", Kind::File)]).unwrap();
+        make(root.path(), own(), [("/dev", Kind::Folder), ("/dev/pts", Kind::Folder), ("/a/b/hosts", Kind::File)])
+            .unwrap();
 
         assert!(root.path().join("dev").is_dir());
         assert!(!root.path().join("dev/pts").exists());
@@ -110,7 +128,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("hosts"), "kept").unwrap();
 
-        make(root.path(), [("/hosts", Kind::File), ("/", Kind::Folder)]).unwrap();
+        make(root.path(), own(), [("/hosts", Kind::File), ("/", Kind::Folder)]).unwrap();
 
         assert_eq!(fs::read_to_string(root.path().join("hosts")).unwrap(), "kept");
     }
@@ -123,8 +141,8 @@ mod tests {
         symlink(format!("../../../../../..{}", outside.path().display()), root.path().join("relative")).unwrap();
 
         // The links dangle inside the root, so nothing can be made through them.
-        assert!(make(root.path(), [("/absolute/x", Kind::Folder)]).is_err());
-        assert!(make(root.path(), [("/relative/x", Kind::File)]).is_err());
+        assert!(make(root.path(), own(), [("/absolute/x", Kind::Folder)]).is_err());
+        assert!(make(root.path(), own(), [("/relative/x", Kind::File)]).is_err());
 
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
@@ -135,7 +153,7 @@ mod tests {
         fs::create_dir(root.path().join("real")).unwrap();
         symlink("/real", root.path().join("link")).unwrap();
 
-        make(root.path(), [("/link/x", Kind::Folder)]).unwrap();
+        make(root.path(), own(), [("/link/x", Kind::Folder)]).unwrap();
 
         assert!(root.path().join("real/x").is_dir());
     }

@@ -174,9 +174,13 @@ impl Agent {
         Ok(())
     }
 
-    pub(crate) async fn update(&self, cgroup_settings: Vec<CgroupSetting>) -> Result<(), AgentError> {
+    pub(crate) async fn update(
+        &self,
+        cgroup_settings: Vec<CgroupSetting>,
+        device_filter: Vec<u8>,
+    ) -> Result<(), AgentError> {
         let container_id = self.container_id.clone();
-        let request = UpdateContainerRequest { container_id, cgroup_settings, ..Default::default() };
+        let request = UpdateContainerRequest { container_id, cgroup_settings, device_filter, ..Default::default() };
         within(CALL_TIMEOUT, self.client.update_container(Context::default(), &request)).await?;
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_protocol::agent::{CgroupSetting, Process, Seccomp, TracePoint};
+use bulkhead_protocol::agent::{Process, Seccomp, TracePoint};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
@@ -21,9 +21,10 @@ use super::agent::{Agent, AgentError};
 use super::execs::Execs;
 use super::signals;
 use super::state::{self, Record, Status};
-use crate::cgroup::{HostCgroup, HostCgroupError, Limits};
+use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
+use crate::spec::NewLimits;
 
 /// The number of the signal that nothing survives.
 pub(crate) const SIGKILL: u32 = 9;
@@ -280,7 +281,11 @@ impl Container {
         let signal = match self.status() {
             Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
             // The kernel lets an init that handles no signals be ended by SIGKILL alone.
-            Status::Created if Signal::try_from(signal.cast_signed()).is_ok_and(signals::ends_a_start) => SIGKILL,
+            Status::Created
+                if Signal::try_from(signal.cast_signed()).is_ok_and(|signal| signals::ends_a_start(signal.into())) =>
+            {
+                SIGKILL
+            }
             _ => signal,
         };
         Ok(self.agent.signal("", signal, all).await?)
@@ -308,11 +313,11 @@ impl Container {
     }
 
     /// Changes the limits, in the guest and then on the host.
-    pub(crate) async fn update(&self, settings: Vec<CgroupSetting>, limits: &Limits) -> Result<(), CallError> {
+    pub(crate) async fn update(&self, limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
-        self.agent.update(settings).await?;
+        self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
         match self.cgroup.upgrade() {
-            Some(cgroup) => Ok(cgroup.update(limits)?),
+            Some(cgroup) => Ok(cgroup.update(&limits.host)?),
             None => Ok(()),
         }
     }

@@ -6,11 +6,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use super::agent::{AgentError, Refusal};
 use super::console::ConsoleError;
+use super::signals::Received;
 use super::state::StateDirError;
 use super::streams::OpenStreamError;
 use super::terminal::TerminalError;
@@ -102,9 +102,9 @@ pub(crate) enum RunError {
     #[error(transparent)]
     Agent(AgentError),
     #[error("{0} came before the container was started")]
-    Interrupted(Signal),
+    Interrupted(Received),
     #[error("{0} came before the container's last output was delivered and its files were written back")]
-    InterruptedDrain(Signal),
+    InterruptedDrain(Received),
     #[error("{0}")]
     Lost(Loss),
     #[error("{}", deadline(*.phase, *.timeout, .console))]
@@ -134,9 +134,7 @@ impl RunError {
         match self {
             Self::Create(AgentError::Refused { kind: Refusal::ProgramNotFound, .. }) => 127,
             Self::Create(AgentError::Refused { kind: Refusal::ProgramNotExecutable, .. }) => 126,
-            Self::Interrupted(signal) | Self::InterruptedDrain(signal) => {
-                u8::try_from(*signal as i32).map_or(u8::MAX, |number| 128 + number)
-            }
+            Self::Interrupted(signal) | Self::InterruptedDrain(signal) => signal.exit_status(),
             Self::Lost(Loss { phase: Phase::Running | Phase::Draining, .. }) => 137,
             _ => 1,
         }
@@ -167,7 +165,7 @@ mod tests {
         assert_eq!(refused(Refusal::ProgramNotFound).exit_status(), 127);
         assert_eq!(refused(Refusal::ProgramNotExecutable).exit_status(), 126);
         assert_eq!(refused(Refusal::Other).exit_status(), 1);
-        assert_eq!(RunError::Interrupted(Signal::SIGINT).exit_status(), 130);
+        assert_eq!(RunError::Interrupted(nix::sys::signal::Signal::SIGINT.into()).exit_status(), 130);
         assert_eq!(lost(Phase::Booting).exit_status(), 1);
         assert_eq!(lost(Phase::Running).exit_status(), 137);
     }

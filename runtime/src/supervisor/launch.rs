@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf, absolute};
 use std::process;
 
-use bulkhead_protocol::agent::CreateContainerRequest;
+use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping};
 
 use super::caller::Caller;
 use super::console;
@@ -313,8 +313,11 @@ fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Resul
         let file = mount.share.is_some() && !mount.source_is_dir;
         (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
     });
+    // What the container's root is on the host.
+    let root = |mappings: &[IdMapping]| mappings.iter().find(|line| line.inside == 0).map_or(0, |line| line.outside);
+    let owner = (root(&request.uid_mappings), root(&request.gid_mappings));
     let points = mounts.chain([(request.process.cwd.as_str(), Kind::Folder)]);
-    mount_points::make(&rootfs.source, points).map_err(|(path, source)| RunError::MountPoint {
+    mount_points::make(&rootfs.source, owner, points).map_err(|(path, source)| RunError::MountPoint {
         path,
         rootfs: rootfs.source.clone(),
         source,

@@ -23,7 +23,7 @@ use super::console::{self, ConsoleError};
 use super::container::CallError;
 use super::daemon::{self, DetachError, Reporter};
 use super::pid_file;
-use super::signals::{self, BlockedSignals, SignalStream};
+use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Found, Status};
 use super::streams::{self, Ends, OpenStreamError, StreamIds};
 use super::task_service::STREAM;
@@ -190,7 +190,7 @@ impl Proxy {
         let (_, opened) = tokio::try_join!(started, opened)?;
         // Whoever has set the size before typing sees it heeded in this order.
         if let Some(size) = self.size() {
-            passed(Signal::SIGWINCH, self.resize(size).await);
+            passed(Signal::SIGWINCH.into(), self.resize(size).await);
         }
         let mut outputs = opened.pump(Ends::Own)?;
         if let Some(path) = &options.pid_file {
@@ -215,7 +215,7 @@ impl Proxy {
                     let signal = signal.map_err(ExecError::Signals)?;
                     if has_ended.get() && signals::ends_a_start(signal) {
                         // Its last output is given up.
-                        break u8::try_from(signal as i32).map_or(u8::MAX, |number| 128 + number);
+                        break signal.exit_status();
                     }
                     self.forward(signal);
                 }
@@ -226,10 +226,10 @@ impl Proxy {
     }
 
     /// Passes a signal on; nobody waits for its arrival.
-    fn forward(self: &Arc<Self>, signal: Signal) {
+    fn forward(self: &Arc<Self>, signal: Received) {
         let proxy = Arc::clone(self);
         tokio::spawn(async move {
-            let result = match proxy.size().filter(|_| signal == Signal::SIGWINCH) {
+            let result = match proxy.size().filter(|_| signal.is(Signal::SIGWINCH)) {
                 Some(size) => proxy.resize(size).await,
                 None => proxy.kill(signal).await,
             };
@@ -248,9 +248,9 @@ impl Proxy {
         self.task.resize_pty(Context::default(), &request).await
     }
 
-    async fn kill(&self, signal: Signal) -> ttrpc::Result<Empty> {
+    async fn kill(&self, signal: Received) -> ttrpc::Result<Empty> {
         let (id, exec_id) = (self.id.clone(), self.exec_id.clone());
-        let signal = (signal as i32).unsigned_abs();
+        let signal = signal.number();
         self.task.kill(Context::default(), &KillRequest { id, exec_id, signal, ..Default::default() }).await
     }
 
@@ -262,7 +262,7 @@ impl Proxy {
 }
 
 /// A signal that was not passed on is no failure: the process may have just ended.
-fn passed(signal: Signal, result: ttrpc::Result<Empty>) {
+fn passed(signal: Received, result: ttrpc::Result<Empty>) {
     if let Err(error) = result {
         logging::debug(format_args!("{signal} was not delivered: {}", ClientError::from(error)));
     }

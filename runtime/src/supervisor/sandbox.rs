@@ -19,7 +19,7 @@ use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
 use super::pid_file;
-use super::signals::{self, BlockedSignals, SignalStream};
+use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
 use super::task_service::{Calls, TaskServer, TaskService};
@@ -369,14 +369,14 @@ impl Sandbox {
         }
     }
 
-    fn forward(&mut self, container: &Arc<Container>, signal: Signal, failed: &UnboundedSender<AgentError>) {
-        if signal == Signal::SIGWINCH && self.terminal {
+    fn forward(&mut self, container: &Arc<Container>, signal: Received, failed: &UnboundedSender<AgentError>) {
+        if signal.is(Signal::SIGWINCH) && self.terminal {
             self.resize(&container.agent);
             return;
         }
         let (container, failed) = (Arc::clone(container), failed.clone());
         tokio::spawn(async move {
-            match container.kill((signal as i32).unsigned_abs(), false).await {
+            match container.kill(signal.number(), false).await {
                 Ok(()) => {}
                 Err(CallError::Agent(error @ (AgentError::Lost | AgentError::Timeout))) => {
                     let _ = failed.send(error);

@@ -234,9 +234,8 @@ pub(crate) fn add_exec(
 /// Changes the limits.
 pub(crate) async fn update(container: &Container, request: &UpdateTaskRequest) -> Result<(), CallError> {
     let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
-    let settings = spec::resources_from_json(&request.resources.value).map_err(refused)?;
-    let limits = spec::host_limits_from_json(&request.resources.value).map_err(refused)?;
-    container.update(settings, &limits).await
+    let limits = spec::new_limits_from_json(&request.resources.value).map_err(refused)?;
+    container.update(limits).await
 }
 
 #[async_trait]

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
-use crate::env::Env;
+use crate::detached::Detached;
+use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -19,6 +20,8 @@ pub(super) const CASES: &[Case] = &[
     case!(standard_streams_can_be_reopened_by_a_user),
     case!(configured_device),
     case!(device_folder_is_not_the_hosts),
+    case!(device_rules_hold),
+    case!(device_rules_are_changed),
 ];
 
 fn default_devices(env: &Env) -> Result {
@@ -128,5 +131,59 @@ fn device_folder_is_not_the_hosts(env: &Env) -> Result {
         0,
         "files of the tmpfs on the host"
     );
+    Ok(())
+}
+
+/// Uses a device to read and to write; each line tells of one that cannot.
+const TRY: &str = "cd /dev; [ -e fuse ] || { mknod fuse c 10 229; mknod kmsg c 1 11; }; (: <fuse) 2>&1; (: >>fuse) 2>&1; \
+                   (: >>kmsg) 2>&1; (: >null) && (: <urandom) && (: <>ptmx) && echo default";
+
+fn refusals(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("sh: can't {line}: Operation not permitted\n")).collect()
+}
+
+fn device_rules_hold(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh(TRY);
+    let rules = json!([
+        { "allow": true, "type": "c", "major": 1, "minor": 11, "access": "rwm" },
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "r" },
+        { "allow": false, "type": "c", "major": 1, "minor": 3, "access": "rwm" },
+    ]);
+    bundle.set("/linux/resources", json!({ "devices": rules }));
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_stdout(&format!("{}default\n", refusals(&["create fuse", "create kmsg"])))?;
+    // What every container may use is all there is without rules.
+    bundle.set("/linux/resources", json!({}));
+    let output = env.run(&bundle)?.output()?;
+    output.expect_stdout(&format!("{}default\n", refusals(&["open fuse", "create fuse", "create kmsg"])))
+}
+
+fn device_rules_are_changed(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo started; sleep 1000");
+    bundle.set("/linux/resources", json!({ "devices": [{ "allow": true, "access": "rwm" }] }));
+    let container = Detached::run(env, &bundle)?;
+    container.wait_for("started")?;
+    container.exec(TRY).output()?.expect_stdout("default\n")?;
+    // Other limits leave them as they are.
+    container.must(&["update", "--pids-limit", "50"])?;
+    container.exec(TRY).output()?.expect_stdout("default\n")?;
+    // runc takes no new rules.
+    if env.kind == Kind::Bulkhead {
+        let change = |devices: serde_json::Value| {
+            let resources = json!({ "devices": devices }).to_string();
+            container.verb(&["update", "--resources", "-"]).input(resources).output()
+        };
+        change(json!([{ "allow": true, "type": "c", "major": 1, "access": "w" }]))?.expect_code(0)?;
+        container
+            .exec(TRY)
+            .output()?
+            .expect_stdout(&format!("{}default\n", refusals(&["open fuse", "create fuse"])))?;
+        change(json!([{ "allow": true, "access": "q" }]))?.expect_error(&["linux.resources.devices[0].access"])?;
+    }
     Ok(())
 }

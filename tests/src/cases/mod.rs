@@ -16,6 +16,7 @@ mod exit;
 mod files;
 mod guest_failure;
 mod lifecycle;
+mod machine;
 mod mounts;
 mod namespaces;
 mod network;
@@ -26,6 +27,7 @@ mod stdio;
 mod streams;
 mod terminal;
 mod tree;
+mod user_namespace;
 
 use std::time::Duration;
 
@@ -88,9 +90,11 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         signals::CASES,
         process::CASES,
         namespaces::CASES,
+        user_namespace::CASES,
         network::CASES,
         mounts::CASES,
         devices::CASES,
+        machine::CASES,
         engine::CASES,
         files::CASES,
         tree::CASES,

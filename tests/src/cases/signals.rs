@@ -26,7 +26,7 @@ fn each_is_forwarded(env: &Env) -> Result {
         forwarded.into_iter().filter(|(_, name)| env.kind == Kind::Bulkhead || *name != "WINCH").collect::<Vec<_>>();
     let traps: String = forwarded.iter().map(|(_, name)| format!("trap 'echo got {name}' {name}; ")).collect();
     let mut bundle = Bundle::busybox(env)?;
-    bundle.sh(&format!("{traps}echo ready; while [ ! -e /stop ]; do sleep 0.1; done; exit 8"));
+    bundle.sh(&format!("{traps}trap 'echo got 37' 37; echo ready; while [ ! -e /stop ]; do sleep 0.1; done; exit 8"));
 
     let mut running = env.run(&bundle)?.spawn()?;
     running.wait_for("ready\n")?;
@@ -34,6 +34,9 @@ fn each_is_forwarded(env: &Env) -> Result {
         running.signal(signal)?;
         running.wait_for(&format!("got {name}\n"))?;
     }
+    // Those without a name are forwarded as well.
+    running.real_time_signal(37)?;
+    running.wait_for("got 37\n")?;
     // Until the container looks up that name again, it may believe for a moment that it is absent.
     std::fs::write(bundle.path("stop"), "")?;
     running.signal(Signal::SIGTERM)?;

@@ -34,6 +34,10 @@ mod server;
 mod trees;
 mod worker;
 
+/// At the beginning of a tree's name: the guest is to see the tree as a part of the device's own file system, not as one of
+/// its own. Only there can Linux map ids (`MOUNT_ATTR_IDMAP`).
+pub const PART_PREFIX: &str = "part-";
+
 pub use device::{CachePolicy, FsConfig, FsDevice, TagError};
 pub use trees::{AddedTrees, MAX_ADDED_TREES, MAX_TREE_NAME_LEN, TreeError, is_tree_name};
 

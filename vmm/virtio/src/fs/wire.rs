@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The numbers of the FUSE protocol that the server speaks: version 7.38, as in `linux/fuse.h`. All integers are
+//! The numbers of the FUSE protocol that the server speaks: version 7.38, and the mapped ids of 7.41, as in
+//! `linux/fuse.h`. All integers are
 //! little-endian on the wire, since the guest is x86-64.
 
 /// The protocol's major version.
@@ -97,6 +98,7 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
 /// Bits of SETATTR's `valid`.

@@ -11,7 +11,7 @@ use super::super::request::Name;
 use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
 use super::inode::{Access, Inode, Origin};
 use super::{PRIVATE_ABSENT, Server, host};
-use crate::fs::CachePolicy;
+use crate::fs::{CachePolicy, PART_PREFIX};
 
 impl Server {
     pub(super) fn lookup(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
@@ -40,6 +40,9 @@ impl Server {
             None => host::open_path(&parent.descriptor, name.as_c_str())?,
         };
         let stat = host::stat(&descriptor)?;
+        if directory == ROOT_NODE && name.as_c_str().to_bytes().starts_with(PART_PREFIX.as_bytes()) {
+            origin.mount = stat.stx_mnt_id;
+        }
         Ok((self.admit(origin, descriptor, Access::Path, &stat)?, stat))
     }
 

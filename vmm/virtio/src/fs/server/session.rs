@@ -70,7 +70,9 @@ impl Server {
             | init::SUBMOUNTS
             | init::HANDLE_KILLPRIV_V2
             | init::SETXATTR_EXT
-            | init::INIT_EXT;
+            | init::INIT_EXT
+            // Whoever creates something is told as the file system's user then; nobody else is told at all.
+            | init::ALLOW_IDMAP;
         let cache = match self.cache {
             CachePolicy::Private => init::WRITEBACK_CACHE | init::CACHE_SYMLINKS,
             CachePolicy::Shared => init::AUTO_INVAL_DATA,
