@@ -3,11 +3,14 @@
 //! can be done with it in `control.rs`.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::mount::MountFlags;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
@@ -20,6 +23,7 @@ use super::instance::Instance;
 use super::process::{Exit, Process, Waiting};
 use super::setup::Setup;
 use super::spec::{ContainerSpec, TerminalSize};
+use super::trees::{TreeUses, UsedTrees};
 use super::{devices, launch};
 use crate::process::stdio::AgentStdio;
 use crate::process::{Reaper, StreamTable};
@@ -43,6 +47,8 @@ pub struct EngineConfig {
     pub device_scratch: PathBuf,
     /// A sysfs of the agent's network namespace.
     pub sysfs: PathBuf,
+    /// An empty directory for the tmpfs that containers can share.
+    pub sandbox_shm: PathBuf,
 }
 
 /// Makes, starts, signals and deletes containers. Needs a process with one thread.
@@ -53,6 +59,8 @@ pub struct Engine {
     pub(super) streams: Arc<StreamTable>,
     /// `None` for an id whose container is being made.
     containers: Mutex<HashMap<String, Option<Arc<Instance>>>>,
+    tree_uses: Arc<TreeUses>,
+    has_shm: AtomicBool,
 }
 
 /// Keeps an id from being used twice while its container is being made, and gives it back if that fails.
@@ -74,7 +82,8 @@ impl Drop for Reservation<'_> {
 impl Engine {
     /// An engine without containers.
     pub fn new(config: EngineConfig, reaper: Arc<Reaper>, streams: Arc<StreamTable>) -> Self {
-        Self { config, reaper, streams, containers: Mutex::default() }
+        let (tree_uses, has_shm) = (Arc::default(), AtomicBool::new(false));
+        Self { config, reaper, streams, containers: Mutex::default(), tree_uses, has_shm }
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Instance>>>> {
@@ -110,12 +119,13 @@ impl Engine {
 
     async fn make(&self, spec: &ContainerSpec, trace: &mut Trace) -> Result<Instance, CreateError> {
         let begin = now();
-        let trees = spec.shared_trees();
-        for tree in &trees {
+        let trees = self.tree_uses.begin(spec.shared_trees());
+        for tree in trees.all() {
             self.config.shares.enter(tree)?;
         }
         devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
         let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
+        self.mount_shm(spec)?;
         let cgroup = match &self.config.cgroup_parent {
             Some(parent) => {
                 Some(Arc::new(Cgroup::create(parent, &spec.id, &spec.cgroup_settings, &spec.device_filter)?))
@@ -129,6 +139,7 @@ impl Engine {
             Ok(spawned) => spawned,
             Err(error) => {
                 remove_cgroup(cgroup.as_deref()).await;
+                self.release(&trees);
                 return Err(error);
             }
         };
@@ -224,14 +235,18 @@ impl Engine {
         instance.exec(exec_id).map_err(FindError::from)?.resize(size)
     }
 
-    /// Kills what is left of a container, writes its files back to the host, and forgets it.
-    pub async fn delete(&self, id: &str) -> Result<(), DeleteError> {
+    /// Kills what is left of a container, writes its files back to the host, and forgets it. With `release`, trees that no
+    /// other container uses are unmounted: the guest lives on without them.
+    pub async fn delete(&self, id: &str, release: bool) -> Result<(), DeleteError> {
         let instance = self.find(id)?;
         kill_and_wait(&instance).await?;
         if let Some(cgroup) = &instance.cgroup {
             cgroup.remove().await?;
         }
-        self.config.shares.write_back(&instance.trees)?;
+        self.config.shares.write_back(instance.trees.all())?;
+        if release {
+            self.release(&instance.trees);
+        }
         self.containers().remove(id);
         Ok(())
     }
@@ -242,6 +257,26 @@ impl Engine {
             crate::log::write(crate::log::Level::Warning, &format!("container {}: {error}", instance.id));
         }
         remove_cgroup(instance.cgroup.as_deref()).await;
+        self.release(&instance.trees);
+    }
+
+    /// Lets go of the trees that no other container uses.
+    fn release(&self, trees: &UsedTrees) {
+        trees.own().into_iter().for_each(|tree| self.config.shares.leave(tree));
+    }
+
+    /// Makes the tmpfs that containers share, when the first one asks for it.
+    fn mount_shm(&self, spec: &ContainerSpec) -> Result<(), CreateError> {
+        let Some(options) = spec.shm_options() else { return Ok(()) };
+        if self.has_shm.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let options = CString::new(options).unwrap_or_default();
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount("shm", &self.config.sandbox_shm, "tmpfs", flags, Some(options.as_c_str()))
+            .map_err(|error| CreateError::Shm(error.into()))?;
+        self.has_shm.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -44,6 +44,9 @@ pub enum CreateError {
     /// A shared tree cannot be used.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The tmpfs that containers share cannot be mounted.
+    #[error("cannot mount the sandbox's shared memory")]
+    Shm(#[source] io::Error),
     /// The cgroup cannot be made or set.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -16,7 +16,7 @@ use super::error::NoSuchProcess;
 use super::id_map::IdMappings;
 use super::process::Process;
 use super::spec::Namespaces;
-use crate::storage::SharedTree;
+use super::trees::UsedTrees;
 
 /// A container that the engine knows.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Instance {
     pub(crate) namespaces: Namespaces,
     /// Those of its user namespace, if it has one.
     pub(crate) id_mappings: Option<IdMappings>,
-    pub(crate) trees: Vec<SharedTree>,
+    pub(crate) trees: UsedTrees,
     pub(crate) cgroup: Option<Arc<Cgroup>>,
     /// The exec'd processes by their ids; `None` for one that is being made.
     pub(crate) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,

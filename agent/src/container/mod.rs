@@ -37,10 +37,12 @@ mod join;
 mod launch;
 mod listing;
 mod process;
+mod sandbox;
 mod setup;
 mod spec;
 mod stats;
 mod sysctl;
+mod trees;
 
 pub use cgroup::CgroupError;
 pub use control::OomKills;
@@ -51,6 +53,7 @@ pub use error::{
 };
 pub use failure::{Failure, Stage};
 pub use process::Exit;
+pub use sandbox::SandboxSpec;
 pub use spec::{ContainerSpec, ProcessSpec, SpecError, TerminalSize};
 
 pub(crate) use id_map::IdMappings;

@@ -10,13 +10,13 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::attributes::{self, Program};
 use super::channel::ChildEnd;
-use super::{ContainerSpec, EngineConfig, Failure, Stage, devices, sysctl};
+use super::{ContainerSpec, EngineConfig, Failure, Stage, devices, sandbox, sysctl};
+use crate::network;
 use crate::process::{credentials, stdio, terminal};
 use crate::storage::hidden;
 use crate::storage::mounts::{self, MountContext};
 use crate::storage::resolve::{self, Kind};
 use crate::storage::rootfs::Rootfs;
-use crate::{network, sys};
 
 /// What the process needs of the agent's.
 #[derive(Debug)]
@@ -74,14 +74,7 @@ impl Setup<'_> {
         if self.spec.namespaces.time {
             self.make_time_namespace()?;
         }
-        for (what, value, set) in [
-            ("hostname", &self.spec.hostname, set_host_name as fn(&str) -> std::io::Result<()>),
-            ("domainname", &self.spec.domainname, sys::set_domain_name),
-        ] {
-            if !value.is_empty() {
-                set(value).map_err(|error| Failure::new(Stage::Hostname, format!("{what} {value:?}"), error))?;
-            }
-        }
+        sandbox::set_names(&self.spec.hostname, &self.spec.domainname)?;
         // Without a network namespace of its own it has the guest's, which is not its to change.
         if self.spec.namespaces.network || !self.spec.namespaces.user {
             network::bring_loopback_up()?;
@@ -124,6 +117,7 @@ impl Setup<'_> {
         let context = MountContext {
             root,
             shares: &self.config.shares,
+            shm: &self.config.sandbox_shm,
             cgroup: if self.spec.namespaces.cgroup { None } else { self.cgroup },
             sysfs: (self.spec.namespaces.user && !self.spec.namespaces.network).then_some(&*self.config.sysfs),
         };
@@ -158,8 +152,4 @@ impl Setup<'_> {
         }
         Ok(terminal)
     }
-}
-
-fn set_host_name(name: &str) -> std::io::Result<()> {
-    Ok(nix::unistd::sethostname(name)?)
 }

@@ -188,6 +188,8 @@ pub(crate) enum MountSource {
     Share { place: SharedTree, is_directory: bool },
     /// A file system.
     FileSystem { fs_type: String, source: String },
+    /// The tmpfs that containers share.
+    SandboxShm,
 }
 
 /// A device node to be made.
@@ -306,9 +308,15 @@ impl ContainerSpec {
     pub(crate) fn shared_trees(&self) -> Vec<SharedTree> {
         let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Share { place, .. } => Some(place.clone()),
-            MountSource::FileSystem { .. } => None,
+            MountSource::FileSystem { .. } | MountSource::SandboxShm => None,
         });
         std::iter::once(self.rootfs.clone()).chain(binds).collect()
+    }
+
+    /// The options of the tmpfs that containers share, if this one does.
+    pub(crate) fn shm_options(&self) -> Option<&str> {
+        let shm = self.mounts.iter().find(|mount| matches!(mount.source, MountSource::SandboxShm));
+        shm.map(|mount| mount.data.as_str())
     }
 
     /// Whether any of them comes through the device that is not cached.
@@ -372,6 +380,7 @@ impl Mount {
                 })?,
                 is_directory: wire.source_is_dir,
             },
+            None if wire.sandbox_shm => MountSource::SandboxShm,
             None if wire.fs_type.is_empty() => return Err(SpecError::Missing("mount source")),
             None => MountSource::FileSystem { fs_type: wire.fs_type, source: wire.source },
         };

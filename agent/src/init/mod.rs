@@ -29,6 +29,7 @@ const CGROUP: &str = "/run/bulkhead/cgroup";
 const ROOTFS: &str = "/run/bulkhead/rootfs";
 const DEVICES: &str = "/run/bulkhead/devices";
 const SYS: &str = "/run/bulkhead/sys";
+const SHM: &str = "/run/bulkhead/shm";
 
 /// The virtio-fs tags of the two share devices.
 const PRIVATE_TAG: &str = "private";
@@ -90,6 +91,7 @@ fn bring_up() -> Result<std::convert::Infallible, InitError> {
         rootfs_mount_point: ROOTFS.into(),
         device_scratch: DEVICES.into(),
         sysfs: SYS.into(),
+        sandbox_shm: SHM.into(),
     };
     runtime.block_on(serve(config, trace))
 }

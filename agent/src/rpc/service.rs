@@ -12,7 +12,8 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::status::ToStatus;
 use crate::container::{
-    ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SpecError, StartError, TerminalSize,
+    ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
+    TerminalSize,
 };
 use crate::network;
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
@@ -94,6 +95,16 @@ impl Agent for AgentService {
         request: wire::ConfigureNetworkRequest,
     ) -> ttrpc::Result<wire::Empty> {
         network::configure(&request).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn configure_sandbox(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ConfigureSandboxRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let sandbox = SandboxSpec::from_wire(request).map_err(|error| CreateError::from(error).into_status())?;
+        sandbox.apply().map_err(|failure| status(Code::INTERNAL, failure))?;
         Ok(wire::Empty::default())
     }
 
@@ -239,7 +250,7 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::DeleteContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.engine.delete(&request.container_id).await.map_err(ToStatus::into_status)?;
+        self.engine.delete(&request.container_id, request.release_trees).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::new())
     }
 }

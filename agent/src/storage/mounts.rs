@@ -18,6 +18,8 @@ pub(crate) struct MountContext<'a> {
     pub(crate) root: BorrowedFd<'a>,
     /// The shared trees.
     pub(crate) shares: &'a ShareRoots,
+    /// The tmpfs that containers share.
+    pub(crate) shm: &'a Path,
     /// The container's cgroup, if it has no cgroup namespace: it then sees its own part of the tree by a bind mount.
     pub(crate) cgroup: Option<&'a Path>,
     /// A sysfs, if the container cannot mount one, as it has a user namespace and not the network one: then it gets this.
@@ -74,6 +76,7 @@ pub(crate) fn make(
 ) -> Result<Option<LateReadonly>, Failure> {
     match &mount.source {
         MountSource::Share { .. } => bind(context, mount, mapped).map(|()| None),
+        MountSource::SandboxShm => bind_own(context, mount, Some(context.shm)).map(|()| None),
         MountSource::FileSystem { fs_type, .. } if fs_type == "cgroup2" && context.cgroup.is_some() => {
             bind_own(context, mount, context.cgroup).map(|()| None)
         }
@@ -93,6 +96,7 @@ fn describe(mount: &Mount) -> String {
             format!("{:?} of tree {:?} at {}", place.path, place.tree, mount.destination)
         }
         MountSource::FileSystem { fs_type, .. } => format!("{fs_type} at {}", mount.destination),
+        MountSource::SandboxShm => format!("the sandbox's shared memory at {}", mount.destination),
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_protocol::agent as wire;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 
 use super::resolve;
 
@@ -31,7 +32,7 @@ pub enum Device {
 }
 
 /// A place in a shared tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SharedTree {
     pub(crate) device: Device,
     /// The tree's name: one path component.
@@ -94,6 +95,13 @@ impl SharedTree {
     }
 }
 
+impl SharedTree {
+    /// The top of the tree that it is in.
+    pub(crate) fn top(&self) -> Self {
+        Self { path: String::new(), ..self.clone() }
+    }
+}
+
 fn is_clean_component(part: &str) -> bool {
     !matches!(part, "" | "." | "..") && !part.contains('/')
 }
@@ -131,6 +139,13 @@ impl ShareRoots {
             result => result?,
         };
         if place.path.is_empty() { Ok(top) } else { resolve::existing(top.as_fd(), &place.path) }
+    }
+
+    /// Leaves a tree that no container is in any more: unmounts it, so that the kernel forgets its files.
+    pub(crate) fn leave(&self, tree: &SharedTree) {
+        let place = self.root(tree.device).join(&tree.tree);
+        // A tree that was not entered, or that the host has taken away, is not mounted.
+        let _ = rustix::mount::unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 
     /// Writes what is dirty in the trees of the private device back to the host. The other device writes through.

@@ -86,6 +86,7 @@ impl World {
             rootfs_mount_point: folder.path().join("mount-point"),
             device_scratch: folder.path().join("devices"),
             sysfs: "/sys".into(),
+            sandbox_shm: folder.path().join("shm"),
         };
         // One for the whole process: each would take the children of all.
         static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();
@@ -145,7 +146,7 @@ impl World {
         })
         .await
         .expect("the container ends in time");
-        self.engine.delete(&id).await.expect("the container can be deleted");
+        self.engine.delete(&id, false).await.expect("the container can be deleted");
         Ok(Output { code: exit.code, stdout: out, stderr: err })
     }
 

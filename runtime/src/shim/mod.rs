@@ -4,9 +4,9 @@
 //! | module | what it knows |
 //! | --- | --- |
 //! | `arguments` | the command line that containerd gives |
-//! | `start`, `socket` | `start`: a server in a process of its own, and the address of its socket |
+//! | `start`, `socket` | `start`: a server in a process of its own, or a pod's, and the address of its socket |
 //! | `cleanup` | `delete`: what is left when a server was killed |
-//! | `server` | the process that serves containerd, and supervises the container |
+//! | `server` | the process that serves containerd, and supervises the machine |
 //! | `service`, `task`, `exec` | the Task API's calls; a container and its further processes as those see them |
 //! | `rootfs`, `stdio`, `logger`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
 //!

@@ -3,23 +3,30 @@
 
 use std::collections::BTreeMap;
 
-use thiserror::Error;
-
 /// The annotations by which containerd's CRI and CRI-O tell a sandbox from a container, and the sandbox of a container.
 const KINDS: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 const SANDBOXES: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
-/// A container that cannot be put where it belongs.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("the container belongs into the sandbox {0:?}, and several containers in a sandbox are not supported yet")]
-pub(super) struct PodMember(String);
+/// What a container is to its pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It is in none.
+    Alone,
+    /// It is the sandbox.
+    Sandbox,
+    /// It belongs into the sandbox of that id.
+    Member(String),
+}
 
-/// Refuses a container that has to share another's sandbox: alone in one it would not be what it was asked to be.
-pub(super) fn check(annotations: &BTreeMap<String, String>) -> Result<(), PodMember> {
-    let first = |names: [&str; 2]| names.iter().find_map(|name| annotations.get(*name)).map(String::as_str);
-    match first(KINDS) {
-        Some("container") => Err(PodMember(first(SANDBOXES).unwrap_or_default().to_owned())),
-        _ => Ok(()),
+impl Role {
+    /// The role that annotations give.
+    pub(super) fn of(annotations: &BTreeMap<String, String>) -> Self {
+        let first = |names: [&str; 2]| names.iter().find_map(|name| annotations.get(*name)).map(String::as_str);
+        match (first(KINDS), first(SANDBOXES)) {
+            (Some("container"), sandbox) => Self::Member(sandbox.unwrap_or_default().to_owned()),
+            (Some("sandbox"), _) => Self::Sandbox,
+            _ => Self::Alone,
+        }
     }
 }
 
@@ -28,14 +35,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_of_a_pod_is_refused_and_its_sandbox_named() {
-        let annotations = |kind: &str| {
-            let kind = ("io.kubernetes.cri.container-type".to_owned(), kind.to_owned());
-            BTreeMap::from([kind, ("io.kubernetes.cri.sandbox-id".to_owned(), "p1".to_owned())])
+    fn annotations_tell_a_containers_role() {
+        let role = |kind: &str, value: &str, sandbox: &str| {
+            let annotations = [(kind, value), (sandbox, "p1")];
+            Role::of(&annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
         };
 
-        assert_eq!(check(&annotations("container")), Err(PodMember("p1".to_owned())));
-        assert_eq!(check(&annotations("sandbox")), Ok(()));
-        assert_eq!(check(&BTreeMap::new()), Ok(()));
+        assert_eq!(role(KINDS[0], "container", SANDBOXES[0]), Role::Member("p1".to_owned()));
+        assert_eq!(role(KINDS[1], "container", SANDBOXES[1]), Role::Member("p1".to_owned()));
+        assert_eq!(role(KINDS[0], "sandbox", SANDBOXES[0]), Role::Sandbox);
+        // Alone it would not be what it was asked to be.
+        assert_eq!(role(KINDS[0], "container", "other"), Role::Member(String::new()));
+        assert_eq!(Role::of(&BTreeMap::new()), Role::Alone);
     }
 }

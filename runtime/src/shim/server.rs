@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The process that serves containerd: its surroundings, and the loop that supervises the container.
+//! The process that serves containerd: its surroundings, and the loop that supervises the machine.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::arguments::Arguments;
 use super::events::{self, Publisher};
-use super::service::{Order, Shared, ShimService};
+use super::service::{Order, OrderKind, Shared, ShimService};
 use super::start::{self, PID, StartError};
 use super::{root, rootfs};
 use crate::logging::{self, LogFormat};
@@ -88,9 +88,8 @@ async fn serve(
 ) -> Result<(), ServerError> {
     let events = Arc::new(Publisher::new(events::address(&arguments.address), &arguments.namespace));
     let (orders, mut received) = mpsc::channel(1);
-    let (gone, is_gone) = watch::channel(false);
     let (end, mut is_ending) = watch::channel(false);
-    let shared = Shared::new(root(&arguments.namespace), Arc::clone(&events), orders, is_gone, end);
+    let shared = Shared::new(root(&arguments.namespace), Arc::clone(&events), orders, end);
     let calls = Calls::default();
     let service = Arc::new(ShimService::new(Arc::new(shared), calls.clone()));
     let server = TaskServer::start(listener, service, calls).await.map_err(ServerError::EventLoop)?;
@@ -98,8 +97,13 @@ async fn serve(
         reporter.succeeded();
     }
     let supervising = async {
-        while let Some(Order { options, ends, caller }) = received.recv().await {
-            supervisor::serve(&options, Ends::Given(ends), caller).await;
+        while let Some(Order { options, kind, gone }) = received.recv().await {
+            match kind {
+                OrderKind::Container { ends, caller } => {
+                    let _ = supervisor::serve(&options, Ends::Given(ends), caller).await;
+                }
+                OrderKind::Pod { ready } => supervisor::pod::serve(&options, ready).await,
+            }
             reap();
             gone.send_replace(true);
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containerd's calls: each is looked up, done to its end whether its caller waits or not, and never waits for another.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,12 +22,14 @@ use ttrpc::asynchronous::TtrpcContext;
 use super::events::Publisher;
 use super::exec::ExecProcess;
 use super::logger::Source;
+use super::metrics;
+use super::pod::Role;
 use super::rootfs::Rootfs;
 use super::stdio::Stdio;
 use super::task::{Task, topics};
-use super::{metrics, pod};
 use crate::spec;
 use crate::supervisor::container::{CallError, Container};
+use crate::supervisor::pod::{Member, Pod};
 use crate::supervisor::streams::GivenEnds;
 use crate::supervisor::task_service::{Calls, any, status, timestamp, update};
 use crate::supervisor::terminal::Size;
@@ -36,21 +39,39 @@ use crate::text;
 /// The type by which containerd calls the details of a process.
 const PROCESS_DETAILS_TYPE: &str = "containerd.runc.v1.ProcessDetails";
 
-/// A container to be made by the loop that supervises it.
+/// A machine to be made by the loop that supervises it.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) options: Options,
-    pub(super) ends: GivenEnds,
-    pub(super) caller: Caller,
+    pub(super) kind: OrderKind,
+    /// Told when nothing is left of it on the host.
+    pub(super) gone: watch::Sender<bool>,
 }
 
-/// The container of a server, in the course of its life.
+/// What is to be in the machine.
+#[derive(Debug)]
+pub(super) enum OrderKind {
+    /// One container.
+    Container { ends: GivenEnds, caller: Caller },
+    /// A pod's, which are put into it later.
+    Pod { ready: oneshot::Sender<Result<Arc<Pod>, String>> },
+}
+
+/// A container of a server, from its making to its deletion.
 #[derive(Debug)]
 enum Life {
-    Unborn,
     Creating,
     Made(Arc<Task>),
-    Deleted,
+}
+
+/// The containers of a server.
+#[derive(Debug, Default)]
+struct Containers {
+    lives: HashMap<String, Life>,
+    /// A server has one machine in its life.
+    has_machine: bool,
+    /// The pod whose machine that is.
+    pod: Option<Arc<Pod>>,
 }
 
 /// What the calls share.
@@ -59,9 +80,7 @@ pub(super) struct Shared {
     root: PathBuf,
     events: Arc<Publisher>,
     orders: mpsc::Sender<Order>,
-    life: Mutex<Life>,
-    /// Whether the sandbox is gone from the host.
-    gone: watch::Receiver<bool>,
+    containers: Mutex<Containers>,
     /// Whether the server is to end.
     end: watch::Sender<bool>,
 }
@@ -71,21 +90,20 @@ impl Shared {
         root: PathBuf,
         events: Arc<Publisher>,
         orders: mpsc::Sender<Order>,
-        gone: watch::Receiver<bool>,
         end: watch::Sender<bool>,
     ) -> Self {
-        Self { root, events, orders, life: Mutex::new(Life::Unborn), gone, end }
+        Self { root, events, orders, containers: Mutex::default(), end }
     }
 
-    fn life(&self) -> MutexGuard<'_, Life> {
+    fn containers(&self) -> MutexGuard<'_, Containers> {
         // Nothing panics while the lock is held.
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The container, once it is created, and until it is deleted.
+    /// A container, once it is created, and until it is deleted.
     fn task(&self, id: &str) -> Result<Arc<Task>, CallError> {
-        match &*self.life() {
-            Life::Made(task) if task.container.id() == id => Ok(Arc::clone(task)),
+        match self.containers().lives.get(id) {
+            Some(Life::Made(task)) => Ok(Arc::clone(task)),
             _ => Err(CallError::NoSuchContainer(id.to_owned())),
         }
     }
@@ -94,15 +112,21 @@ impl Shared {
         if !request.checkpoint.is_empty() {
             return Err(CallError::NotSupported("checkpoint: a container cannot be restored"));
         }
+        let bundle = Path::new(&request.bundle);
+        let annotations = spec::load_annotations(bundle).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let role = Role::of(&annotations);
+        self.begin(&request.id, &role)?;
+        let made = self.make(&request, role.clone()).await;
         {
-            let mut life = self.life();
-            if !matches!(*life, Life::Unborn) {
-                return Err(CallError::ContainerExists(request.id));
+            let mut containers = self.containers();
+            match &made {
+                Ok(task) => drop(containers.lives.insert(request.id.clone(), Life::Made(Arc::clone(task)))),
+                Err(_) => {
+                    containers.lives.remove(&request.id);
+                    containers.has_machine &= matches!(role, Role::Member(_));
+                }
             }
-            *life = Life::Creating;
         }
-        let made = self.make(&request).await;
-        *self.life() = made.as_ref().map_or(Life::Unborn, |task| Life::Made(Arc::clone(task)));
         let task = made?;
         let pid = task.container.record().pid;
         let io = TaskIO {
@@ -125,7 +149,24 @@ impl Shared {
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
-    async fn make(&self, request: &CreateTaskRequest) -> Result<Arc<Task>, CallError> {
+    /// Keeps an id from being used twice, and a server from a second machine.
+    fn begin(&self, id: &str, role: &Role) -> Result<(), CallError> {
+        let mut containers = self.containers();
+        let is_member = matches!(role, Role::Member(_));
+        if containers.lives.contains_key(id) || (containers.has_machine && !is_member) {
+            return Err(CallError::ContainerExists(id.to_owned()));
+        }
+        if let Role::Member(sandbox) = role
+            && containers.pod.as_ref().is_none_or(|pod| pod.sandbox.id() != sandbox)
+        {
+            return Err(CallError::Create(format!("the sandbox {sandbox:?}, into which {id:?} belongs, is not there")));
+        }
+        containers.has_machine = true;
+        containers.lives.insert(id.to_owned(), Life::Creating);
+        Ok(())
+    }
+
+    async fn make(&self, request: &CreateTaskRequest, role: Role) -> Result<Arc<Task>, CallError> {
         let stdio = Stdio {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -133,23 +174,30 @@ impl Shared {
             terminal: request.terminal,
         };
         let bundle = Path::new(&request.bundle);
-        let annotations = spec::load_annotations(bundle).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-        pod::check(&annotations).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-        let rootfs = Rootfs::mount(bundle, &request.rootfs).map_err(|error| CallError::Create(text::chain(&error)))?;
+        // Nobody looks into a sandbox's root file system.
+        let mounts = if role == Role::Sandbox { &[] } else { request.rootfs.as_slice() };
+        let rootfs = Rootfs::mount(bundle, mounts).map_err(|error| CallError::Create(text::chain(&error)))?;
+        let options = self.options(request, bundle);
+        if role == Role::Sandbox {
+            let (container, gone) = self.order_pod(options).await?;
+            return Ok(Arc::new(Task::new(container, stdio, None, rootfs, gone)));
+        }
         let source = Source { namespace: self.events.namespace(), id: &request.id };
         let (ends, stdin) = stdio.open(source).await.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-        let container = self.order(request, bundle, ends).await?;
-        Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, self.gone.clone())))
+        let pod = self.containers().pod.clone().filter(|_| role != Role::Alone);
+        let (container, gone) = match pod {
+            Some(pod) => {
+                let made = pod.create(&options, ends).await;
+                let Member { container, gone } = made.map_err(|error| CallError::Create(text::chain(&error)))?;
+                (container, gone)
+            }
+            None => self.order_container(options, ends).await?,
+        };
+        Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, gone)))
     }
 
-    /// Has the container made by the loop that supervises it.
-    async fn order(
-        &self,
-        request: &CreateTaskRequest,
-        bundle: &Path,
-        ends: GivenEnds,
-    ) -> Result<Arc<Container>, CallError> {
-        let options = Options {
+    fn options(&self, request: &CreateTaskRequest, bundle: &Path) -> Options {
+        Options {
             id: request.id.clone(),
             bundle: bundle.to_owned(),
             root: self.root.clone(),
@@ -157,23 +205,41 @@ impl Shared {
             console_socket: None,
             trace: None,
             mode: Mode::Served,
-        };
+        }
+    }
+
+    /// Has a machine made by the loop that supervises it; what tells when it is gone.
+    async fn order(&self, options: Options, kind: OrderKind) -> Result<watch::Receiver<bool>, CallError> {
+        let (gone, is_gone) = watch::channel(false);
+        self.orders.send(Order { options, kind, gone }).await.map_err(|_| ending())?;
+        Ok(is_gone)
+    }
+
+    async fn order_container(
+        &self,
+        options: Options,
+        ends: GivenEnds,
+    ) -> Result<(Arc<Container>, watch::Receiver<bool>), CallError> {
         let (reply, made) = oneshot::channel();
-        let ending = || CallError::Create("the shim is about to end".to_owned());
-        self.orders.send(Order { options, ends, caller: Caller::Call(reply) }).await.map_err(|_| ending())?;
-        made.await.map_err(|_| ending())?.map_err(CallError::Create)
+        let gone = self.order(options, OrderKind::Container { ends, caller: Caller::Call(reply) }).await?;
+        Ok((made.await.map_err(|_| ending())?.map_err(CallError::Create)?, gone))
+    }
+
+    async fn order_pod(&self, options: Options) -> Result<(Arc<Container>, watch::Receiver<bool>), CallError> {
+        let (ready, made) = oneshot::channel();
+        let gone = self.order(options, OrderKind::Pod { ready }).await?;
+        let pod = made.await.map_err(|_| ending())?.map_err(CallError::Create)?;
+        let sandbox = Arc::clone(&pod.sandbox);
+        self.containers().pod = Some(pod);
+        Ok((sandbox, gone))
     }
 
     async fn delete(&self, id: &str) -> Result<DeleteResponse, CallError> {
         let task = self.task(id)?;
         let answer = task.delete().await?;
-        {
-            let mut life = self.life();
-            if !matches!(*life, Life::Made(_)) {
-                // Another call was faster.
-                return Err(CallError::NoSuchContainer(id.to_owned()));
-            }
-            *life = Life::Deleted;
+        if self.containers().lives.remove(id).is_none() {
+            // Another call was faster.
+            return Err(CallError::NoSuchContainer(id.to_owned()));
         }
         let event = TaskDelete {
             container_id: id.to_owned(),
@@ -185,6 +251,10 @@ impl Shared {
         self.events.publish(topics::DELETE, &event);
         Ok(answer)
     }
+}
+
+fn ending() -> CallError {
+    CallError::Create("the shim is about to end".to_owned())
 }
 
 /// The calls.
@@ -282,6 +352,11 @@ impl TaskApi for ShimService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         self.call(&request.id, |task, _| async move {
             task.container.require_alive()?;
+            if task.container.is_sandbox() {
+                let pid = task.container.record().pid;
+                let processes = vec![ProcessInfo { pid, ..ProcessInfo::default() }];
+                return Ok(PidsResponse { processes, ..PidsResponse::default() });
+            }
             let mut processes = Vec::new();
             for process in task.container.agent.processes().await? {
                 let pid = u32::try_from(process.pid).unwrap_or(0);
@@ -358,7 +433,8 @@ impl TaskApi for ShimService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        let has_container = matches!(*self.shared.life(), Life::Made(_));
+        // Each container of a pod is followed by such a call: the last one's is meant.
+        let has_container = !self.shared.containers().lives.is_empty();
         if request.now || !has_container {
             self.shared.end.send_replace(true);
         }

@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::arguments::Arguments;
+use super::pod::Role;
 use super::{server, socket};
+use crate::spec::{self, SpecError};
 use crate::supervisor::daemon::{self, DetachError};
 
 /// In the bundle: the server's address, and its process id. Containerd reads the one, `delete` the other.
@@ -22,14 +25,29 @@ pub(super) enum StartError {
     Socket(PathBuf, #[source] io::Error),
     #[error("cannot write {}", .0.display())]
     File(PathBuf, #[source] io::Error),
+    #[error("the sandbox {0:?}, into which the container belongs, is not there")]
+    Sandbox(String, #[source] io::Error),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     #[error(transparent)]
     Detach(#[from] DetachError),
 }
 
-/// Makes the server, unless it is there already; its address.
+/// Makes the server, unless it is there already; its address. A pod's containers have the server of its sandbox.
 pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
-    let path = socket::path(&arguments.address, &arguments.namespace, &arguments.id);
+    let annotations = spec::load_annotations(&arguments.bundle)?;
+    let group = match Role::of(&annotations) {
+        Role::Member(sandbox) => sandbox,
+        Role::Alone | Role::Sandbox => arguments.id.clone(),
+    };
+    let path = socket::path(&arguments.address, &arguments.namespace, &group);
     let address = socket::address(&path);
+    if group != arguments.id {
+        // The sandbox's server has the pod's machine.
+        UnixStream::connect(&path).map_err(|error| StartError::Sandbox(group, error))?;
+        write(&arguments.bundle, ADDRESS, &address)?;
+        return Ok(address);
+    }
     let listener = socket::bind(&path).map_err(|error| StartError::Socket(path.clone(), error))?;
     write(&arguments.bundle, ADDRESS, &address)?;
     if let Some(listener) = listener {

@@ -11,6 +11,7 @@ use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::propagation_flags;
 use super::network_namespace;
+use super::pod::PodNamespaces;
 use crate::network::NetworkNamespace;
 
 /// Sysctls of the IPC namespace, besides those under `fs.mqueue.`.
@@ -35,13 +36,23 @@ pub(crate) struct Namespaces {
 
 impl Namespaces {
     /// Checks the list. A container in a virtual machine always has a mount and a pid namespace.
-    pub(crate) fn translate(namespaces: &[LinuxNamespace]) -> Result<Self, FieldError> {
+    ///
+    /// A path that names a namespace of the `pod` that the container is in means that it has none of its own: the pod's are
+    /// the guest's.
+    pub(crate) fn translate(namespaces: &[LinuxNamespace], pod: Option<&PodNamespaces>) -> Result<Self, FieldError> {
         let mut kinds = Vec::with_capacity(namespaces.len() + 2);
         let mut network = None;
         for (index, namespace) in namespaces.iter().enumerate() {
             let field = |name: &str| format!("linux.namespaces[{index}].{name}");
             if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-                if namespace.typ() != LinuxNamespaceType::Network {
+                if pod.is_some_and(|pod| pod.include(namespace.typ(), path)) {
+                    if namespace.typ() == LinuxNamespaceType::Pid {
+                        let what = "containers of a pod that see each other's processes";
+                        return Err(FieldError::unsupported(field("path"), what));
+                    }
+                    continue;
+                }
+                if pod.is_some() || namespace.typ() != LinuxNamespaceType::Network {
                     let what =
                         format!("{} is a namespace of the host's kernel; the container has its own", path.display());
                     return Err(FieldError::unsupported(field("path"), what));
@@ -281,7 +292,7 @@ mod tests {
 
     fn namespaces(value: Value) -> Result<Namespaces, String> {
         let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
-        Namespaces::translate(&list).map_err(|error| error.to_string())
+        Namespaces::translate(&list, None).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -303,6 +314,22 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         assert!(namespaces(json!([{"type": "ipc", "path": ""}])).is_ok());
+    }
+
+    #[test]
+    fn a_pods_namespaces_are_shared_and_no_others() {
+        let pod = PodNamespaces { pid: 7, network: None };
+        let translate = |value: Value| {
+            let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
+            Namespaces::translate(&list, Some(&pod)).map_err(|error| error.to_string())
+        };
+
+        let joined = translate(json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts"}])).unwrap();
+        assert_eq!(joined.kinds, [NamespaceKind::UTS, NamespaceKind::MOUNT, NamespaceKind::PID]);
+        for (kind, path) in [("pid", "/proc/7/ns/pid"), ("ipc", "/proc/8/ns/ipc"), ("network", "/proc/8/ns/net")] {
+            let error = translate(json!([{"type": kind, "path": path}])).unwrap_err();
+            assert!(error.starts_with("linux.namespaces[0].path: not supported"), "{error}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod machine;
 mod mount_options;
 mod mounts;
 mod network_namespace;
+mod pod;
 mod process;
 mod resources;
 mod scheduling;
@@ -31,13 +32,14 @@ use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
-use oci_spec::runtime::{LinuxResources, Process as OciProcess, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as OciProcess, Spec};
 
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
 use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
+pub(crate) use self::pod::{PodNamespaces, Role};
 use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
@@ -63,6 +65,8 @@ pub(crate) struct Translated {
     pub(crate) cgroup: CgroupSpec,
     /// The network namespace of the host whose interfaces the guest gets.
     pub(crate) network: Option<NetworkNamespace>,
+    /// Its path, as the configuration has it.
+    pub(crate) network_path: Option<PathBuf>,
     /// The programs to run on the host.
     pub(crate) hooks: Hooks,
     /// What those are told of the container, but for its id.
@@ -76,10 +80,19 @@ pub(crate) struct Translated {
 ///
 /// Names the file, the field, and its value.
 pub(crate) fn load(bundle: &Path) -> Result<Translated, SpecError> {
+    load_as(bundle, Role::Alone)
+}
+
+/// The same for a sandbox of a pod, or a container in one.
+///
+/// # Errors
+///
+/// As [`load`].
+pub(crate) fn load_as(bundle: &Path, role: Role<'_>) -> Result<Translated, SpecError> {
     let bundle = fs::canonicalize(bundle).map_err(|error| SpecError::Bundle(bundle.to_owned(), error))?;
     let path = bundle.join(CONFIG_FILE);
     let spec = read(&path)?;
-    translate(&spec, &bundle).map_err(|error| SpecError::Field(path, error))
+    translate(&spec, &bundle, role).map_err(|error| SpecError::Field(path, error))
 }
 
 /// Reads a bundle's annotations.
@@ -189,7 +202,7 @@ fn report_unknown(path: &Path, text: &[u8], spec: &Spec) {
     }
 }
 
-fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
+fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, FieldError> {
     check_version(spec.version())?;
     unsupported::refuse_unsupported(spec)?;
     let Some(process) = spec.process() else {
@@ -202,7 +215,10 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     process.personality =
         linux.and_then(|linux| linux.personality().as_ref()).map(scheduling::personality).transpose()?;
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
-    let namespaces = Namespaces::translate(list(linux.and_then(|linux| linux.namespaces().as_ref())))?;
+    let namespaces = list(linux.and_then(|linux| linux.namespaces().as_ref()));
+    let network_path = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let network_path = network_path.and_then(|namespace| namespace.path().clone());
+    let namespaces = Namespaces::translate(namespaces, role.pod())?;
     let id_mappings = namespaces.id_mappings(linux, &process)?;
     let time_offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
     let time_offsets = namespaces.time_offsets(time_offsets)?;
@@ -228,12 +244,17 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
     let annotations = spec.annotations().clone().unwrap_or_default();
     let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
+    let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(&annotations)).transpose()?;
+    let resources = of_pod.as_ref().or(resources);
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
 
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
 
-    let mut shares = Shares::default();
+    let mut shares = match role {
+        Role::Member { prefix, .. } => Shares::of_pod(prefix),
+        Role::Alone | Role::Sandbox => Shares::default(),
+    };
     let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
     let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, id_mappings.as_ref(), &mut shares)?;
     let IdMappings { uids: uid_mappings, gids: gid_mappings } = id_mappings.unwrap_or_default();
@@ -261,7 +282,7 @@ fn translate(spec: &Spec, bundle: &Path) -> Result<Translated, FieldError> {
     };
     let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
     let network = namespaces.into_network();
-    Ok(Translated { request, shares, machine, cgroup, network, hooks, bundle, annotations })
+    Ok(Translated { request, shares, machine, cgroup, network, network_path, hooks, bundle, annotations })
 }
 
 /// An absent list is an empty one.

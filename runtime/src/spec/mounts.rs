@@ -12,11 +12,15 @@ use oci_spec::runtime::Mount as OciMount;
 use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::{Depth, MountOptions};
-use crate::storage::{BindSource, ShareError, Shares};
+use crate::storage::{self, BindSource, ShareError, Shares};
 
 /// The file systems that a container may ask for by type; `cgroup` is served as `cgroup2`, as runc does on a host that
 /// has only that.
 const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// Where processes look for POSIX shared memory. An engine makes a tmpfs of the host for it, and binds that into each
+/// container of a pod.
+const SHM: &str = "/dev/shm";
 
 /// The mounts in their wire form, and the devices that stand for bound devices.
 #[derive(Debug, Default)]
@@ -82,6 +86,16 @@ fn translate_one(
             return Err(FieldError::missing(field("source"), "it names what is bound"));
         }
         let source = bundle.join(source);
+        if shares.are_of_pod()
+            && destination == SHM
+            && let Some(data) = storage::tmpfs_options(&source)
+        {
+            // What is mapped there is memory that processes of several containers share, which no file of the host can be.
+            wire.sandbox_shm = true;
+            wire.data = data;
+            translated.mounts.push(wire);
+            return Ok(());
+        }
         let recursive = options.flags & MS_REC != 0;
         if options.id_map == Some(Depth::Tree) && recursive && has_mounts_below(&source) {
             return Err(FieldError::unsupported(

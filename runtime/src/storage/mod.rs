@@ -27,6 +27,8 @@ pub(crate) struct Shares {
     pub(crate) private: Vec<ShareTree>,
     /// Trees that the host may change at any time.
     pub(crate) shared: Vec<ShareTree>,
+    /// What begins the names of the trees of a container in a pod.
+    prefix: Option<String>,
 }
 
 /// Where the guest finds the source of a bind mount.
@@ -59,7 +61,32 @@ pub(crate) enum ShareError {
     NotAFolder,
 }
 
+/// The options by which a guest's tmpfs is like the one that is mounted at `path`; `None` if none is.
+pub(crate) fn tmpfs_options(path: &Path) -> Option<String> {
+    let status = rustix::fs::statfs(path).ok()?;
+    if i128::from(status.f_type) != i128::from(libc::TMPFS_MAGIC) {
+        return None;
+    }
+    let size = u64::try_from(status.f_bsize).unwrap_or(0).saturating_mul(status.f_blocks);
+    // 0 is a tmpfs without a limit: the guest's memory is one.
+    Some(if size == 0 { "mode=1777".to_owned() } else { format!("mode=1777,size={size}") })
+}
+
 impl Shares {
+    /// Those of a container in a pod.
+    pub(crate) fn of_pod(prefix: &str) -> Self {
+        Self { prefix: Some(prefix.to_owned()), ..Self::default() }
+    }
+
+    /// Whether the container is in a pod.
+    pub(crate) fn are_of_pod(&self) -> bool {
+        self.prefix.is_some()
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix.as_deref().unwrap_or_default())
+    }
+
     /// Takes the root file system.
     ///
     /// # Errors
@@ -70,8 +97,10 @@ impl Shares {
         if !fs::metadata(&source)?.is_dir() {
             return Err(ShareError::NotAFolder);
         }
-        self.private.push(ShareTree { name: ROOTFS_TREE.to_owned(), source, read_only, recursive: true });
-        Ok(share_path(ShareDevice::PRIVATE, ROOTFS_TREE))
+        let name = self.name(ROOTFS_TREE);
+        let path = share_path(ShareDevice::PRIVATE, &name);
+        self.private.push(ShareTree { name, source, read_only, recursive: true });
+        Ok(path)
     }
 
     /// Takes the source of a bind mount; if `recursive`, with what is mounted below it. The same source in the same mode
@@ -111,7 +140,7 @@ impl Shares {
 
     fn shared_tree(&mut self, source: PathBuf, read_only: bool, recursive: bool, id_mapped: bool) -> String {
         let prefix = if id_mapped { PART_PREFIX } else { "" };
-        let name = format!("{prefix}m{}", self.shared.len());
+        let name = format!("{prefix}{}", self.name(&format!("m{}", self.shared.len())));
         let tree = ShareTree { name, source, read_only, recursive };
         let same = self.shared.iter().find(|known| {
             let name = known.name.clone();
@@ -155,6 +184,25 @@ mod tests {
         assert_eq!(shares.shared.iter().map(|tree| tree.read_only).collect::<Vec<_>>(), [false, true, false]);
         shares.add_bind(&file, false, false, false).unwrap();
         assert_eq!(shares.shared.len(), 4);
+    }
+
+    #[test]
+    fn trees_of_a_pods_container_have_names_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shares = Shares::of_pod("c16-");
+
+        let rootfs = shares.add_rootfs(dir.path(), false).unwrap();
+        let bound = shares.add_bind(dir.path(), false, true, false).unwrap();
+
+        assert_eq!(rootfs.tree, "c16-rootfs");
+        assert!(matches!(bound, BindSource::Share { path, .. } if path.tree == "c16-m0"));
+        assert!(shares.are_of_pod() && !Shares::default().are_of_pod());
+    }
+
+    #[test]
+    fn a_tmpfs_is_known_with_its_size() {
+        assert_eq!(tmpfs_options(Path::new("/proc")), None);
+        assert_eq!(tmpfs_options(Path::new("/no/such")), None);
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    CgroupSetting, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
-    DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest,
-    GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, ResizeTerminalRequest,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
-    UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
+    CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, CreateContainerResponse,
+    DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest,
+    GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process,
+    ProcessInfo, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    StartContainerResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -91,6 +92,16 @@ impl Agent {
         socket.set_nonblocking(true)?;
         let client = Client::new(Socket::new(tokio::net::UnixStream::from_std(socket)?));
         Ok(Self { client: AgentClient::new(client), container_id })
+    }
+
+    /// The same agent, seen from another container's supervisor.
+    pub(super) fn for_container(&self, id: &str) -> Self {
+        Self { client: self.client.clone(), container_id: id.to_owned() }
+    }
+
+    pub(super) async fn configure_sandbox(&self, request: &ConfigureSandboxRequest) -> Result<(), AgentError> {
+        self.client.configure_sandbox(Context::default(), request).await?;
+        Ok(())
     }
 
     pub(crate) async fn get_info(&self) -> Result<GetInfoResponse, AgentError> {
@@ -204,9 +215,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Returns when all that the container wrote has reached the host.
-    pub(crate) async fn delete(&self) -> Result<(), AgentError> {
-        let request = DeleteContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
+    /// Returns when all that the container wrote has reached the host; where the machine lives on, also when the guest has
+    /// let go of the container's trees.
+    pub(crate) async fn delete(&self, machine_lives_on: bool) -> Result<(), AgentError> {
+        let (container_id, release_trees) = (self.container_id.clone(), machine_lives_on);
+        let request = DeleteContainerRequest { container_id, release_trees, ..Default::default() };
         within(DELETE_TIMEOUT, self.client.delete_container(Context::default(), &request)).await?;
         Ok(())
     }

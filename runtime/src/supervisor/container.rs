@@ -8,7 +8,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_protocol::agent::{Process, Seccomp, TracePoint};
@@ -125,6 +126,8 @@ pub(crate) struct Container {
     poststart: Vec<Hook>,
     /// The sandbox's, as long as it has one.
     cgroup: Weak<HostCgroup>,
+    /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
+    sandbox_end: Option<watch::Sender<Option<u8>>>,
     /// What confines init and is the configuration's, not its process': it confines the others too.
     seccomp: MessageField<Seccomp>,
     personality: Option<u32>,
@@ -152,9 +155,34 @@ impl Container {
             last_output: watch::Sender::new(LastOutput::NotYet),
             poststart,
             cgroup,
+            sandbox_end: None,
             seccomp: init.seccomp.clone(),
             personality: init.personality,
         }
+    }
+
+    /// A pod's sandbox that is being created: a container that no process in the guest stands for.
+    pub(super) fn sandbox(agent: Agent, record: Record, dir: OwnedFd) -> Self {
+        let container = Self::new(agent, record, &Process::default(), Vec::new(), Weak::new(), dir);
+        Self { sandbox_end: Some(watch::Sender::new(None)), ..container }
+    }
+
+    /// Gives streams of further processes the next of these numbers.
+    pub(super) fn numbering_streams(self, numbers: Arc<AtomicU32>) -> Self {
+        Self { execs: Execs::new(numbers), ..self }
+    }
+
+    /// Whether it is a pod's sandbox.
+    pub(crate) fn is_sandbox(&self) -> bool {
+        self.sandbox_end.is_some()
+    }
+
+    /// Waits until somebody wants a sandbox to end; its exit status.
+    pub(super) async fn end_wanted(&self) -> u8 {
+        let Some(wanted) = &self.sandbox_end else { return std::future::pending().await };
+        let wanted = wanted.subscribe().wait_for(Option::is_some).await.ok().and_then(|status| *status);
+        // The sender is this very container's: it lives.
+        wanted.unwrap_or_default()
     }
 
     /// Confines a further process as init is.
@@ -251,6 +279,10 @@ impl Container {
                 Status::Stopped => return Err(CallError::StartStopped),
             }
         }
+        if self.is_sandbox() {
+            self.enter(Status::Running);
+            return Ok(Vec::new());
+        }
         // Where it fails, init ends, and so the container: whoever waits for init sees it.
         let started = self.agent.start().await?;
         self.enter(Status::Running);
@@ -278,6 +310,16 @@ impl Container {
             }
             return Err(CallError::Finished);
         }
+        if let Some(end) = &self.sandbox_end {
+            self.require_alive()?;
+            // As the program that other runtimes run for a sandbox: it ends well when asked to, and knows no other signal.
+            match Signal::try_from(signal.cast_signed()) {
+                Ok(Signal::SIGKILL) => drop(end.send_replace(Some(137))),
+                Ok(Signal::SIGTERM | Signal::SIGINT) => drop(end.send_replace(Some(0))),
+                _ => {}
+            }
+            return Ok(());
+        }
         let signal = match self.status() {
             Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
             // The kernel lets an init that handles no signals be ended by SIGKILL alone.
@@ -293,6 +335,7 @@ impl Container {
 
     /// Freezes all processes.
     pub(crate) async fn pause(&self) -> Result<(), CallError> {
+        self.require_process()?;
         if !matches!(self.status(), Status::Running | Status::Created) {
             return Err(CallError::NotRunning);
         }
@@ -315,6 +358,7 @@ impl Container {
     /// Changes the limits, in the guest and then on the host.
     pub(crate) async fn update(&self, limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
+        self.require_process()?;
         self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
         match self.cgroup.upgrade() {
             Some(cgroup) => Ok(cgroup.update(&limits.host)?),
@@ -330,8 +374,17 @@ impl Container {
         }
     }
 
+    /// Fails for a pod's sandbox.
+    fn require_process(&self) -> Result<(), CallError> {
+        if self.is_sandbox() {
+            return Err(CallError::NotSupported("a pod's sandbox runs nothing that this could be done to"));
+        }
+        Ok(())
+    }
+
     /// Fails unless a process can be added.
     pub(crate) fn require_exec(&self) -> Result<(), CallError> {
+        self.require_process()?;
         match self.status() {
             Status::Creating => Err(CallError::ExecWhileCreating),
             Status::Stopped => Err(CallError::ExecStopped),

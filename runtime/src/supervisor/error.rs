@@ -15,6 +15,7 @@ use super::state::StateDirError;
 use super::streams::OpenStreamError;
 use super::terminal::TerminalError;
 use super::vmm::SpawnVmmError;
+use super::vmm_control::ControlError;
 use crate::cgroup::HostCgroupError;
 use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
@@ -85,6 +86,12 @@ pub(crate) enum RunError {
     Network(#[from] NetworkError),
     #[error("cannot set the guest's network up")]
     ConfigureNetwork(#[source] AgentError),
+    #[error("cannot set up what the pod's containers share")]
+    ConfigureSandbox(#[source] AgentError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("the pod's machine has ended")]
+    PodGone,
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]

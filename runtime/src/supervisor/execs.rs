@@ -27,15 +27,21 @@ const KILLED: u8 = 137;
 #[derive(Debug)]
 pub(crate) struct Execs {
     table: Mutex<HashMap<String, Arc<Exec>>>,
-    next_stream: AtomicU32,
+    /// The next stream's number: each is used once in a guest.
+    next_stream: Arc<AtomicU32>,
     /// Somebody who attended to a process is done with it.
     changed: Notify,
 }
 
 impl Default for Execs {
     fn default() -> Self {
-        Self { table: Mutex::default(), next_stream: AtomicU32::new(FIRST_STREAM), changed: Notify::new() }
+        Self::new(stream_numbers())
     }
+}
+
+/// The numbers of streams in a new guest.
+pub(super) fn stream_numbers() -> Arc<AtomicU32> {
+    Arc::new(AtomicU32::new(FIRST_STREAM))
 }
 
 /// One process.
@@ -77,6 +83,11 @@ impl Exec {
 }
 
 impl Execs {
+    /// A table without processes, whose streams have the next of these numbers.
+    pub(super) fn new(next_stream: Arc<AtomicU32>) -> Self {
+        Self { table: Mutex::default(), next_stream, changed: Notify::new() }
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
         // Nothing panics while the lock is held.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf, absolute};
 use std::process;
 
-use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping};
+use bulkhead_protocol::agent::{ConfigureNetworkRequest, CreateContainerRequest, IdMapping};
 
 use super::caller::Caller;
 use super::console;
@@ -16,8 +16,8 @@ use super::signals::BlockedSignals;
 use super::state::{self, Record, StateDir, Status, check_id, sweep};
 use super::streams::Ends;
 use super::terminal;
-use super::vmm::{Vmm, VmmOptions};
-use crate::cgroup::HostCgroup;
+use super::vmm::{Vmm, VmmOptions, VmmSockets};
+use crate::cgroup::{CgroupSpec, HostCgroup};
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
@@ -221,32 +221,17 @@ fn prepare(
 ) -> Result<(Sandbox, Launched), RunError> {
     let begin_ns = now_ns();
     let Plan { translated, install, parts } = plan;
-    let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations } = translated;
+    let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations, .. } = translated;
     make_mount_points(&request, &shares)?;
-    let state = StateDir::create(&options.root, &options.id)?;
-    let cgroup = HostCgroup::create(&cgroup, &options.id)?;
-    if let Some(cgroup) = &cgroup {
-        state.record_cgroup(cgroup.paths())?;
-        cgroup.join()?;
-    }
-    let connected = network.map(|namespace| connect(namespace, &state)).transpose()?;
-    let (network, nets, network_request) = match connected {
-        Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
-        None => (None, Vec::new(), None),
-    };
-    let vmm_options = VmmOptions {
-        id: &options.id,
-        machine: &machine,
+    let machine = Machine {
+        spec: &machine,
         shares: &shares,
+        cgroup: &cgroup,
+        network,
         trees_grow: false,
-        nets: &nets,
-        vsock: state.bind_vsock()?,
-        console: state.create_console_log()?,
         trace: trace.enabled(),
     };
-    let (vmm, sockets) = Vmm::spawn(&install, parts, vmm_options)?;
-    // A tap lives as long as a descriptor of it: from here on as long as the VMM.
-    drop(nets);
+    let Booted { vmm, network, cgroup, state, network_request, sockets } = boot(options, &install, parts, machine)?;
     trace.since("vmm spawn", begin_ns);
 
     let terminal = request.process.terminal;
@@ -269,8 +254,7 @@ fn prepare(
             (process.terminal_rows, process.terminal_columns) = (size.rows, size.columns);
         }
     }
-    // From here on the guest boots; what is done meanwhile costs nothing.
-    state.record_vmm(vmm.pid())?;
+    // The guest boots; what is done meanwhile costs nothing.
     let record = Record {
         id: options.id.clone(),
         pid: process::id(),
@@ -293,6 +277,62 @@ fn prepare(
     Ok((sandbox, launched))
 }
 
+/// What a machine is made from.
+pub(super) struct Machine<'a> {
+    pub(super) spec: &'a spec::Machine,
+    pub(super) shares: &'a Shares,
+    pub(super) cgroup: &'a CgroupSpec,
+    pub(super) network: Option<NetworkNamespace>,
+    /// Whether it can be given further trees.
+    pub(super) trees_grow: bool,
+    pub(super) trace: bool,
+}
+
+/// A machine whose guest boots, in the order in which it is undone.
+pub(super) struct Booted {
+    pub(super) vmm: Vmm,
+    pub(super) network: Option<Network>,
+    pub(super) cgroup: Option<HostCgroup>,
+    pub(super) state: StateDir,
+    pub(super) network_request: Option<ConfigureNetworkRequest>,
+    pub(super) sockets: VmmSockets,
+}
+
+/// Starts a machine, with its state directory, its cgroup and its network.
+pub(super) fn boot(
+    options: &Options,
+    install: &Install,
+    parts: OpenParts,
+    machine: Machine<'_>,
+) -> Result<Booted, RunError> {
+    let state = StateDir::create(&options.root, &options.id)?;
+    let cgroup = HostCgroup::create(machine.cgroup, &options.id)?;
+    if let Some(cgroup) = &cgroup {
+        state.record_cgroup(cgroup.paths())?;
+        cgroup.join()?;
+    }
+    let connected = machine.network.map(|namespace| connect(namespace, &state)).transpose()?;
+    let (network, nets, network_request) = match connected {
+        Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
+        None => (None, Vec::new(), None),
+    };
+    let vmm_options = VmmOptions {
+        id: &options.id,
+        machine: machine.spec,
+        shares: machine.shares,
+        trees_grow: machine.trees_grow,
+        nets: &nets,
+        vsock: state.bind_vsock()?,
+        console: state.create_console_log()?,
+        trace: machine.trace,
+    };
+    let (vmm, sockets) = Vmm::spawn(install, parts, vmm_options)?;
+    // A tap lives as long as a descriptor of it: from here on as long as the VMM.
+    drop(nets);
+    state.record_vmm(vmm.pid())?;
+    Ok(Booted { vmm, network, cgroup, state, network_request, sockets })
+}
+
 /// Joins the interfaces of a network namespace, and writes down what is to be undone.
 fn connect(namespace: NetworkNamespace, state: &StateDir) -> Result<Connected, RunError> {
     let connected = Network::connect(namespace)?;
@@ -305,7 +345,7 @@ fn rootfs(shares: &Shares) -> &Path {
 }
 
 /// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
-fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
+pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
     let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
         return Ok(());
     };

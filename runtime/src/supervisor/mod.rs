@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `launch`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
 //! | `sandbox` | the loop that supervises it: the states below |
+//! | `pod` | the same for a machine in which several containers come and go |
 //! | `container`, `execs`, `task_service` | what the loop shares with the calls that come in, and those calls |
 //! | `caller` | who has asked for the container, and is told |
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
@@ -41,6 +42,7 @@ mod error;
 pub(crate) mod execs;
 mod launch;
 mod pid_file;
+pub(crate) mod pod;
 mod proxy;
 mod sandbox;
 mod signals;

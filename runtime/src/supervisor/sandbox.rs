@@ -344,7 +344,7 @@ impl Sandbox {
         };
         let deleted = async {
             container.execs.farewell(FAREWELL).await;
-            container.agent.delete().await.map_err(RunError::Delete)
+            container.agent.delete(false).await.map_err(RunError::Delete)
         };
         let result = {
             let done = async { tokio::try_join!(drained, deleted) };

@@ -67,7 +67,6 @@ impl VmmControl {
     }
 
     /// Shares a further tree, which this process mounts for the VMM: that has no right to.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes of several containers"))]
     pub(crate) async fn add_tree(&self, device: ShareDevice, tree: &ShareTree) -> Result<(), ControlError> {
         let detached = DetachedTree::open(tree)
             .map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })?;
@@ -76,7 +75,6 @@ impl VmmControl {
     }
 
     /// Takes a tree back that was added. What the guest still has of it is void.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes of several containers"))]
     pub(crate) async fn remove_tree(&self, device: ShareDevice, name: &str) -> Result<(), ControlError> {
         let order = Order::RemoveTree { device, name: name.to_owned() };
         self.ask(order, &[], format!("take back the tree {name}")).await

@@ -21,6 +21,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod podman;
+mod pods;
 mod process;
 mod signals;
 mod stdio;
@@ -106,6 +107,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         podman::CASES,
         docker::CASES,
         containerd::CASES,
+        pods::CASES,
     ]
     .into_iter()
     .flatten()

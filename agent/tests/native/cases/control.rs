@@ -51,7 +51,7 @@ pub(crate) async fn paused_container_stands_still_until_it_is_resumed() {
 
     world.engine.resume("case").unwrap();
     read_until(&stdout, "tick").await;
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn exec_in_a_paused_container_waits_without_holding_up_the_rest() {
@@ -71,7 +71,7 @@ pub(crate) async fn exec_in_a_paused_container_waits_without_holding_up_the_rest
     world.engine.resume("case").unwrap();
     timeout(DEADLINE, exec).await.unwrap().unwrap().unwrap();
     assert_eq!(timeout(DEADLINE, world.engine.wait("case", "one")).await.unwrap().unwrap().code, 5);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn paused_container_can_be_killed_and_deleted() {
@@ -91,7 +91,7 @@ pub(crate) async fn paused_container_can_be_killed_and_deleted() {
             assert_eq!(timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap().code, 137);
             assert!(matches!(world.engine.resume("case"), Err(ControlError::Stopped { .. })));
         }
-        timeout(DEADLINE, world.engine.delete("case")).await.unwrap().unwrap();
+        timeout(DEADLINE, world.engine.delete("case", false)).await.unwrap().unwrap();
         timeout(DEADLINE, exec).await.unwrap().unwrap().unwrap_err();
     }
 }
@@ -126,7 +126,7 @@ pub(crate) async fn update_changes_settings_and_names_those_refused() {
     let error = world.engine.exec("case", "one", &spec, &mut Trace::default()).await.unwrap_err();
     let text = bulkhead_agent::rpc::error_chain(&error);
     assert!(text.starts_with("cannot prepare the process: make it in the container: Resource"), "{text}");
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn statistics_tell_what_was_used() {
@@ -145,7 +145,7 @@ pub(crate) async fn statistics_tell_what_was_used() {
     assert_eq!((stats.memory_max, stats.memory_events["oom_kill"]), (Some(67_108_864), 0));
     assert!(stats.pids_current.is_some_and(|count| (1..=2).contains(&count)), "{:?}", stats.pids_current);
     assert!(stats.guest_memory_total > stats.guest_memory_available);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     assert!(matches!(world.engine.stats("case"), Err(ControlError::NoSuchContainer(_))));
 }
 
@@ -176,7 +176,7 @@ pub(crate) async fn oom_kills_are_told_as_they_happen_and_the_end_is() {
     let kills = timeout(DEADLINE, second).await.unwrap().unwrap();
     assert_eq!((kills.count, kills.ended), (1, true));
     assert!(timeout(DEADLINE, wait(0)).await.unwrap().unwrap().count == 1);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn oom_wait_ends_with_the_container_where_nothing_is_counted() {
@@ -185,7 +185,7 @@ pub(crate) async fn oom_wait_ends_with_the_container_where_nothing_is_counted() 
     let engine = Arc::clone(&world.engine);
     let waiting = tokio::spawn(async move { engine.wait_oom("case", 0).await.unwrap() });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     assert!(timeout(DEADLINE, waiting).await.unwrap().unwrap().ended);
 }
 
@@ -216,5 +216,5 @@ pub(crate) async fn list_shows_the_tree_of_processes() {
     assert!(["R", "S", "D"].contains(&exec.state.as_str()), "{}", exec.state);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(exec.started_s) < 30, "{} is not about {now}", exec.started_s);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }

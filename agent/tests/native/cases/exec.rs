@@ -96,7 +96,7 @@ pub(crate) async fn exit_codes_are_kept_until_they_are_deleted() {
         let unknown = world.engine.wait("case", "one").await;
         assert!(matches!(unknown, Err(FindError::Process(_))), "{unknown:?}");
     }
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn exec_is_in_the_containers_namespaces_and_cgroup() {
@@ -119,7 +119,7 @@ pub(crate) async fn exec_is_in_the_containers_namespaces_and_cgroup() {
     }
     drop(streams);
     end(&world, "one").await;
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn exec_has_its_own_attributes() {
@@ -147,7 +147,7 @@ pub(crate) async fn exec_has_its_own_attributes() {
     assert_eq!(output.stdout.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
     let output = run(&world, plain(&["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])).await;
     assert_eq!(output.stdout, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 /// Why an exec fails to execute.
@@ -176,7 +176,7 @@ pub(crate) async fn programs_and_folders_that_are_missing_are_told() {
     assert!(text.starts_with("cannot use working directory /no/where: No such file"), "{text}");
     // The id is free again.
     assert_eq!(run(&world, plain(&["true"])).await.code, 0);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn created_container_takes_execs() {
@@ -186,7 +186,7 @@ pub(crate) async fn created_container_takes_execs() {
     assert_eq!(script(&world, "pwd", |_| {}).await, "/");
     world.engine.start("case", &mut Trace::default()).await.unwrap();
     assert_eq!(world.engine.wait("case", "").await.unwrap().code, 6);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn unknown_names_and_states_are_told() {
@@ -206,7 +206,7 @@ pub(crate) async fn unknown_names_and_states_are_told() {
     world.engine.wait("case", "").await.unwrap();
     let stopped = world.engine.exec("case", "two", &spec, &mut trace).await;
     assert!(matches!(stopped, Err(ExecError::Stopped(_))), "{stopped:?}");
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn a_megabyte_goes_in_and_out() {
@@ -223,7 +223,7 @@ pub(crate) async fn a_megabyte_goes_in_and_out() {
     timeout(DEADLINE, stdout.read_to_end(&mut received)).await.unwrap().unwrap();
     assert!(received == expected, "{} bytes came back", received.len());
     assert_eq!(end(&world, "one").await, 0);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn exec_has_a_terminal_of_its_own() {
@@ -241,7 +241,7 @@ pub(crate) async fn exec_has_a_terminal_of_its_own() {
     read_until(&stdout, "50 120").await;
     assert_eq!(end(&world, "one").await, 9);
     assert!(world.engine.resize("case", "", TerminalSize { rows: 1, columns: 1 }).is_err());
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn signals_reach_an_execd_process_alone() {
@@ -256,7 +256,7 @@ pub(crate) async fn signals_reach_an_execd_process_alone() {
     assert!(matches!(world.engine.signal("case", "one", 15, false), Err(SignalError::Finished)));
     world.engine.signal("case", "", 0, false).unwrap_err();
     world.engine.signal("case", "", 18, false).unwrap();
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn inits_end_is_the_execd_processes_too_and_their_output_comes() {
@@ -273,7 +273,7 @@ pub(crate) async fn inits_end_is_the_execd_processes_too_and_their_output_comes(
     let mut text = String::new();
     timeout(DEADLINE, stdout.read_to_string(&mut text)).await.unwrap().unwrap();
     assert_eq!(text, "first\n");
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     assert!(world.engine.wait("case", "one").await.is_err());
 }
 
@@ -288,7 +288,7 @@ pub(crate) async fn wait_does_not_wait_for_what_was_left_behind() {
     assert_eq!(len, Some(8), "the output is there when the end is told");
     assert_eq!(stdout.read_now(&mut buffer).unwrap(), None, "and the stream has not ended");
     world.engine.delete_process("case", "one").unwrap();
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 /// The descriptors of this process, and its children.
@@ -324,7 +324,7 @@ pub(crate) async fn many_execs_leave_nothing() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(possessions(), before);
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }
 
 pub(crate) async fn execs_run_beside_each_other() {
@@ -348,5 +348,5 @@ pub(crate) async fn execs_run_beside_each_other() {
     let abandoned = timeout(Duration::ZERO, world.engine.exec("case", "late", &spec, &mut Trace::default())).await;
     assert!(abandoned.is_err());
     assert!(matches!(world.engine.wait("case", "late").await, Err(FindError::Process(_))));
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }

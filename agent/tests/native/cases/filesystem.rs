@@ -306,5 +306,5 @@ pub(crate) async fn memory_limit_kills_and_is_told() {
     world.start(request).await.unwrap();
     let exit = world.engine.wait("case", "").await.unwrap();
     assert_eq!((exit.code, exit.oom_killed), (137, true));
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
 }

@@ -32,7 +32,7 @@ async fn code_after_signal(script: &str, signal: u32, all: bool) -> u8 {
     let exit = tokio::time::timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap();
     let again = world.engine.signal("case", "", signal, false);
     assert!(matches!(again, Err(SignalError::Finished)), "{again:?}");
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     exit.code
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn unknown_container_is_said() {
     let error = world.engine.signal("nobody", "", 9, false).unwrap_err();
     assert!(error.to_string().starts_with("container does not exist"), "{error}");
     assert!(world.engine.wait("nobody", "").await.is_err());
-    assert!(world.engine.delete("nobody").await.is_err());
+    assert!(world.engine.delete("nobody", false).await.is_err());
 }
 
 pub(crate) async fn background_processes_end_with_the_first() {
@@ -276,7 +276,7 @@ pub(crate) async fn created_container_waits_to_be_started() {
     // A second wait is answered as well, a second start is not.
     assert_eq!(world.engine.wait("case", "").await.unwrap().code, 5);
     assert!(matches!(world.engine.start("case", &mut trace).await, Err(StartError::NotCreated { .. })));
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     let names: Vec<_> = trace.points().iter().map(|point| point.name).collect();
     assert_eq!(names, ["prepare", "clone", "set-up", "streams", "exec"]);
 }
@@ -286,9 +286,9 @@ pub(crate) async fn containers_are_deleted_in_any_state() {
     let spec = ContainerSpec::from_wire(request(&["sleep", "1000"])).unwrap();
     for start in [false, true] {
         let pid = world.engine.create(&spec, start, &mut Trace::default()).await.unwrap();
-        world.engine.delete("case").await.unwrap();
+        world.engine.delete("case", false).await.unwrap();
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
-        assert!(world.engine.delete("case").await.is_err());
+        assert!(world.engine.delete("case", false).await.is_err());
     }
 }
 
@@ -303,6 +303,6 @@ pub(crate) async fn several_containers_run_at_once() {
     for number in 0..8 {
         let id = format!("case-{number}");
         assert_eq!(world.engine.wait(&id, "").await.unwrap().code, number);
-        world.engine.delete(&id).await.unwrap();
+        world.engine.delete(&id, false).await.unwrap();
     }
 }

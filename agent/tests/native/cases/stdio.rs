@@ -22,7 +22,7 @@ async fn start(world: &World, args: &[&str]) -> [FdStream; 3] {
 
 async fn end(world: &World) -> u8 {
     let exit = timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap();
-    world.engine.delete("case").await.unwrap();
+    world.engine.delete("case", false).await.unwrap();
     exit.code
 }
 
@@ -169,5 +169,5 @@ pub(crate) async fn waiting_container_does_not_hold_others_pipes() {
     let mut text = String::new();
     timeout(DEADLINE, stdout.read_to_string(&mut text)).await.expect("cat sees the end of its input").unwrap();
     assert_eq!(end(&world).await, 0);
-    world.engine.delete("other").await.unwrap();
+    world.engine.delete("other", false).await.unwrap();
 }

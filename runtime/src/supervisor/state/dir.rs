@@ -188,6 +188,13 @@ impl StateDir {
         UnixListener::bind(self.vsock_path()).map_err(self.named("make the socket", VSOCK))
     }
 
+    /// Lets the vsock's socket be the one of another sandbox under the same root.
+    pub(crate) fn link_vsock(&self, id: &str) -> Result<(), StateDirError> {
+        let target = Path::new("..").join(id).join(VSOCK);
+        let linked = rustix::fs::symlinkat(&target, &self.dir, VSOCK);
+        linked.map_err(|error| self.named("make the link", VSOCK)(error.into()))
+    }
+
     /// The path of the vsock's socket, for this process alone.
     pub(crate) fn vsock_path(&self) -> PathBuf {
         vsock_path(&self.dir)

@@ -70,6 +70,12 @@ impl StreamIds {
         Self::of_init(false, carried)
     }
 
+    /// The same streams of a guest with others of these numbers: by so much higher ones.
+    pub(crate) fn shifted(self, by: u32) -> Self {
+        let shift = |id: u32| if id == 0 { 0 } else { id.wrapping_add(by) };
+        Self { stdin: shift(self.stdin), stdout: shift(self.stdout), stderr: shift(self.stderr) }
+    }
+
     /// Those of an init that are to be carried. A terminal's output is one stream.
     fn of_init(terminal: bool, [stdin, stdout, stderr]: [bool; 3]) -> Self {
         let number = |carried, id| if carried { id } else { 0 };

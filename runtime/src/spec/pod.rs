@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a configuration means in a pod: whose namespaces it names, and how large the pod's machine is.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
+};
+
+use super::error::FieldError;
+
+/// The annotations by which containerd's CRI tells the sum of what a pod's containers may use.
+const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+
+/// By which paths containers of a pod name its namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodNamespaces {
+    /// The process that stands for the sandbox.
+    pub(crate) pid: u32,
+    /// Where the sandbox has its network from.
+    pub(crate) network: Option<PathBuf>,
+}
+
+impl PodNamespaces {
+    /// Whether a path names the pod's namespace of that kind.
+    pub(super) fn include(&self, kind: LinuxNamespaceType, path: &Path) -> bool {
+        let name = match kind {
+            LinuxNamespaceType::Ipc => "ipc",
+            LinuxNamespaceType::Uts => "uts",
+            LinuxNamespaceType::Network => "net",
+            LinuxNamespaceType::Pid => "pid",
+            _ => return false,
+        };
+        path == Path::new(&format!("/proc/{}/ns/{name}", self.pid))
+            || (kind == LinuxNamespaceType::Network && self.network.as_deref() == Some(path))
+    }
+}
+
+/// How a configuration is to be understood.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role<'a> {
+    /// A container in a machine of its own.
+    Alone,
+    /// A pod's sandbox: its machine, its names, its network. Its process is none.
+    Sandbox,
+    /// A container in a pod's machine, whose trees have names with that prefix.
+    Member { namespaces: &'a PodNamespaces, prefix: &'a str },
+}
+
+impl Role<'_> {
+    /// The pod that the container is in.
+    pub(super) fn pod(&self) -> Option<&PodNamespaces> {
+        match self {
+            Self::Member { namespaces, .. } => Some(namespaces),
+            Self::Alone | Self::Sandbox => None,
+        }
+    }
+}
+
+/// What a pod as a whole may use, from its sandbox's annotations; the sandbox's own limits are those of a process that
+/// does nothing.
+pub(super) fn resources(annotations: &HashMap<String, String>) -> Result<LinuxResources, FieldError> {
+    let memory = number(annotations, MEMORY)?;
+    let (quota, period) = (number(annotations, CPU_QUOTA)?, number(annotations, CPU_PERIOD)?);
+    let shares = number(annotations, CPU_SHARES)?;
+    let broken = |error: oci_spec::OciSpecError| FieldError::unsupported("annotations", error.to_string());
+    let mut cpu = LinuxCpuBuilder::default();
+    if let Some(quota) = quota {
+        cpu = cpu.quota(quota);
+    }
+    if let Some(period) = period.and_then(|period| u64::try_from(period).ok()) {
+        cpu = cpu.period(period);
+    }
+    if let Some(shares) = shares.and_then(|shares| u64::try_from(shares).ok()) {
+        cpu = cpu.shares(shares);
+    }
+    let mut limit = LinuxMemoryBuilder::default();
+    if let Some(memory) = memory {
+        limit = limit.limit(memory);
+    }
+    LinuxResourcesBuilder::default()
+        .cpu(cpu.build().map_err(broken)?)
+        .memory(limit.build().map_err(broken)?)
+        .build()
+        .map_err(broken)
+}
+
+/// A number of an annotation; 0 says nothing.
+fn number(annotations: &HashMap<String, String>, key: &str) -> Result<Option<i64>, FieldError> {
+    let Some(text) = annotations.get(key) else {
+        return Ok(None);
+    };
+    match text.parse::<i64>() {
+        Ok(0) => Ok(None),
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(FieldError::invalid(format!("annotations[{key:?}]"), text, "a number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_namespaces_are_its_sandboxs() {
+        let pod = PodNamespaces { pid: 7, network: Some("/run/netns/cni-1".into()) };
+
+        assert!(pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/7/ns/ipc")));
+        assert!(pod.include(LinuxNamespaceType::Network, Path::new("/proc/7/ns/net")));
+        assert!(pod.include(LinuxNamespaceType::Network, Path::new("/run/netns/cni-1")));
+        assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/8/ns/ipc")));
+        assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/7/ns/uts")));
+        assert!(!pod.include(LinuxNamespaceType::Mount, Path::new("/proc/7/ns/mnt")));
+    }
+
+    #[test]
+    fn a_pods_resources_are_the_sum_that_its_annotations_tell() {
+        let annotations = HashMap::from([
+            (MEMORY.to_owned(), "268435456".to_owned()),
+            (CPU_QUOTA.to_owned(), "150000".to_owned()),
+            (CPU_PERIOD.to_owned(), "100000".to_owned()),
+            (CPU_SHARES.to_owned(), "0".to_owned()),
+        ]);
+
+        let resources = resources(&annotations).unwrap();
+
+        let cpu = resources.cpu().as_ref().unwrap();
+        assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(268_435_456));
+        assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), None));
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named() {
+        let annotations = HashMap::from([(MEMORY.to_owned(), "lots".to_owned())]);
+
+        let error = resources(&annotations).unwrap_err().to_string();
+
+        assert!(error.starts_with("annotations[\"io.kubernetes.cri.sandbox-memory\"]: \"lots\""), "{error}");
+    }
+}

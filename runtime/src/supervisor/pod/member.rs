@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container in a pod's machine, from its making until nothing is left of it.
+
+use std::path::Path;
+use std::process;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+
+use bulkhead_protocol::agent::{CreateContainerRequest, ShareDevice};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::trees::Taken;
+use super::{LOST, Pod};
+use crate::hooks::{self, Hook};
+use crate::logging;
+use crate::spec::{self, Role, Translated};
+use crate::supervisor::agent::Agent;
+use crate::supervisor::container::{Container, Ended};
+use crate::supervisor::error::{Phase, RunError};
+use crate::supervisor::execs;
+use crate::supervisor::launch::{self, Options};
+use crate::supervisor::state::{self, Record, StateDir, Status};
+use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
+use crate::supervisor::task_service::{Calls, TaskServer, TaskService};
+use crate::text;
+
+/// A container that has been created.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) container: Arc<Container>,
+    /// Whether nothing is left of it, on the host and in the guest.
+    pub(crate) gone: watch::Receiver<bool>,
+}
+
+/// What there is of a container besides itself.
+struct Held {
+    pod: Arc<Pod>,
+    taken: Taken,
+    state: StateDir,
+    outputs: Outputs,
+    server: TaskServer,
+    poststop: Vec<Hook>,
+    gone: watch::Sender<bool>,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Pod {
+    /// Makes a container in the machine; its streams are the given ones.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be made; nothing is left of it.
+    pub(crate) async fn create(self: &Arc<Self>, options: &Options, ends: GivenEnds) -> Result<Member, RunError> {
+        state::check_id(&options.id)?;
+        let alive = self.alive.upgrade().ok_or(RunError::PodGone)?;
+        let first_stream = self.numbers.fetch_add(3, Ordering::Relaxed);
+        // Unique in the machine: a name is not used a second time.
+        let prefix = format!("c{first_stream}-");
+        let role = Role::Member { namespaces: &self.namespaces, prefix: &prefix };
+        let translated = spec::load_as(&options.bundle, role)?;
+        launch::make_mount_points(&translated.request, &translated.shares)?;
+        let state = StateDir::create(&self.root, &options.id)?;
+        state.link_vsock(self.sandbox.id())?;
+        let taken = self.trees.give(&translated.shares).await?;
+        let made = self.make(options, translated, &taken, &state, (first_stream, ends)).await;
+        let (container, outputs, server, poststop) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.trees.take_back(taken).await;
+                return Err(error);
+            }
+        };
+        let (gone, is_gone) = watch::channel(false);
+        let pod = Arc::clone(self);
+        let held = Held { pod, taken, state, outputs, server, poststop, gone, _alive: alive };
+        tokio::spawn(live(Arc::clone(&container), held));
+        Ok(Member { container, gone: is_gone })
+    }
+
+    async fn make(
+        &self,
+        options: &Options,
+        translated: Translated,
+        taken: &Taken,
+        state: &StateDir,
+        (first_stream, ends): (u32, GivenEnds),
+    ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
+        let Translated { mut request, shares, hooks, bundle, annotations, .. } = translated;
+        let ends = Ends::Given(ends);
+        let terminal = request.process.terminal;
+        let ids = ends.ids(terminal).shifted(first_stream - 1);
+        request.id.clone_from(&options.id);
+        if let Some(process) = request.process.as_mut() {
+            (process.stdin_stream, process.stdout_stream, process.stderr_stream) = (ids.stdin, ids.stdout, ids.stderr);
+        }
+        rename(&mut request, &taken.renamed);
+        let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
+        let creating = hook_state.at(hooks::Status::Creating, Some(process::id()));
+        if !request.start_hooks.is_empty() {
+            request.start_hook_state = creating.at(hooks::Status::Created, Some(process::id())).to_text();
+        }
+        let record = Record {
+            id: options.id.clone(),
+            pid: process::id(),
+            status: Status::Creating,
+            bundle,
+            rootfs: shares.private.first().map_or(Path::new(""), |tree| &tree.source).to_owned(),
+            created: state::now(),
+            annotations,
+            kept: false,
+            exit_status: None,
+            poststop: hooks.poststop.clone(),
+        };
+        state.record(&record)?;
+        let (task, dir) = (state.bind_task()?, state.handle()?);
+        hooks::run(&hooks.create, &creating).await?;
+        let agent = self.agent.for_container(&options.id);
+        let vsock = state.vsock_path();
+        let created = async {
+            tokio::try_join!(async { Ok(streams::open(&vsock, ids).await?.pump(ends)?) }, async {
+                agent.create(&request).await.map_err(RunError::Create)
+            })
+        };
+        let outputs = tokio::select! {
+            created = timeout(self.boot_timeout, created) => match created {
+                Ok(Ok((outputs, _))) => outputs,
+                Ok(Err(error)) => {
+                    discard(&agent, &error).await;
+                    return Err(error);
+                }
+                Err(_) => {
+                    let error = RunError::Deadline {
+                        phase: Phase::Starting,
+                        timeout: self.boot_timeout,
+                        console: String::new(),
+                    };
+                    discard(&agent, &error).await;
+                    return Err(error);
+                }
+            },
+            () = self.machine_gone() => return Err(RunError::PodGone),
+        };
+        let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
+        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)));
+        let calls = Calls::default();
+        let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
+        let server = match TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop) {
+            Ok(server) => server,
+            Err(error) => {
+                discard(&container.agent, &error).await;
+                return Err(error);
+            }
+        };
+        container.enter(Status::Created);
+        Ok((container, outputs, server, hooks.poststop))
+    }
+}
+
+/// Removes what the agent may have made of a container that did not come to be.
+async fn discard(agent: &Agent, error: &RunError) {
+    // What the agent refused, it has taken back itself.
+    if !matches!(error, RunError::Create(_)) {
+        let _ = agent.delete(true).await;
+    }
+}
+
+/// Gives mounts the names that other containers have given their sources.
+fn rename(request: &mut CreateContainerRequest, renamed: &[(String, String)]) {
+    for mount in &mut request.mounts {
+        let Some(share) = mount.share.as_mut().filter(|share| share.device == ShareDevice::SHARED.into()) else {
+            continue;
+        };
+        if let Some((_, name)) = renamed.iter().find(|(own, _)| *own == share.tree) {
+            share.tree.clone_from(name);
+        }
+    }
+}
+
+/// From a created container to its end.
+async fn live(container: Arc<Container>, held: Held) {
+    let Held { pod, taken, state, mut outputs, server, poststop, gone, _alive } = held;
+    let ended = tokio::select! {
+        exit = container.agent.wait("") => exit.ok(),
+        () = pod.machine_gone() => None,
+    };
+    let status = match ended {
+        Some(exit) => {
+            if exit.oom_killed {
+                logging::warn(format_args!("{}: the guest's kernel killed a process: out of memory", container.id()));
+            }
+            container.deliver_output();
+            let drained = async {
+                tokio::select! {
+                    () = outputs.drained() => {}
+                    () = container.output_given_up() => {}
+                    () = pod.machine_gone() => {}
+                }
+            };
+            let deleted = async {
+                container.execs.farewell(execs::FAREWELL).await;
+                container.agent.delete(true).await
+            };
+            if let ((), Err(error)) = tokio::join!(drained, deleted) {
+                logging::error(format_args!(
+                    "cannot write the files of {} back to the host: {}",
+                    container.id(),
+                    text::chain(&error)
+                ));
+            }
+            // The guest's word is only believed as far as an exit status goes.
+            u8::try_from(exit.exit_status).unwrap_or(u8::MAX)
+        }
+        None => {
+            // The connection is lost a moment before the machine is known to be.
+            pod.machine_gone().await;
+            LOST
+        }
+    };
+    pod.trees.take_back(taken).await;
+    let hook_state = container.record().hook_state();
+    drop(state);
+    container.stopped(Ended::now(status), false);
+    server.stop().await;
+    hooks::run_all(&poststop, &hook_state.at(hooks::Status::Stopped, None)).await;
+    gone.send_replace(true);
+}

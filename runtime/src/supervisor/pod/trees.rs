@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The trees that a pod's machine has been given.
+//!
+//! Containers that bind the same folder get the same tree: so sockets, locks and mapped memory in it are common to them,
+//! as they are on a host. The host's kernel refuses writes to a tree that all have read-only; in one that some may write,
+//! the guest's does it for the others.
+
+use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
+use bulkhead_vmm::control::ShareDevice;
+use tokio::sync::Mutex;
+
+use crate::logging;
+use crate::storage::Shares;
+use crate::supervisor::vmm_control::{ControlError, VmmControl};
+use crate::text;
+
+/// The trees.
+#[derive(Debug)]
+pub(super) struct PodTrees {
+    control: VmmControl,
+    shared: Mutex<Vec<SharedTree>>,
+}
+
+/// A tree of the shared device, and how many containers have it.
+#[derive(Debug)]
+struct SharedTree {
+    tree: ShareTree,
+    users: usize,
+}
+
+/// What one container has of them; given back by [`PodTrees::take_back`].
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    private: Vec<String>,
+    shared: Vec<String>,
+    /// The container's names for trees of the shared device that another container has given one.
+    pub(super) renamed: Vec<(String, String)>,
+}
+
+impl PodTrees {
+    pub(super) fn new(control: VmmControl) -> Self {
+        Self { control, shared: Mutex::default() }
+    }
+
+    /// Gives the machine what a container needs and what it does not have yet.
+    ///
+    /// # Errors
+    ///
+    /// The container has none of them then.
+    pub(super) async fn give(&self, shares: &Shares) -> Result<Taken, ControlError> {
+        let mut taken = Taken::default();
+        match self.add_all(shares, &mut taken).await {
+            Ok(()) => Ok(taken),
+            Err(error) => {
+                self.take_back(taken).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn add_all(&self, shares: &Shares, taken: &mut Taken) -> Result<(), ControlError> {
+        for tree in &shares.private {
+            self.control.add_tree(ShareDevice::Private, tree).await?;
+            taken.private.push(tree.name.clone());
+        }
+        // Held over the requests, so that no two containers add one folder twice.
+        let mut shared = self.shared.lock().await;
+        for tree in &shares.shared {
+            if let Some(known) = shared.iter_mut().find(|known| serves(&known.tree, tree)) {
+                known.users += 1;
+                taken.shared.push(known.tree.name.clone());
+                taken.renamed.push((tree.name.clone(), known.tree.name.clone()));
+                continue;
+            }
+            self.control.add_tree(ShareDevice::Shared, tree).await?;
+            shared.push(SharedTree { tree: tree.clone(), users: 1 });
+            taken.shared.push(tree.name.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes away what a container had, unless another one has it too.
+    pub(super) async fn take_back(&self, taken: Taken) {
+        for name in &taken.private {
+            self.remove(ShareDevice::Private, name).await;
+        }
+        let mut shared = self.shared.lock().await;
+        for name in &taken.shared {
+            if let Some(known) = shared.iter_mut().find(|known| known.tree.name == *name) {
+                known.users -= 1;
+            }
+        }
+        let (unused, used) = std::mem::take(&mut *shared).into_iter().partition(|known| known.users == 0);
+        *shared = used;
+        let unused: Vec<SharedTree> = unused;
+        for known in unused {
+            self.remove(ShareDevice::Shared, &known.tree.name).await;
+        }
+    }
+
+    async fn remove(&self, device: ShareDevice, name: &str) {
+        match self.control.remove_tree(device, name).await {
+            // With the machine, all of its trees are gone.
+            Ok(()) | Err(ControlError::Gone { .. } | ControlError::Send { .. }) => {}
+            Err(error) => logging::warn(format_args!("{}", text::chain(&error))),
+        }
+    }
+}
+
+/// Whether a tree that the machine has is as good as another one.
+fn serves(known: &ShareTree, wanted: &ShareTree) -> bool {
+    known.source == wanted.source && known.recursive == wanted.recursive && (wanted.read_only || !known.read_only)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(read_only: bool, recursive: bool) -> ShareTree {
+        ShareTree { name: "t".into(), source: "/s".into(), read_only, recursive }
+    }
+
+    #[test]
+    fn a_writable_tree_serves_those_who_only_read_it() {
+        assert!(serves(&tree(false, true), &tree(false, true)));
+        assert!(serves(&tree(false, true), &tree(true, true)));
+        assert!(serves(&tree(true, true), &tree(true, true)));
+        assert!(!serves(&tree(true, true), &tree(false, true)));
+        assert!(!serves(&tree(false, false), &tree(false, true)));
+    }
+}
