@@ -109,7 +109,10 @@ impl PodTrees {
 
 /// Whether a tree that the machine has is as good as another one.
 fn serves(known: &ShareTree, wanted: &ShareTree) -> bool {
-    known.source == wanted.source && known.recursive == wanted.recursive && (wanted.read_only || !known.read_only)
+    known.name.starts_with(PART_PREFIX) == wanted.name.starts_with(PART_PREFIX)
+        && known.source == wanted.source
+        && known.recursive == wanted.recursive
+        && (wanted.read_only || !known.read_only)
 }
 
 #[cfg(test)]
