@@ -28,6 +28,7 @@ mod streams;
 mod terminal;
 mod tree;
 mod user_namespace;
+mod verbs;
 
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         lifecycle::CASES,
         exec::CASES,
         control::CASES,
+        verbs::CASES,
         stdio::CASES,
         streams::CASES,
         terminal::CASES,
