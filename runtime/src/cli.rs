@@ -153,8 +153,8 @@ pub(crate) fn run() -> ExitCode {
 /// statuses are runc's.
 fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = io::stdout().write_all(error.to_string().as_bytes());
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = io::stdout().write_all(Cli::command().render_help().to_string().as_bytes());
             return ExitCode::SUCCESS;
         }
         _ if !error.use_stderr() => {

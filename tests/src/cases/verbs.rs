@@ -11,7 +11,7 @@ use crate::failure::{Context as _, Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
     case!(verbs_without_a_container),
-    case!(verbs_in_each_state),
+    case!(verbs_in_each_state).limit(600),
     case!(verbs_of_a_container_that_ends_unstarted),
     case!(options_of_exec),
     case!(options_of_update),
