@@ -79,7 +79,7 @@ pub(crate) struct Arguments {
     process_label: Option<String>,
 
     /// Run it in this cgroup below the container's, which the container has made
-    #[arg(long, value_name = "PATH", default_value = "/", hide_default_value = true)]
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
     cgroup: String,
 
     /// Add it to a paused container as well: it runs when the container is resumed
@@ -129,7 +129,8 @@ fn exec_process(global: &Global, arguments: &Arguments) -> Outcome {
         pid_file: arguments.pid_file.as_ref().map(absolute).transpose()?,
         console_socket: arguments.console_socket.as_ref().map(absolute).transpose()?,
         ignore_paused: arguments.ignore_paused,
-        cgroup: arguments.cgroup.clone(),
+        // The container's own is that of any process, and not insisted on.
+        cgroup: arguments.cgroup.trim_matches('/').to_owned(),
     };
     Ok(exec(&found, options)?)
 }

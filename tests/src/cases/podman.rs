@@ -148,8 +148,8 @@ fn looked_after(env: &Env) -> Result {
     let script = "echo up >> /log; trap 'exit 0' TERM; trap 'echo hup >> /log' HUP; while :; do sleep 0.1; done";
     let options = ["--health-cmd", "test -e /healthy", "--health-interval", "disable", "--name", "box"];
     let fixed = ["run", "-d", "--network", "none"];
-    let command = fixed.iter().chain(&options).chain(&[IMAGE, "sh", "-c", script]).copied();
-    podman.call(command).output()?.expect_code(0)?;
+    let program = [IMAGE, "sh", "-c", script];
+    podman.call(fixed.iter().chain(&options).chain(&program).copied()).output()?.expect_code(0)?;
 
     podman.call(["healthcheck", "run", "box"]).output()?.expect_code(1)?;
     podman.succeed(["exec", "-d", "box", "touch", "/healthy"])?;

@@ -202,7 +202,6 @@ fn options_of_exec(env: &Env) -> Result {
             ("exec ID false", 1, ""),
             ("exec ID nosuch", 255, "nosuch"),
             ("exec ID /etc", 255, "exec failed: "),
-            ("exec ID -- true", 255, "\"--\""),
             ("exec -u 5:6 ID id", 0, "uid=5 gid=6"),
             ("exec --user root ID id", 255, "root"),
             ("exec -e A=b -e A=c ID printenv A", 0, "c\n"),
