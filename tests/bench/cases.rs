@@ -112,7 +112,7 @@ impl Programs {
                     programs.bulkhead = Some(path);
                 }
                 Kind::Runc(_) | Kind::Exec(Runtime::Runc) if programs.runc.is_none() => {
-                    programs.runc = Some(stage.program("runc")?)
+                    programs.runc = Some(stage.program("runc")?);
                 }
                 Kind::Crun(_) | Kind::Exec(Runtime::Crun) if programs.crun.is_none() => {
                     programs.crun = Some(stage.program("crun")?);

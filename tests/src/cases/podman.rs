@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::{Case, case};
-use crate::engines::{IMAGE, Podman};
+use crate::engines::Podman;
 use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq};
 use crate::pty::Terminal;
@@ -19,7 +19,6 @@ pub(super) const CASES: &[Case] = &[
     case!(file_systems),
     case!(identity),
     case!(terminals),
-    case!(looked_after),
 ];
 
 fn foreground(env: &Env) -> Result {
@@ -140,33 +139,6 @@ fn terminals(env: &Env) -> Result {
     ensure!(running.is_running()?, "the end of a process is not the end of the container");
     terminal.type_text("exit 5\n")?;
     running.finish()?.expect_code(5)
-}
-
-/// What an engine does to a container that lives on, besides: a check of its health, restarts, processes, copies.
-fn looked_after(env: &Env) -> Result {
-    let podman = Podman::new(env)?;
-    let script = "echo up >> /log; trap 'exit 0' TERM; trap 'echo hup >> /log' HUP; while :; do sleep 0.1; done";
-    let options = ["--health-cmd", "test -e /healthy", "--health-interval", "disable", "--name", "box"];
-    let fixed = ["run", "-d", "--network", "none"];
-    let program = [IMAGE, "sh", "-c", script];
-    podman.call(fixed.iter().chain(&options).chain(&program).copied()).output()?.expect_code(0)?;
-
-    podman.call(["healthcheck", "run", "box"]).output()?.expect_code(1)?;
-    podman.succeed(["exec", "-d", "box", "touch", "/healthy"])?;
-    podman.succeed(["exec", "box", "sh", "-c", "while [ ! -e /healthy ]; do sleep 0.1; done"])?;
-    podman.succeed(["healthcheck", "run", "box"])?;
-    podman.succeed(["kill", "--signal", "HUP", "box"])?;
-    podman.succeed(["exec", "box", "sh", "-c", "while ! grep -q hup /log; do sleep 0.1; done"])?;
-    // These words are for the ps of the container.
-    let listed = podman.succeed(["top", "box", "-o", "pid,args"])?.stdout();
-    ensure!(listed.contains("trap 'exit 0' TERM") && !listed.contains("conmon"), "the processes: {listed}");
-
-    podman.succeed(["restart", "--time", "30", "box"])?;
-    let copy = env.work.join("log").display().to_string();
-    podman.succeed(["exec", "box", "sh", "-c", "while [ $(grep -c up /log) != 2 ]; do sleep 0.1; done"])?;
-    podman.succeed(["cp", "box:/log", &copy])?;
-    ensure_eq!(fs::read_to_string(&copy)?, "up\nhup\nup\n", "the file that was copied out");
-    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
 }
 
 fn state(podman: &Podman<'_>, name: &str) -> Result<Value> {
