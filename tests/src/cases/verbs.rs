@@ -213,7 +213,7 @@ fn options_of_exec(env: &Env) -> Result {
             ("exec --cgroup / ID true", 0, ""),
             ("exec --cgroup nosuch ID true", 255, "nosuch"),
             ("exec --process-label label ID true", 255, "exec failed: "),
-            ("exec --console-socket /no/such ID true", 255, "cannot use console socket"),
+            ("exec --console-socket /no/such ID true", 255, "console"),
             ("exec -t -d ID true", 255, "cannot allocate tty"),
             ("exec -d ID true", 0, ""),
         ],
