@@ -3,14 +3,16 @@
 
 use std::env;
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    self, check, completion, create, delete, events, exec, features, gc, kill, list, logs, man, pause, ps, resume, run,
-    spec, start, state, update,
+    self, check, checkpoint, completion, create, delete, events, exec, features, gc, kill, list, logs, man, pause, ps,
+    resume, run, spec, start, state, update,
 };
 use crate::logging::{self, LogFormat};
 use crate::text;
@@ -92,7 +94,14 @@ enum Command {
     Completion(completion::Arguments),
     #[command(hide = true)]
     Man(man::Arguments),
+    #[command(hide = true)]
+    Checkpoint(checkpoint::Arguments),
+    #[command(hide = true)]
+    Restore(checkpoint::Arguments),
 }
+
+/// The status of a verb that there is not, as with runc.
+const NO_SUCH_VERB: u8 = 3;
 
 /// Parses the process' arguments, runs the verb, and tells what failed.
 pub(crate) fn run() -> ExitCode {
@@ -128,6 +137,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Check(arguments) => check::run(&global, &arguments),
         Command::Completion(arguments) => completion::run(&arguments, Cli::command()),
         Command::Man(arguments) => man::run(&arguments, Cli::command()),
+        Command::Checkpoint(_) => checkpoint::run("checkpoint"),
+        Command::Restore(_) => checkpoint::run("restore"),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -138,14 +149,21 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Help and version go to stdout and are no failure; a usage error is one line, and status 1 as with runc.
+/// Help and version go to stdout and are no failure, also where nothing was asked for; a usage error is one line. The
+/// statuses are runc's.
 fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
-        return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = io::stdout().write_all(Cli::command().render_help().to_string().as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        _ if !error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        _ => logging::error(format_args!("{}", usage_line(&error.to_string()))),
     }
-    logging::error(format_args!("{}", usage_line(&error.to_string())));
-    ExitCode::FAILURE
+    if error.kind() == ErrorKind::InvalidSubcommand { NO_SUCH_VERB.into() } else { ExitCode::FAILURE }
 }
 
 /// The message of clap's many lines: the first paragraph, and a pointer to the help.
@@ -211,6 +229,14 @@ mod tests {
         );
         assert!(usage_line(&unknown.to_string()).starts_with("unrecognized subcommand 'frobnicate'"));
         assert!(usage_line(&format.to_string()).starts_with("invalid value 'xml' for '--log-format <FORMAT>'"));
+    }
+
+    #[test]
+    fn what_engines_probe_for_is_not_claimed() {
+        for line in ["bulkhead checkpoint --help", "bulkhead restore --bundle b --detach --image-path i c1"] {
+            let command = parse(line).unwrap().command;
+            assert!(matches!(command, Command::Checkpoint(_) | Command::Restore(_)), "{line}");
+        }
     }
 
     #[test]

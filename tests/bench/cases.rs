@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bundle::{self, Bundle, ECHO_OUTPUT, GUEST_MEM_SIZE_MIB};
 use crate::error::{BenchError, file};
+use crate::exec;
 use crate::image;
 use crate::stage::Stage;
 
@@ -35,12 +36,22 @@ pub(crate) enum Kind {
     Bulkhead(Bundle),
     Runc(Bundle),
     Crun(Bundle),
+    /// A further process in a container that runs all the time.
+    Exec(Runtime),
     /// QEMU's microvm with Bulkhead's own guest kernel.
     Qemu,
 }
 
+/// Whose command line it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    Bulkhead,
+    Runc,
+    Crun,
+}
+
 /// The cases, in the order in which they take turns.
-pub(crate) const CASES: [Case; 7] = [
+pub(crate) const CASES: [Case; 10] = [
     Case { name: "bulkhead-echo", kind: Kind::Bulkhead(Bundle::Echo), output: ECHO_OUTPUT },
     Case { name: "bulkhead-true", kind: Kind::Bulkhead(Bundle::True), output: "" },
     Case { name: "qemu-microvm", kind: Kind::Qemu, output: USER_SPACE },
@@ -48,6 +59,9 @@ pub(crate) const CASES: [Case; 7] = [
     Case { name: "runc-true", kind: Kind::Runc(Bundle::True), output: "" },
     Case { name: "crun-echo", kind: Kind::Crun(Bundle::Echo), output: ECHO_OUTPUT },
     Case { name: "crun-true", kind: Kind::Crun(Bundle::True), output: "" },
+    Case { name: "bulkhead-exec", kind: Kind::Exec(Runtime::Bulkhead), output: "" },
+    Case { name: "runc-exec", kind: Kind::Exec(Runtime::Runc), output: "" },
+    Case { name: "crun-exec", kind: Kind::Exec(Runtime::Crun), output: "" },
 ];
 
 /// Where the programs are on the stage; `None` of those that no chosen case needs.
@@ -89,7 +103,7 @@ impl Programs {
         let mut programs = Self::default();
         for kind in kinds {
             match kind {
-                Kind::Bulkhead(_) if programs.bulkhead.is_none() => {
+                Kind::Bulkhead(_) | Kind::Exec(Runtime::Bulkhead) if programs.bulkhead.is_none() => {
                     let path = Path::new(TREE).join("bin/bulkhead");
                     stage.copy_folder(&tree.join("bin"), &Path::new(TREE).join("bin"))?;
                     stage.copy_folder(&tree.join("lib/bulkhead"), &Path::new(TREE).join("lib/bulkhead"))?;
@@ -97,8 +111,12 @@ impl Programs {
                     stage.libraries(&tree.join("lib/bulkhead/bulkhead-vmm"))?;
                     programs.bulkhead = Some(path);
                 }
-                Kind::Runc(_) if programs.runc.is_none() => programs.runc = Some(stage.program("runc")?),
-                Kind::Crun(_) if programs.crun.is_none() => programs.crun = Some(stage.program("crun")?),
+                Kind::Runc(_) | Kind::Exec(Runtime::Runc) if programs.runc.is_none() => {
+                    programs.runc = Some(stage.program("runc")?);
+                }
+                Kind::Crun(_) | Kind::Exec(Runtime::Crun) if programs.crun.is_none() => {
+                    programs.crun = Some(stage.program("crun")?);
+                }
                 Kind::Qemu if programs.qemu.is_none() => {
                     programs.qemu = Some(stage.program("qemu-system-x86_64")?);
                     stage.copy_folder(Path::new(FIRMWARE), Path::new(FIRMWARE))?;
@@ -124,14 +142,21 @@ impl Programs {
                 let args = [&["--root", "/run/bulkhead"], options, &["run", id]].concat();
                 Invocation::of(self.bulkhead.as_deref(), &args, bundle.folder())
             }
-            Kind::Runc(bundle) => {
-                Invocation::of(self.runc.as_deref(), &["--root", "/run/runc", "run", id], bundle.folder())
-            }
-            Kind::Crun(bundle) => {
-                Invocation::of(self.crun.as_deref(), &["--root", "/run/crun", "run", id], bundle.folder())
-            }
+            Kind::Runc(bundle) => self.verb(Runtime::Runc, &["run", id], bundle.folder()),
+            Kind::Crun(bundle) => self.verb(Runtime::Crun, &["run", id], bundle.folder()),
+            Kind::Exec(runtime) => self.verb(runtime, &["exec", exec::id(runtime), "true"], Path::new("/")),
             Kind::Qemu => self.qemu(false),
         }
+    }
+
+    /// A verb of a runtime.
+    pub(crate) fn verb(&self, runtime: Runtime, words: &[&str], folder: &Path) -> Invocation {
+        let (program, root) = match runtime {
+            Runtime::Bulkhead => (&self.bulkhead, "/run/bulkhead"),
+            Runtime::Runc => (&self.runc, "/run/runc"),
+            Runtime::Crun => (&self.crun, "/run/crun"),
+        };
+        Invocation::of(program.as_deref(), &[&["--root", root], words].concat(), folder)
     }
 
     /// QEMU's smallest machine, without firmware tables, legacy timers and option ROMs. The kernel's words are those

@@ -8,6 +8,7 @@
 mod bundle;
 mod cases;
 mod error;
+mod exec;
 mod idle;
 mod image;
 mod memory;

@@ -46,12 +46,24 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Bulkhead's medians, that the others are compared with: first output of `echo`, exit of `true`.
-    fn own(&self) -> (Option<Duration>, Option<Duration>) {
-        let find = |name: &str| self.cases.iter().find(|result| result.case.name == name);
-        let echo = find("bulkhead-echo").and_then(|result| Some(result.first_output()?.median));
-        let exit = find("bulkhead-true").and_then(|result| Some(result.exit()?.median));
-        (echo, exit)
+    fn find(&self, name: &str) -> Option<&CaseResult> {
+        self.cases.iter().find(|result| result.case.name == name)
+    }
+
+    /// Bulkhead's median to the first output, that the others are compared with.
+    fn own_output(&self) -> Option<Duration> {
+        Some(self.find("bulkhead-echo")?.first_output()?.median)
+    }
+
+    /// The same of the exit, for cases of a kind.
+    fn own_exit(&self, result: &CaseResult) -> Option<Duration> {
+        let own = match result.case.kind {
+            Kind::Exec(_) => "bulkhead-exec",
+            Kind::Qemu => "bulkhead-true",
+            _ if result.first_output().is_none() => "bulkhead-true",
+            _ => return None,
+        };
+        Some(self.find(own)?.exit()?.median)
     }
 
     /// The tables, as Markdown.
@@ -78,23 +90,20 @@ impl Report {
         line(text, format_args!("\nStart in ms, median (lowest to highest) of {runs}:\n"));
         line(text, format_args!("| case | to first output | Bulkhead / this | to exit | Bulkhead / this |"));
         line(text, format_args!("| --- | --- | --- | --- | --- |"));
-        let own = self.own();
         for result in &self.cases {
             if let Some(why) = &result.failure {
                 line(text, format_args!("| {} | failed: {why} | | | |", result.case.name));
                 continue;
             }
-            let is_true = result.first_output().is_none();
-            let exit_ratio = if is_true || result.case.kind == Kind::Qemu { own.1 } else { None };
             line(
                 text,
                 format_args!(
                     "| {} | {} | {} | {} | {} |",
                     result.case.name,
                     spread(result.first_output()),
-                    ratio(own.0, result.first_output()),
+                    ratio(self.own_output(), result.first_output()),
                     spread(result.exit()),
-                    ratio(exit_ratio, result.exit()),
+                    ratio(self.own_exit(result), result.exit()),
                 ),
             );
         }
@@ -224,6 +233,8 @@ mod tests {
             result("bulkhead-echo", Some(50), 70),
             result("bulkhead-true", None, 60),
             result("qemu-microvm", Some(100), 120),
+            result("bulkhead-exec", None, 10),
+            result("runc-exec", None, 40),
         ];
         let report =
             Report { machine: "m".into(), cases, repeated: 0, idle: vec![], agent_rss_kib: None, notes: vec![] };
@@ -232,6 +243,8 @@ mod tests {
 
         let qemu = text.lines().find(|line| line.contains("qemu")).unwrap();
         assert_eq!(qemu, "| qemu-microvm | 100.0 (100.0 to 100.0) | 0.50 | 120.0 (120.0 to 120.0) | 0.50 |");
+        let exec = text.lines().find(|line| line.contains("runc-exec")).unwrap();
+        assert_eq!(exec, "| runc-exec | - | - | 40.0 (40.0 to 40.0) | 0.25 |");
     }
 
     #[test]

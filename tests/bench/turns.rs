@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::cases::{Case, Programs};
 use crate::error::BenchError;
+use crate::exec::Target;
 use crate::report::CaseResult;
 use crate::start::{self, Sample};
 use crate::{say, stage};
@@ -26,6 +27,13 @@ const REPEATS_MAX: usize = 5;
 pub(crate) fn measure(programs: &Programs, cases: Vec<Case>, runs: usize, counted: bool) -> (Vec<CaseResult>, usize) {
     let mut results: Vec<CaseResult> =
         cases.into_iter().map(|case| CaseResult { case, samples: Vec::new(), failure: None }).collect();
+    let mut targets = Vec::new();
+    for result in &mut results {
+        match Target::start(programs, result.case.kind) {
+            Ok(target) => targets.extend(target),
+            Err(error) => result.failure = Some(error.to_string()),
+        }
+    }
     let mut repeated = 0;
     for round in 0..=runs {
         say(&format!("bench: round {round} of {runs}\n"));

@@ -81,6 +81,13 @@ impl<'a> Detached<'a> {
         Ok(output)
     }
 
+    /// The same with words before and after the id.
+    pub(crate) fn must_with(&self, before: &[&str], after: &[&str]) -> Result<Output> {
+        let output = self.verb_with(before, after).output()?;
+        ensure!(output.status.success(), "{before:?} … {after:?} failed: {}", output.describe());
+        Ok(output)
+    }
+
     /// `exec` of a shell script.
     pub(crate) fn exec(&self, script: &str) -> Run<'a> {
         self.verb_with(&["exec"], &["sh", "-c", script])
@@ -130,6 +137,8 @@ impl<'a> Detached<'a> {
     pub(crate) fn wait(&self) -> Result<i32> {
         match waitpid(Pid::from_raw(self.pid), None)? {
             WaitStatus::Exited(_, status) => Ok(status),
+            // Where the container's init itself stands for it.
+            WaitStatus::Signaled(_, signal, _) => Ok(128 + signal as i32),
             other => fail!("the process that stands for the container: {other:?}"),
         }
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+
 use super::files::{self, EventFile};
 use crate::storage::resolve;
 use crate::sys;
@@ -71,6 +73,14 @@ pub enum CgroupError {
     DeviceFilter {
         /// How long it is.
         instructions: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no such cgroup below it.
+    #[error("cannot enter the cgroup {path:?} of the container")]
+    Below {
+        /// Relative to the container's.
+        path: String,
         /// Why.
         source: io::Error,
     },
@@ -167,6 +177,25 @@ impl Cgroup {
     /// The descriptor that clone3(2) takes.
     pub(crate) fn open(&self) -> Result<OwnedFd, CgroupError> {
         resolve::own_directory(&self.path).map_err(|source| CgroupError::Create { path: self.path.clone(), source })
+    }
+
+    /// The same for one below it, which the container has made: `path` is relative, and leads nowhere else.
+    pub(crate) fn open_below(&self, path: &str) -> Result<OwnedFd, CgroupError> {
+        let own = self.open()?;
+        if path.split('/').all(str::is_empty) {
+            return Ok(own);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        resolve::open(own.as_fd(), path, flags).map_err(|source| CgroupError::Below { path: path.to_owned(), source })
+    }
+
+    /// The same for the one below it that a process has gone to; `None` if it has not.
+    pub(crate) fn open_that_of(&self, pid: i32) -> Option<OwnedFd> {
+        let text = files::read_bounded(Path::new(&format!("/proc/{pid}/cgroup")))?;
+        let place = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let own = self.path.file_name()?.to_str()?;
+        let below: Vec<&str> = place.split('/').skip_while(|name| *name != own).skip(1).collect();
+        if below.is_empty() { None } else { self.open_below(&below.join("/")).ok() }
     }
 
     /// Kills every process in it and below it.

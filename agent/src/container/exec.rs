@@ -127,7 +127,9 @@ impl Engine {
 fn spawn(spec: &ProcessSpec, instance: &Instance) -> Result<(AgentEnd, AgentStdio), ExecError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::Channel)?;
     let (pipes, stdio) = launch::make_pipes(spec, instance.id_mappings.as_ref())?;
-    let cgroup = instance.cgroup.as_ref().map(|cgroup| cgroup.open()).transpose()?;
+    let cgroup = instance.cgroup.as_ref();
+    let inits = cgroup.and_then(|cgroup| cgroup.open_that_of(instance.init.pid()));
+    let cgroup = cgroup.map(|cgroup| cgroup.open_below(&spec.cgroup)).transpose()?;
     match sys::clone_process(Parent::Caller, 0, None).map_err(LaunchError::Clone)? {
         // Its status is nobody's business: it tells what went wrong, or what it has made.
         Cloned::Parent(_helper) => Ok((agent_end, stdio)),
@@ -138,6 +140,8 @@ fn spawn(spec: &ProcessSpec, instance: &Instance) -> Result<(AgentEnd, AgentStdi
             init: instance.init.pidfd(),
             namespaces: instance.namespaces,
             cgroup: cgroup.as_ref().map(OwnedFd::as_fd),
+            // A place that was asked for is the only one.
+            inits_cgroup: inits.as_ref().map(OwnedFd::as_fd).filter(|_| spec.cgroup.is_empty()),
         }
         .run(),
     }

@@ -35,6 +35,9 @@ pub(super) struct Join<'a> {
     /// The container's own namespaces.
     pub(super) namespaces: Namespaces,
     pub(super) cgroup: Option<BorrowedFd<'a>>,
+    /// Where init has gone below that, if it has: a container that has handed its controllers on (systemd does) can have no
+    /// process in its own cgroup.
+    pub(super) inits_cgroup: Option<BorrowedFd<'a>>,
 }
 
 impl Join<'_> {
@@ -58,7 +61,7 @@ impl Join<'_> {
 
     /// The helper's part.
     fn enter_and_clone(&self) -> Result<Cloned, Failure> {
-        self.keep([self.channel.as_fd(), self.init].into_iter().chain(self.cgroup))?;
+        self.keep([self.channel.as_fd(), self.init].into_iter().chain(self.cgroup).chain(self.inits_cgroup))?;
         // The container's processes see the new one while it is still the agent's program: they are not to look into it.
         // The program that it executes starts without this.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -67,8 +70,13 @@ impl Join<'_> {
         self.process.scheduling.apply_initial_cpus()?;
         sys::enter_namespaces(self.init, self.namespaces.join_flags())
             .map_err(|error| Failure::new(Stage::Namespace, "those of the container", error))?;
-        sys::clone_process(Parent::CallersParent, 0, self.cgroup)
-            .map_err(|error| Failure::new(Stage::Process, "make it in the container", error))
+        let cloned = match (sys::clone_process(Parent::CallersParent, 0, self.cgroup), self.inits_cgroup) {
+            (Err(error), Some(cgroup)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                sys::clone_process(Parent::CallersParent, 0, Some(cgroup))
+            }
+            (cloned, _) => cloned,
+        };
+        cloned.map_err(|error| Failure::new(Stage::Process, "make it in the container", error))
     }
 
     /// The process's part, without execve.

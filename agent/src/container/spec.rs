@@ -223,6 +223,8 @@ pub struct ProcessSpec {
     pub(crate) scheduling: Scheduling,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) stdio: StdioSpec,
+    /// A cgroup below the container's, for a further process.
+    pub(crate) cgroup: String,
 }
 
 /// The five sets, as bit masks by capability number.
@@ -460,6 +462,7 @@ impl ProcessSpec {
             scheduling,
             seccomp: wire.seccomp.as_ref().map(Filter::from_wire).transpose()?,
             stdio,
+            cgroup: wire.cgroup,
         })
     }
 }

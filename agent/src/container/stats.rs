@@ -7,10 +7,13 @@ use std::path::Path;
 use bulkhead_protocol::agent as wire;
 
 use super::cgroup::{Cgroup, MEMORY_EVENTS};
-use super::files::{key_values, read_bounded};
+use super::files::{key_values, read_bounded, value_of};
 
 /// Lines of a file that are passed on. The kernel's files have fewer.
 const MAX_LINES: usize = 256;
+
+/// Huge pages that an x86-64 kernel can have.
+const HUGE_PAGE_SIZES: [&str; 2] = ["2MB", "1GB"];
 
 /// Resources whose pressure is measured.
 const RESOURCES: [&str; 3] = ["cpu", "memory", "io"];
@@ -33,12 +36,20 @@ pub(super) fn collect(cgroup: &Cgroup) -> wire::GetStatsResponse {
         memory_events: map(MEMORY_EVENTS),
         pids_current: number("pids.current"),
         pids_max: number("pids.max"),
+        huge_pages: HUGE_PAGE_SIZES.into_iter().filter_map(|size| huge_pages(cgroup, size)).collect(),
         io: cgroup.read("io.stat").map(|text| io(&text)).unwrap_or_default(),
         pressure: RESOURCES.into_iter().filter_map(pressure).collect(),
         guest_memory_total: memory(&guest, "MemTotal:"),
         guest_memory_available: memory(&guest, "MemAvailable:"),
         ..Default::default()
     }
+}
+
+/// What is used of pages of a size; `None` where the kernel has none of it.
+fn huge_pages(cgroup: &Cgroup, size: &str) -> Option<wire::HugePageStat> {
+    let current = cgroup.read(&format!("hugetlb.{size}.current"))?.trim().parse().ok();
+    let failures = cgroup.read(&format!("hugetlb.{size}.events")).and_then(|events| value_of(&events, "max"));
+    Some(wire::HugePageStat { size: size.to_owned(), current, failures, ..Default::default() })
 }
 
 fn to_map(text: &str) -> HashMap<String, u64> {
@@ -85,6 +96,8 @@ mod tests {
         write("memory.max", "max\n");
         write("io.stat", "8:0 rbytes=10 wios=2\nnonsense\n253:1 \n");
         write("cpu.pressure", "some avg10=0.00\n");
+        write("hugetlb.2MB.current", "2097152\n");
+        write("hugetlb.2MB.events", "max 3\n");
 
         let stats = collect(&cgroup);
 
@@ -92,6 +105,7 @@ mod tests {
         assert_eq!((stats.memory_current, stats.memory_max, stats.pids_max), (Some(4096), None, None));
         assert_eq!((stats.io.len(), stats.io[0].values["rbytes"], stats.io[1].major), (2, 10, 253));
         assert_eq!(stats.pressure.len(), 1);
+        assert_eq!((stats.huge_pages.len(), stats.huge_pages[0].failures), (1, Some(3)));
         assert!(stats.guest_memory_total > stats.guest_memory_available && stats.guest_memory_available > 0);
     }
 

@@ -224,7 +224,7 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::UpdateContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.engine.update(request).map_err(ToStatus::into_status)?;
+        self.engine.update(request).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::new())
     }
 

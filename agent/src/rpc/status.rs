@@ -108,6 +108,7 @@ impl ToStatus for ExecError {
             Self::Spec(error) => error.code(),
             Self::NoId => Code::INVALID_ARGUMENT,
             Self::IdInUse { .. } => Code::ALREADY_EXISTS,
+            Self::Cgroup(CgroupError::Below { .. }) => Code::INVALID_ARGUMENT,
             Self::Cgroup(_) => Code::INTERNAL,
             Self::Launch(error) => error.code(),
         }

@@ -6,11 +6,11 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{GetStatsResponse, IoStat};
+use bulkhead_protocol::agent::{GetStatsResponse, HugePageStat, IoStat};
 use clap::Args;
 use containerd_shim_protos::api::StatsRequest;
 use protobuf::Message;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 use ttrpc::context::Context;
 
@@ -118,6 +118,8 @@ fn data(stats: &GetStatsResponse) -> Value {
                 "usage": stats.memory_swap_current.unwrap_or(0),
                 "failcnt": 0,
             },
+            "kernel": { "limit": 0, "failcnt": 0 },
+            "kernelTCP": { "limit": 0, "failcnt": 0 },
             "raw": raw,
         },
         "pids": { "current": stats.pids_current.unwrap_or(0), "limit": stats.pids_max.unwrap_or(0) },
@@ -125,7 +127,18 @@ fn data(stats: &GetStatsResponse) -> Value {
             "ioServiceBytesRecursive": block_io(&stats.io, [("Read", "rbytes"), ("Write", "wbytes")]),
             "ioServicedRecursive": block_io(&stats.io, [("Read", "rios"), ("Write", "wios")]),
         },
+        "hugetlb": huge_pages(&stats.huge_pages),
+        "intel_rdt": {},
     })
+}
+
+/// By the sizes of the pages. Without a controller there is none.
+fn huge_pages(sizes: &[HugePageStat]) -> Value {
+    let of_size = |stat: &HugePageStat| {
+        let failures = stat.failures.unwrap_or(0);
+        (stat.size.clone(), json!({ "usage": stat.current.unwrap_or(0), "failcnt": failures }))
+    };
+    sizes.iter().map(of_size).collect::<Map<_, _>>().into()
 }
 
 fn block_io(devices: &[IoStat], operations: [(&str, &str); 2]) -> Vec<Value> {
@@ -171,6 +184,7 @@ mod tests {
             memory_current: Some(4096),
             pids_current: Some(2),
             io: vec![IoStat { major: 8, values: [("rbytes".to_owned(), 5)].into(), ..IoStat::default() }],
+            huge_pages: vec![HugePageStat { size: "2MB".into(), current: Some(4 << 20), ..HugePageStat::default() }],
             ..GetStatsResponse::default()
         };
 
@@ -179,6 +193,7 @@ mod tests {
         assert_eq!(data["cpu"]["usage"]["total"], 7000);
         assert_eq!(data["memory"]["usage"], json!({ "limit": u64::MAX, "usage": 4096, "max": 0, "failcnt": 0 }));
         assert_eq!(data["pids"]["current"], 2);
+        assert_eq!(data["hugetlb"], json!({ "2MB": { "usage": 4 << 20, "failcnt": 0 } }));
         let read = json!({ "major": 8, "minor": 0, "op": "Read", "value": 5 });
         assert_eq!(data["blkio"]["ioServiceBytesRecursive"][0], read);
     }

@@ -70,6 +70,18 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_new_privs: bool,
 
+    /// AppArmor profile, of which a guest has none but `unconfined`
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+
+    /// SELinux label; a guest's kernel has no SELinux, so it is refused
+    #[arg(long, value_name = "LABEL")]
+    process_label: Option<String>,
+
+    /// Run it in this cgroup below the container's, which the container has made
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
+    cgroup: String,
+
     /// Add it to a paused container as well: it runs when the container is resumed
     #[arg(long)]
     ignore_paused: bool,
@@ -117,6 +129,8 @@ fn exec_process(global: &Global, arguments: &Arguments) -> Outcome {
         pid_file: arguments.pid_file.as_ref().map(absolute).transpose()?,
         console_socket: arguments.console_socket.as_ref().map(absolute).transpose()?,
         ignore_paused: arguments.ignore_paused,
+        // The container's own is that of any process, and not insisted on.
+        cgroup: arguments.cgroup.trim_matches('/').to_owned(),
     };
     Ok(exec(&found, options)?)
 }
@@ -153,6 +167,12 @@ impl Arguments {
             user.set_additional_gids(Some(gids));
         }
         process.set_user(user);
+        if self.apparmor.is_some() {
+            process.set_apparmor_profile(self.apparmor.clone());
+        }
+        if self.process_label.is_some() {
+            process.set_selinux_label(self.process_label.clone());
+        }
         if !self.cap.is_empty() {
             let capabilities = process.capabilities().clone().unwrap_or_default();
             process.set_capabilities(Some(self.add_capabilities(capabilities)?));
@@ -222,6 +242,8 @@ mod tests {
             additional_gids: vec![9],
             cap: vec!["net_admin".into()],
             no_new_privs: true,
+            apparmor: Some("unconfined".into()),
+            process_label: Some("label".into()),
             ..Arguments::default()
         };
 
@@ -233,6 +255,8 @@ mod tests {
         assert_eq!(process.user().additional_gids().as_deref().unwrap(), [5, 9]);
         assert_eq!(process.terminal(), Some(false));
         assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.apparmor_profile().as_deref(), Some("unconfined"));
+        assert_eq!(process.selinux_label().as_deref(), Some("label"));
         let capabilities = process.capabilities().as_ref().unwrap();
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 2);
         assert!(capabilities.effective().as_ref().unwrap().contains(&Capability::NetAdmin));

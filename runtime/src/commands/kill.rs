@@ -56,7 +56,8 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
 /// A signal's number.
 fn number(text: &str) -> Option<u32> {
     if let Ok(number) = text.parse() {
-        return (1..=MAX_SIGNAL).contains(&number).then_some(number);
+        // 0 only asks whether there is somebody to send it to.
+        return (number <= MAX_SIGNAL).then_some(number);
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
@@ -78,12 +79,19 @@ mod tests {
 
     #[test]
     fn signals_have_numbers_and_names() {
-        for (text, expected) in
-            [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigterm", 15), ("RTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
-        {
+        for (text, expected) in [
+            ("0", 0),
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("sigterm", 15),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+        ] {
             assert_eq!(number(text), Some(expected), "{text}");
         }
-        for text in ["", "0", "65", "-1", "FOO", "SIG", "RTMIN+x", "RTMIN+31", "RTMAX-31", "RTMIN-1", "RTMIN+é"] {
+        for text in ["", "65", "-1", "FOO", "SIG", "RTMIN+x", "RTMIN+31", "RTMAX-31", "RTMIN-1", "RTMIN+é"] {
             assert_eq!(number(text), None, "{text}");
         }
     }

@@ -39,7 +39,8 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
             writeln!(out, "{}", state.id)?;
         }
     } else if arguments.format == Format::Json {
-        serde_json::to_writer(&mut out, &states)?;
+        // As runc has it where there is nothing to list.
+        serde_json::to_writer(&mut out, &Some(states).filter(|states| !states.is_empty()))?;
         writeln!(out)?;
     } else {
         let mut table = Table::new(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);

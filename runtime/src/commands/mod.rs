@@ -2,6 +2,7 @@
 //! The verbs, one a file: each takes its arguments, makes one call, and gives the exit status or what failed.
 
 pub(crate) mod check;
+pub(crate) mod checkpoint;
 pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod delete;
@@ -15,6 +16,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod pause;
 pub(crate) mod ps;
+mod ps_columns;
 pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod spec;

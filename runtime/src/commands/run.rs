@@ -17,6 +17,10 @@ pub(crate) struct Arguments {
     #[arg(long, short)]
     detach: bool,
 
+    /// Accepted for runc's sake: whatever the container leaves behind stays in its guest
+    #[arg(long, hide = true)]
+    no_subreaper: bool,
+
     /// Leave the state of the container after its end, until `delete`
     #[arg(long)]
     keep: bool,

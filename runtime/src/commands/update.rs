@@ -14,6 +14,7 @@ use thiserror::Error;
 use ttrpc::context::Context;
 
 use super::{Global, Outcome};
+use crate::logging;
 use crate::supervisor::state::Found;
 use crate::supervisor::{CallError, client};
 
@@ -47,6 +48,20 @@ pub(crate) struct Arguments {
     #[arg(long, visible_alias = "cpu-shares", value_name = "N")]
     cpu_share: Option<u64>,
 
+    /// Microseconds that it may save up of its quota
+    #[arg(long, value_name = "US")]
+    cpu_burst: Option<u64>,
+
+    /// 1 to run only where no other wants the CPU, else 0
+    #[arg(long, value_name = "0|1", allow_negative_numbers = true)]
+    cpu_idle: Option<i64>,
+
+    /// Real-time periods and run times, which cgroup v2 does not have: refused unless 0
+    #[arg(long, hide = true, value_name = "US")]
+    cpu_rt_period: Option<u64>,
+    #[arg(long, hide = true, value_name = "US", allow_negative_numbers = true)]
+    cpu_rt_runtime: Option<i64>,
+
     /// CPUs to use
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<String>,
@@ -67,6 +82,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     memory_swap: Option<String>,
 
+    /// Limits of the kernel's own memory, which are no more: a warning
+    #[arg(long, hide = true, value_name = "SIZE", allow_negative_numbers = true)]
+    kernel_memory: Option<String>,
+    #[arg(long, hide = true, value_name = "SIZE", allow_negative_numbers = true)]
+    kernel_memory_tcp: Option<String>,
+
+    /// Schemas of Intel's resource director, which is the host's: refused
+    #[arg(long, hide = true, value_name = "SCHEMA")]
+    l3_cache_schema: Option<String>,
+    #[arg(long, hide = true, value_name = "SCHEMA")]
+    mem_bw_schema: Option<String>,
+
     /// Most processes; -1 for no limit
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
@@ -84,6 +111,8 @@ enum ResourcesError {
     Parse(PathBuf, #[source] serde_json::Error),
     #[error("--{option} {value:?} is not a size in bytes, or with k, m or g")]
     Size { option: &'static str, value: String },
+    #[error("--{0} is not supported: a guest has no control over the host's caches and memory bandwidth")]
+    IntelRdt(&'static str),
 }
 
 /// Changes the limits.
@@ -118,6 +147,14 @@ fn read(path: &Path) -> Result<Value, ResourcesError> {
 impl Arguments {
     /// The options as the specification writes them; what is not given is absent.
     fn resources(&self) -> Result<Value, ResourcesError> {
+        let intel_rdt = [("l3-cache-schema", &self.l3_cache_schema), ("mem-bw-schema", &self.mem_bw_schema)];
+        if let Some((option, _)) = intel_rdt.iter().find(|(_, schema)| schema.as_ref().is_some_and(|s| !s.is_empty())) {
+            return Err(ResourcesError::IntelRdt(option));
+        }
+        if self.kernel_memory.is_some() || self.kernel_memory_tcp.is_some() {
+            // In runc's words.
+            logging::warn(format_args!("Kernel memory settings are ignored and will be removed"));
+        }
         let size = |option, value: &Option<String>| {
             let parse =
                 |value: &String| parse_size(value).ok_or_else(|| ResourcesError::Size { option, value: value.clone() });
@@ -128,6 +165,10 @@ impl Arguments {
                 "period": self.cpu_period,
                 "quota": self.cpu_quota,
                 "shares": self.cpu_share,
+                "burst": self.cpu_burst,
+                "idle": self.cpu_idle,
+                "realtimePeriod": self.cpu_rt_period,
+                "realtimeRuntime": self.cpu_rt_runtime,
                 "cpus": self.cpuset_cpus,
                 "mems": self.cpuset_mems,
             },
@@ -192,7 +233,7 @@ mod tests {
 
         let resources = arguments.resources().unwrap().to_string();
 
-        let limits = crate::spec::new_limits_from_json(resources.as_bytes()).unwrap();
+        let limits = crate::spec::new_limits_from_json(resources.as_bytes(), 512).unwrap();
         let settings = limits.cgroup_settings;
         let settings: Vec<_> = settings.iter().map(|setting| (setting.file.as_str(), setting.value.as_str())).collect();
         assert_eq!(settings, [("memory.max", "67108864"), ("cpu.max", "50000 100000"), ("pids.max", "20")]);

@@ -63,6 +63,7 @@ impl ExecProcess {
         let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ends = ends.ok_or_else(|| CallError::ProcessExists(self.id.clone()))?;
         let path = container.vsock_path();
+        exec.attend();
         // Both to their ends: a process that has been started is not left without anybody who knows.
         let (started, opened) = tokio::join!(execs::start(container, &self.id), streams::open(&path, exec.streams),);
         let pid = started?;

@@ -30,19 +30,30 @@ pub(crate) fn translate(
             Some(Place::parse(&path).ok_or_else(|| FieldError::invalid(field(), &path, expected))?)
         }
     };
-    Ok(CgroupSpec { place, limits: limits(resources, Some(machine)) })
+    Ok(CgroupSpec { place, limits: limits(resources, machine.mem_size_mib) })
 }
 
-/// The limits for a machine; those of its memory are its size, and absent without it.
-pub(crate) fn limits(resources: Option<&LinuxResources>, machine: Option<&Machine>) -> Limits {
+/// New limits for a machine that runs. Its memory is what it was made with, so that it cannot be given more.
+pub(crate) fn new_limits(resources: &LinuxResources, memory_mib: u64) -> Result<Limits, FieldError> {
+    let limit = resources.memory().and_then(|memory| memory.limit()).unwrap_or(0);
+    if limit > (memory_mib << 20).cast_signed() {
+        let expected = format!("at most the {memory_mib} MiB that the machine was made with: its memory does not grow");
+        return Err(FieldError::invalid("linux.resources.memory.limit", limit, expected));
+    }
+    Ok(limits(Some(resources), memory_mib))
+}
+
+/// The limits for a machine with that much memory.
+fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Limits {
     let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit != 0);
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
         |list: &Option<String>| list.as_deref().map(str::trim).filter(|list| !list.is_empty()).map(str::to_owned);
-    let whole = machine.map(|machine| ((machine.mem_size_mib + HOST_OVERHEAD_MIB) << 20).cast_signed());
+    // A lower limit than that would end the machine: what its guest has had is not given back.
+    let whole = ((memory_mib + HOST_OVERHEAD_MIB) << 20).cast_signed();
     let shares = cpu.shares().filter(|shares| *shares != 0);
     Limits {
-        memory_bytes: whole.and_then(|whole| memory.map(|limit| if limit < 0 { -1 } else { whole })),
+        memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { whole }),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
         cpu_quota_us: cpu.quota().filter(|quota| *quota != 0),
@@ -66,11 +77,25 @@ mod tests {
         let resources = json!({"memory": {"limit": 64 << 20}, "cpu": {"shares": 1024, "quota": -1, "mems": " 0 "}});
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
 
-        let limits = limits(Some(&resources), Some(&machine(160)));
+        let limits = limits(Some(&resources), 160);
 
         assert_eq!(limits.memory_bytes, Some((160 + 64) << 20));
         assert_eq!((limits.cpu_shares, limits.cpu_weight, limits.cpu_quota_us), (Some(1024), Some(39), Some(-1)));
         assert_eq!((limits.cpus, limits.mems), (None, Some("0".to_owned())));
+    }
+
+    #[test]
+    fn a_machine_that_runs_gets_no_more_memory() {
+        let new = |limit: i64| {
+            new_limits(&serde_json::from_value(json!({ "memory": { "limit": limit } })).unwrap(), 160)
+                .map(|limits| limits.memory_bytes)
+        };
+
+        assert_eq!(new(64 << 20).unwrap(), Some((160 + 64) << 20));
+        assert_eq!(new(160 << 20).unwrap(), Some((160 + 64) << 20));
+        assert_eq!((new(-1).unwrap(), new(0).unwrap()), (Some(-1), None));
+        let error = new(161 << 20).unwrap_err().to_string();
+        assert!(error.contains("linux.resources.memory.limit") && error.contains("160 MiB"), "{error}");
     }
 
     #[test]

@@ -127,15 +127,28 @@ pub(crate) fn capability_names() -> Vec<&'static str> {
     capabilities::names()
 }
 
+/// Whether that is a `linux.seccomp` that is honoured.
+#[cfg(test)]
+pub(crate) fn is_seccomp_filter(json: &serde_json::Value) -> bool {
+    serde_json::from_value(json.clone()).is_ok_and(|filter| seccomp::translate(&filter).is_ok())
+}
+
 /// A further process, from the JSON of the specification's `process`.
 ///
 /// # Errors
 ///
 /// Names the field.
 pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
+    /// What the specification has no word for.
+    #[derive(serde::Deserialize)]
+    struct Ours {
+        #[serde(default, rename = "io.bulkhead.cgroup")]
+        cgroup: String,
+    }
     let process = serde_json::from_slice(json)?;
     unsupported::refuse_process(&process)?;
-    Ok(process::translate(&process)?)
+    let Ours { cgroup } = serde_json::from_slice(json)?;
+    Ok(Process { cgroup, ..process::translate(&process)? })
 }
 
 /// New limits of a container that there is.
@@ -149,19 +162,19 @@ pub(crate) struct NewLimits {
     pub(crate) host: Limits,
 }
 
-/// New limits, from the JSON of the specification's `linux.resources`.
+/// New limits, from the JSON of the specification's `linux.resources`, for a container whose machine has that much memory.
 ///
 /// # Errors
 ///
 /// Names the field.
-pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> {
+pub(crate) fn new_limits_from_json(json: &[u8], memory_mib: u64) -> Result<NewLimits, PartError> {
     let resources: LinuxResources = serde_json::from_slice(json)?;
     let device_filter = match list(resources.devices().as_ref()) {
         [] => Vec::new(),
         rules => device_filter::translate(rules, &[])?,
     };
     let cgroup_settings = resources::translate(&resources)?;
-    Ok(NewLimits { cgroup_settings, device_filter, host: host_cgroup::limits(Some(&resources), None) })
+    Ok(NewLimits { cgroup_settings, device_filter, host: host_cgroup::new_limits(&resources, memory_mib)? })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {

@@ -321,6 +321,7 @@ impl Container {
             return Ok(());
         }
         let signal = match self.status() {
+            Status::Created | Status::Running | Status::Paused if signal == 0 => return Ok(()),
             Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
             // The kernel lets an init that handles no signals be ended by SIGKILL alone.
             Status::Created

@@ -134,6 +134,7 @@ mod tests {
             annotations: Default::default(),
             kept: true,
             exit_status: None,
+            memory_mib: 0,
             poststop: Vec::new(),
         };
         state.record(&record).unwrap();

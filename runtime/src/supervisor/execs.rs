@@ -73,6 +73,11 @@ impl Exec {
         ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone())
     }
 
+    /// Somebody pumps its streams, from before it starts, and is to be given time at the end.
+    pub(crate) fn attend(&self) {
+        self.set_attended(true);
+    }
+
     fn set_attended(&self, attended: bool) {
         *self.attended.lock().unwrap_or_else(PoisonError::into_inner) = attended;
     }
@@ -162,11 +167,12 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
     let Some(process) = process else {
         return Err(CallError::ProcessExists(exec_id.to_owned()));
     };
-    exec.set_attended(true);
     let started = match container.agent.exec(exec_id, process).await {
         Ok(started) => started,
         Err(error) => {
             container.execs.remove(exec_id);
+            // Nobody is to wait for it any longer.
+            exec.ended.send_replace(Some(Ended::now(KILLED)));
             return Err(error.into());
         }
     };
@@ -183,9 +189,11 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
     Ok(pid)
 }
 
-/// Waits for the end of a process. Who gives up waiting has no further interest in it.
+/// Waits for the end of a process, which may not have been started yet. Who waits attends to it; who gives up waiting has no
+/// further interest in it.
 pub(crate) async fn wait(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
     let exec = container.execs.get(exec_id)?;
+    exec.attend();
     let mut attention = Attention { container, exec: &exec, kept: false };
     let ended = exec.wait().await;
     attention.kept = true;

@@ -265,6 +265,7 @@ fn prepare(
         annotations,
         kept: options.mode.keeps(),
         exit_status: None,
+        memory_mib: machine.mem_size_mib,
         poststop: hooks.poststop.clone(),
     };
     state.record(&record)?;

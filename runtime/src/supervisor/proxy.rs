@@ -3,9 +3,12 @@
 //! forwards its signals and its terminal's size, and ends with its status.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process;
 use std::sync::Arc;
+use std::task::Poll;
 
 use containerd_shim_protos::api::{
     DeleteRequest, Empty, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, StateRequest, StateResponse,
@@ -15,6 +18,7 @@ use containerd_shim_protos::shim_async::TaskClient;
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use serde::Serialize;
 use thiserror::Error;
 use ttrpc::context::Context;
 
@@ -47,6 +51,17 @@ pub(crate) struct ExecOptions {
     pub(crate) console_socket: Option<PathBuf>,
     /// Add it to a frozen container: it runs when that goes on.
     pub(crate) ignore_paused: bool,
+    /// Below the container's.
+    pub(crate) cgroup: String,
+}
+
+/// The specification's process, with what it has no word for.
+#[derive(Debug, Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    process: &'a oci_spec::runtime::Process,
+    #[serde(rename = "io.bulkhead.cgroup")]
+    cgroup: &'a str,
 }
 
 /// A process that could not be added, or was lost.
@@ -154,7 +169,8 @@ struct Proxy {
 
 impl Proxy {
     async fn add(&self, options: &ExecOptions) -> Result<(), ExecError> {
-        let value = serde_json::to_vec(&options.process).map_err(ExecError::Describe)?;
+        let described = Described { process: &options.process, cgroup: &options.cgroup };
+        let value = serde_json::to_vec(&described).map_err(ExecError::Describe)?;
         let spec = MessageField::some(Any { type_url: PROCESS_TYPE.to_owned(), value, ..Any::default() });
         let wanted = StreamIds::choose(self.terminal);
         let name = |number: u32| if number == 0 { String::new() } else { STREAM.to_owned() };
@@ -183,7 +199,15 @@ impl Proxy {
         let state = StateRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
         let ids = stream_ids(&self.task.state(Context::default(), &state).await?)?;
         let raw = self.terminal.then(RawTerminal::enter).transpose()?;
-        let start = StartRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
+        // The wait is on its way before the start: the supervisor knows from it that somebody attends, and sees it end with
+        // this process.
+        let request = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
+        let mut ended = pin!(self.task.wait(Context::default(), &request));
+        if let Poll::Ready(early) = poll_fn(|context| Poll::Ready(ended.as_mut().poll(context))).await {
+            early?;
+            return Err(ClientError::Answer.into());
+        }
+        let start = StartRequest { id, exec_id, ..Default::default() };
         let started = async { Ok(self.task.start(Context::default(), &start).await?) };
         let vsock = found.vsock_path();
         let opened = async { streams::open(&vsock, ids).await.map_err(ExecError::from) };
@@ -201,8 +225,7 @@ impl Proxy {
         }
         let has_ended = Cell::new(false);
         let end = async {
-            let request = WaitRequest { id, exec_id, ..Default::default() };
-            let end = self.task.wait(Context::default(), &request).await?;
+            let end = ended.await?;
             has_ended.set(true);
             outputs.drained().await;
             Ok::<_, ExecError>(u8::try_from(end.exit_status).unwrap_or(u8::MAX))

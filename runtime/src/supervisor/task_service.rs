@@ -234,7 +234,8 @@ pub(crate) fn add_exec(
 /// Changes the limits.
 pub(crate) async fn update(container: &Container, request: &UpdateTaskRequest) -> Result<(), CallError> {
     let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
-    let limits = spec::new_limits_from_json(&request.resources.value).map_err(refused)?;
+    let memory_mib = container.record().memory_mib;
+    let limits = spec::new_limits_from_json(&request.resources.value, memory_mib).map_err(refused)?;
     container.update(limits).await
 }
 

@@ -195,7 +195,7 @@ fn id_is_taken_until_it_is_deleted(env: &Env) -> Result {
     let container = Detached::run(env, &bundle)?;
     ensure_eq!(container.wait()?, 0, "the status");
 
-    env.run_as(&bundle, &container.id)?.output()?.expect_error(&["exists already"])?;
+    env.run_as(&bundle, &container.id)?.output()?.expect_error(&["already exists"])?;
     container.must(&["delete"])?;
 
     env.run_as(&bundle, &container.id)?.output()?.expect_code(0)

@@ -29,6 +29,7 @@ mod streams;
 mod terminal;
 mod tree;
 mod user_namespace;
+mod verbs;
 
 use std::time::Duration;
 
@@ -85,6 +86,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         lifecycle::CASES,
         exec::CASES,
         control::CASES,
+        verbs::CASES,
         stdio::CASES,
         streams::CASES,
         terminal::CASES,

@@ -107,21 +107,21 @@ pub(crate) async fn update_changes_settings_and_names_those_refused() {
     }
     sleeping(&world).await;
     let file = || std::fs::read_to_string(world.cgroup_file("case/pids.max")).unwrap();
-    world.engine.update(update(vec![setting("pids.max", "9")])).unwrap();
+    world.engine.update(update(vec![setting("pids.max", "9")])).await.unwrap();
     assert_eq!(file(), "9\n");
 
     let bad = vec![setting("pids.max", "8"), setting("pids.max", "several"), setting("pids.max", "7")];
-    let error = world.engine.update(update(bad)).unwrap_err();
+    let error = world.engine.update(update(bad)).await.unwrap_err();
     let text = bulkhead_agent::rpc::error_chain(&error);
     assert!(text.starts_with("cannot set pids.max of the container's cgroup to \"several\": Invalid"), "{text}");
     assert_eq!(file(), "8\n");
     assert!(matches!(
-        world.engine.update(update(vec![setting("no.such", "1")])),
+        world.engine.update(update(vec![setting("no.such", "1")])).await,
         Err(ControlError::Cgroup(CgroupError::Set { .. }))
     ));
-    assert!(matches!(world.engine.update(update(vec![setting("../x", "1")])), Err(ControlError::Spec(_))));
+    assert!(matches!(world.engine.update(update(vec![setting("../x", "1")])).await, Err(ControlError::Spec(_))));
     // A full container takes no more: the exec says so.
-    world.engine.update(update(vec![setting("pids.max", "1")])).unwrap();
+    world.engine.update(update(vec![setting("pids.max", "1")])).await.unwrap();
     let spec = ProcessSpec::from_wire(process(&mut request(&["true"])).clone()).unwrap();
     let error = world.engine.exec("case", "one", &spec, &mut Trace::default()).await.unwrap_err();
     let text = bulkhead_agent::rpc::error_chain(&error);

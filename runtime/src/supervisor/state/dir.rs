@@ -60,10 +60,10 @@ const ATTEMPTS: u32 = 12;
 #[derive(Debug, Error)]
 pub(crate) enum StateDirError {
     #[error(
-        "the container id {0:?} is not valid: it is empty, `.`, `..`, longer than {MAX_ID} bytes, or has other characters than A-Z a-z 0-9 _ + - ."
+        "invalid container ID format: {0:?} is empty, `.`, `..`, longer than {MAX_ID} bytes, or has other characters than A-Z a-z 0-9 _ + - ."
     )]
     Id(String),
-    #[error("a container with the id {0:?} exists already")]
+    #[error("container with given ID already exists: {0}")]
     InUse(String),
     #[error("{} is in the way: it is not a state directory of Bulkhead's", .0.display())]
     Foreign(PathBuf),

@@ -71,6 +71,9 @@ pub(crate) struct Record {
     pub(crate) kept: bool,
     /// Once the container has ended.
     pub(crate) exit_status: Option<u8>,
+    /// The machine's memory; 0 in a record that does not tell.
+    #[serde(default)]
+    pub(crate) memory_mib: u64,
     /// The hooks that `delete` is to run.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
@@ -128,6 +131,7 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             kept,
             exit_status: None,
+            memory_mib: 0,
             poststop: Vec::new(),
         }
     }
