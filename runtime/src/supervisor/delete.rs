@@ -134,6 +134,7 @@ mod tests {
             annotations: Default::default(),
             kept: true,
             exit_status: None,
+            net_backend: None,
             poststop: Vec::new(),
         };
         state.record(&record).unwrap();

@@ -21,7 +21,7 @@ use crate::cgroup::HostCgroup;
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
-use crate::network::{Connected, Network, NetworkNamespace};
+use crate::network::{Connected, DeviceOptions, Network, NetworkNamespace};
 use crate::spec::{self, Translated};
 use crate::storage::Shares;
 use crate::storage::mount_points::{self, Kind};
@@ -229,7 +229,9 @@ fn prepare(
         state.record_cgroup(cgroup.paths())?;
         cgroup.join()?;
     }
-    let connected = network.map(|namespace| connect(namespace, &state)).transpose()?;
+    let net_options = DeviceOptions::new(machine.net);
+    let connected = network.map(|namespace| connect(namespace, net_options, &state, trace)).transpose()?;
+    let net_backend = connected.as_ref().map(|connected| connected.backend().to_owned());
     let (network, nets, network_request) = match connected {
         Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
         None => (None, Vec::new(), None),
@@ -281,6 +283,7 @@ fn prepare(
         annotations,
         kept: options.mode.keeps(),
         exit_status: None,
+        net_backend,
         poststop: hooks.poststop.clone(),
     };
     state.record(&record)?;
@@ -294,9 +297,16 @@ fn prepare(
 }
 
 /// Joins the interfaces of a network namespace, and writes down what is to be undone.
-fn connect(namespace: NetworkNamespace, state: &StateDir) -> Result<Connected, RunError> {
-    let connected = Network::connect(namespace)?;
+fn connect(
+    namespace: NetworkNamespace,
+    options: DeviceOptions,
+    state: &StateDir,
+    trace: &mut Trace,
+) -> Result<Connected, RunError> {
+    let begin_ns = now_ns();
+    let connected = Network::connect(namespace, options)?;
     state.record_network(&connected.network.record())?;
+    trace.since(&format!("network ({})", connected.backend()), begin_ns);
     Ok(connected)
 }
 

@@ -71,6 +71,9 @@ pub(crate) struct Record {
     pub(crate) kept: bool,
     /// Once the container has ended.
     pub(crate) exit_status: Option<u8>,
+    /// Who moves the frames of its network devices, if it has any.
+    #[serde(default)]
+    pub(crate) net_backend: Option<String>,
     /// The hooks that `delete` is to run.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
@@ -128,6 +131,7 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             kept,
             exit_status: None,
+            net_backend: None,
             poststop: Vec::new(),
         }
     }
