@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use bulkhead_virtio::fs::PART_PREFIX;
-pub use bulkhead_virtio::net::MacAddress;
+pub use bulkhead_virtio::net::{Limits, MacAddress, Rate, VhostNet};
 use serde::{Deserialize, Serialize};
 
 /// Everything that a machine is made of.
@@ -86,8 +86,16 @@ pub struct VsockConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in whichever network namespace.
-    pub tap_fd: RawFd,
+    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in whichever network namespace: a descriptor for each pair of
+    /// queues, 1 to [`MAX_NET_PAIRS`]. If there are several, it has `IFF_MULTI_QUEUE`, and the queues of all but the first are
+    /// detached.
+    pub tap_fds: Vec<RawFd>,
+    /// An open `/dev/vhost-net` for each pair of queues, or none.
+    #[serde(default)]
+    pub vhost_fds: Vec<RawFd>,
+    /// How much may go; not with vhost-net.
+    #[serde(default)]
+    pub limits: Limits,
     /// The guest's address, by which the agent knows the device.
     pub mac: MacAddress,
     /// The longest packet without its Ethernet header, 68 or more.
@@ -117,6 +125,9 @@ pub const MIN_MEM_SIZE_MIB: u64 = 64;
 
 /// Most network devices: as many interrupt lines as the other devices leave.
 pub const MAX_NETS: usize = 8;
+
+/// Most pairs of queues of a network device.
+pub const MAX_NET_PAIRS: usize = bulkhead_virtio::net::MAX_PAIRS as usize;
 
 /// Least MTU of a network device (that of IPv4).
 pub const MIN_MTU: u16 = 68;

@@ -11,6 +11,9 @@ use serde::Serialize;
 use super::{Global, OCI_VERSION, Outcome};
 use crate::supervisor::state::{Found, Status};
 
+/// The annotation that tells who moves the frames of the network devices.
+const NET_BACKEND: &str = "io.bulkhead.net.backend";
+
 /// Print the state of a container
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -39,7 +42,10 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn of(found: &Found) -> Self {
-        let (record, status) = (found.record().clone(), found.status());
+        let (mut record, status) = (found.record().clone(), found.status());
+        if let Some(backend) = record.net_backend {
+            record.annotations.insert(NET_BACKEND.to_owned(), backend);
+        }
         Self {
             oci_version: OCI_VERSION,
             id: record.id,

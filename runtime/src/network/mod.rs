@@ -7,6 +7,7 @@
 //! | `namespace` | a network namespace, and how work is done in it |
 //! | `survey` | what there is in one |
 //! | `tap` | interfaces whose other side is a descriptor |
+//! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
 //! | `record` | what is to be undone should the supervisor be killed |
 //!
@@ -18,6 +19,7 @@ mod record;
 mod redirect;
 mod survey;
 mod tap;
+mod vhost;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,13 +27,14 @@ use std::path::PathBuf;
 
 use bulkhead_netlink::Socket;
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
-use bulkhead_vmm::config::{MAX_NETS, MIN_MTU};
+use bulkhead_vmm::config::{Limits, MAX_NETS, MIN_MTU};
 use thiserror::Error;
 
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::record::NetworkRecord;
 use self::survey::{Link, Survey};
 use crate::logging;
+use crate::spec::NetSettings;
 
 /// What can be joined to a tap. Hardware is not among them: it would be the host's own, or a function of it.
 const SUPPORTED: [&str; 6] = ["veth", "macvlan", "ipvlan", "vlan", "dummy", "tun"];
@@ -54,12 +57,33 @@ pub(crate) enum NetworkError {
     InUse { tap: String, path: PathBuf },
     #[error("the network namespace {} has {count} interfaces; a virtual machine has {MAX_NETS} at most", path.display())]
     TooMany { count: usize, path: PathBuf },
+    #[error("cannot use {}, which the annotation io.bulkhead.net.vhost asks for (module vhost_net)", vhost::DEVICE)]
+    Vhost(#[source] io::Error),
+}
+
+/// How a guest's network devices are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeviceOptions {
+    /// How many pairs of queues each has.
+    pairs: usize,
+    settings: NetSettings,
+}
+
+impl DeviceOptions {
+    /// One pair of queues: the guest is not given more yet.
+    pub(crate) fn new(settings: NetSettings) -> Self {
+        Self { pairs: 1, settings }
+    }
 }
 
 /// A network device of the guest.
 #[derive(Debug)]
 pub(crate) struct Device {
-    pub(crate) tap: OwnedFd,
+    /// A descriptor of the tap for each pair of queues.
+    pub(crate) taps: Vec<OwnedFd>,
+    /// vhost-net for each pair of queues, or none.
+    pub(crate) vhosts: Vec<OwnedFd>,
+    pub(crate) limits: Limits,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u16,
 }
@@ -104,20 +128,27 @@ pub(crate) struct Connected {
     pub(crate) request: ConfigureNetworkRequest,
 }
 
+impl Connected {
+    /// Who moves the frames: the host's kernel, or the VMM.
+    pub(crate) fn backend(&self) -> &'static str {
+        if self.devices.iter().any(|device| !device.vhosts.is_empty()) { "vhost-net" } else { "tap" }
+    }
+}
+
 impl Network {
     /// Joins each interface of a network namespace to a tap.
     ///
     /// # Errors
     ///
     /// What could not be done; nothing of it is left.
-    pub(crate) fn connect(namespace: NetworkNamespace) -> Result<Connected, NetworkError> {
+    pub(crate) fn connect(namespace: NetworkNamespace, options: DeviceOptions) -> Result<Connected, NetworkError> {
         // Dropped on an error, it takes back what was done.
         let mut network = Self { namespace, joined: Vec::new() };
         let Self { namespace, joined } = &mut network;
         let path = namespace.path().to_owned();
         let enter = |source| NetworkError::Enter { path: path.clone(), source };
         namespace.let_go_of_path().map_err(enter)?;
-        let connected = namespace.inside(|| Connector { path: path.clone(), joined }.connect());
+        let connected = namespace.inside(|| Connector { path: path.clone(), options, joined }.connect());
         let (devices, request) = connected.map_err(enter)??;
         Ok(Connected { network, devices, request })
     }
@@ -142,6 +173,7 @@ impl Drop for Network {
 /// The work in the namespace.
 struct Connector<'a> {
     path: PathBuf,
+    options: DeviceOptions,
     /// What has been done so far.
     joined: &'a mut Vec<Joined>,
 }
@@ -191,7 +223,8 @@ impl Connector<'_> {
 
     fn join(&mut self, socket: &mut Socket, link: &Link) -> Result<Device, NetworkError> {
         let name = tap::name(link.index);
-        let tap = tap::make(&name).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
+        let taps =
+            tap::make(&name, self.options.pairs).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
         let index = tap::index(link.index).ok_or(io::ErrorKind::NotFound);
         let index = index.map_err(self.cannot(&format!("find the tap {name}")))?;
         let turned_on = tap::turn_on(socket, index, link.mtu);
@@ -209,7 +242,20 @@ impl Connector<'_> {
             .and_then(|()| redirect::add(socket, link.index, index))
             .map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();
-        Ok(Device { tap, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+        let limits = self.options.settings.limits;
+        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+    }
+
+    fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {
+        let DeviceOptions { pairs, settings } = self.options;
+        match settings.vhost {
+            Some(false) => Ok(Vec::new()),
+            Some(true) => vhost::open(pairs).map_err(NetworkError::Vhost),
+            // It keeps to no limits.
+            None if settings.limits.are_set() => Ok(Vec::new()),
+            // Without it, the VMM does it.
+            None => Ok(vhost::open(pairs).unwrap_or_default()),
+        }
     }
 
     fn cannot<E: Into<io::Error>>(&self, doing: &str) -> impl FnOnce(E) -> NetworkError + use<E> {

@@ -28,20 +28,41 @@ pub(super) fn index(link: i32) -> Option<i32> {
     nix::net::if_::if_nametoindex(name(link).as_str()).ok().map(u32::cast_signed)
 }
 
-/// Makes a tap in the calling thread's network namespace, which fails if there is an interface of that name.
-pub(super) fn make(name: &str) -> io::Result<OwnedFd> {
+/// Makes a tap with `queues` queues in the calling thread's network namespace, which fails if there is an interface of that
+/// name. Frames go to the first queue alone, until others are asked for (`TUNSETQUEUE`).
+pub(super) fn make(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if queues <= 1 {
+        return Ok(vec![open(name, kind | libc::IFF_TUN_EXCL)?]);
+    }
+    let kind = kind | libc::IFF_MULTI_QUEUE;
+    let mut taps = vec![open(name, kind | libc::IFF_TUN_EXCL)?];
+    for _ in 1..queues {
+        let tap = open(name, kind)?;
+        request(&tap, libc::TUNSETQUEUE, "", libc::IFF_DETACH_QUEUE)?;
+        taps.push(tap);
+    }
+    Ok(taps)
+}
+
+fn open(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+    request(&device, libc::TUNSETIFF, name, flags)?;
+    Ok(device.into())
+}
+
+/// Asks a tap's descriptor for something that an `ifreq` says.
+fn request(device: &impl AsRawFd, number: libc::Ioctl, name: &str, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: an all-zero `ifreq` is valid: it is plain data.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays 0.
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the request reads and writes one `ifreq`, and `request` is one, live and initialised.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(device.into()) }
+    // SAFETY: both requests read, and may write, one `ifreq`, and `request` is one, live and initialised.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), number, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Turns a tap on; the host's own network has no part in it.

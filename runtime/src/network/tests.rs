@@ -19,7 +19,8 @@ fn link(name: &str, kind: &str) -> Link {
 }
 
 fn check(link: &Link) -> Result<(), String> {
-    let connector = Connector { path: "/run/netns/x".into(), joined: &mut Vec::new() };
+    let options = DeviceOptions::new(NetSettings::default());
+    let connector = Connector { path: "/run/netns/x".into(), options, joined: &mut Vec::new() };
     connector.check(link).map_err(|error| error.to_string())
 }
 

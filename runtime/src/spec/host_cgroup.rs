@@ -69,7 +69,7 @@ mod tests {
     use serde_json::json;
 
     fn machine(mem_size_mib: u64) -> Machine {
-        Machine { vcpus: 1, mem_size_mib, kernel_args: Vec::new(), host_cpus: Vec::new() }
+        Machine { vcpus: 1, mem_size_mib, kernel_args: Vec::new(), host_cpus: Vec::new(), net: Default::default() }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | vCPUs | `io.bulkhead.vcpus` | `linux.resources.cpu`: quota by period, rounded up, or the number of `cpus`; at most the host's | [`DEFAULT_VCPUS`] |
 //! | memory | `io.bulkhead.memory_mib` | `linux.resources.memory.limit` and [`MEMORY_OVERHEAD_MIB`] | [`DEFAULT_MEMORY_MIB`] |
 //! | more words for the kernel | `io.bulkhead.kernel_args` | | none |
+//! | network devices | `io.bulkhead.net.…` | | see `net_device` |
 //!
 //! Guest memory costs the host nothing until the guest touches it.
 
@@ -16,6 +17,7 @@ use bulkhead_vmm::config::{MAX_VCPUS, MIN_MEM_SIZE_MIB};
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use super::error::FieldError;
+use super::net_device::{self, NetSettings};
 use super::resources::DEFAULT_CPU_PERIOD_US;
 
 /// vCPUs of a machine whose configuration says nothing.
@@ -52,6 +54,8 @@ pub(crate) struct Machine {
     pub(crate) kernel_args: Vec<String>,
     /// The CPUs of the host that the sandbox may use; empty for all.
     pub(crate) host_cpus: Vec<usize>,
+    /// How network devices are served.
+    pub(crate) net: NetSettings,
 }
 
 impl Machine {
@@ -61,10 +65,10 @@ impl Machine {
         resources: Option<&LinuxResources>,
         host_cpu_count: impl FnOnce() -> usize,
     ) -> Result<Self, FieldError> {
-        let unknown =
-            annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !ANNOTATIONS.contains(&key.as_str()));
+        let known = [ANNOTATIONS.as_slice(), net_device::ANNOTATIONS.as_slice()].concat();
+        let unknown = annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !known.contains(&key.as_str()));
         if let Some(key) = unknown {
-            let what = format!("Bulkhead's annotations are {}", ANNOTATIONS.join(", "));
+            let what = format!("Bulkhead's annotations are {}", known.join(", "));
             return Err(FieldError::unsupported(format!("annotations[{key:?}]"), what));
         }
         let cpu = resources.and_then(|resources| resources.cpu().as_ref());
@@ -92,7 +96,8 @@ impl Machine {
             }
             (None, None) => DEFAULT_MEMORY_MIB,
         };
-        Ok(Self { vcpus, mem_size_mib, kernel_args: kernel_args(annotations)?, host_cpus })
+        let (kernel_args, net) = (kernel_args(annotations)?, NetSettings::translate(annotations)?);
+        Ok(Self { vcpus, mem_size_mib, kernel_args, host_cpus, net })
     }
 }
 

@@ -135,6 +135,7 @@ mod tests {
             kept: true,
             exit_status: None,
             memory_mib: 0,
+            net_backend: None,
             poststop: Vec::new(),
         };
         state.record(&record).unwrap();

@@ -21,7 +21,7 @@ use crate::cgroup::{CgroupSpec, HostCgroup};
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
-use crate::network::{Connected, Network, NetworkNamespace};
+use crate::network::{Connected, DeviceOptions, Network, NetworkNamespace};
 use crate::spec::{self, Translated};
 use crate::storage::Shares;
 use crate::storage::mount_points::{self, Kind};
@@ -223,15 +223,10 @@ fn prepare(
     let Plan { translated, install, parts } = plan;
     let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations, .. } = translated;
     make_mount_points(&request, &shares)?;
-    let machine = Machine {
-        spec: &machine,
-        shares: &shares,
-        cgroup: &cgroup,
-        network,
-        trees_grow: false,
-        trace: trace.enabled(),
-    };
-    let Booted { vmm, network, cgroup, state, network_request, sockets } = boot(options, &install, parts, machine)?;
+    let memory_mib = machine.mem_size_mib;
+    let machine = Machine { spec: &machine, shares: &shares, cgroup: &cgroup, network, trees_grow: false };
+    let booted = boot(options, &install, parts, machine, trace)?;
+    let Booted { vmm, network, net_backend, cgroup, state, network_request, sockets } = booted;
     trace.since("vmm spawn", begin_ns);
 
     let terminal = request.process.terminal;
@@ -265,7 +260,8 @@ fn prepare(
         annotations,
         kept: options.mode.keeps(),
         exit_status: None,
-        memory_mib: machine.mem_size_mib,
+        memory_mib,
+        net_backend,
         poststop: hooks.poststop.clone(),
     };
     state.record(&record)?;
@@ -286,13 +282,14 @@ pub(super) struct Machine<'a> {
     pub(super) network: Option<NetworkNamespace>,
     /// Whether it can be given further trees.
     pub(super) trees_grow: bool,
-    pub(super) trace: bool,
 }
 
 /// A machine whose guest boots, in the order in which it is undone.
 pub(super) struct Booted {
     pub(super) vmm: Vmm,
     pub(super) network: Option<Network>,
+    /// Who moves the frames of its network devices.
+    pub(super) net_backend: Option<String>,
     pub(super) cgroup: Option<HostCgroup>,
     pub(super) state: StateDir,
     pub(super) network_request: Option<ConfigureNetworkRequest>,
@@ -305,6 +302,7 @@ pub(super) fn boot(
     install: &Install,
     parts: OpenParts,
     machine: Machine<'_>,
+    trace: &mut Trace,
 ) -> Result<Booted, RunError> {
     let state = StateDir::create(&options.root, &options.id)?;
     let cgroup = HostCgroup::create(machine.cgroup, &options.id)?;
@@ -312,7 +310,9 @@ pub(super) fn boot(
         state.record_cgroup(cgroup.paths())?;
         cgroup.join()?;
     }
-    let connected = machine.network.map(|namespace| connect(namespace, &state)).transpose()?;
+    let net_options = DeviceOptions::new(machine.spec.net);
+    let connected = machine.network.map(|namespace| connect(namespace, net_options, &state, trace)).transpose()?;
+    let net_backend = connected.as_ref().map(|connected| connected.backend().to_owned());
     let (network, nets, network_request) = match connected {
         Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
         None => (None, Vec::new(), None),
@@ -325,19 +325,26 @@ pub(super) fn boot(
         nets: &nets,
         vsock: state.bind_vsock()?,
         console: state.create_console_log()?,
-        trace: machine.trace,
+        trace: trace.enabled(),
     };
     let (vmm, sockets) = Vmm::spawn(install, parts, vmm_options)?;
     // A tap lives as long as a descriptor of it: from here on as long as the VMM.
     drop(nets);
     state.record_vmm(vmm.pid())?;
-    Ok(Booted { vmm, network, cgroup, state, network_request, sockets })
+    Ok(Booted { vmm, network, net_backend, cgroup, state, network_request, sockets })
 }
 
 /// Joins the interfaces of a network namespace, and writes down what is to be undone.
-fn connect(namespace: NetworkNamespace, state: &StateDir) -> Result<Connected, RunError> {
-    let connected = Network::connect(namespace)?;
+fn connect(
+    namespace: NetworkNamespace,
+    options: DeviceOptions,
+    state: &StateDir,
+    trace: &mut Trace,
+) -> Result<Connected, RunError> {
+    let begin_ns = now_ns();
+    let connected = Network::connect(namespace, options)?;
     state.record_network(&connected.network.record())?;
+    trace.since(&format!("network ({})", connected.backend()), begin_ns);
     Ok(connected)
 }
 

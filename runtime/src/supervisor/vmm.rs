@@ -132,7 +132,7 @@ impl Vmm {
             vmm_report.as_fd(),
             vmm_control.as_fd(),
         ];
-        inherited.extend(options.nets.iter().map(|net| net.tap.as_fd()));
+        inherited.extend(options.nets.iter().flat_map(|net| net.taps.iter().chain(&net.vhosts)).map(AsFd::as_fd));
         // All of these are this function's own, or its caller's for this, and are closed soon. Nothing else in the process starts
         // programs meanwhile, so no other child inherits them.
         for fd in inherited {
@@ -208,7 +208,9 @@ impl Drop for Vmm {
 }
 
 fn net_config(device: &Device) -> NetConfig {
-    NetConfig { tap_fd: device.tap.as_raw_fd(), mac: MacAddress(device.mac), mtu: device.mtu }
+    let raw = |fds: &[OwnedFd]| fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let (tap_fds, vhost_fds) = (raw(&device.taps), raw(&device.vhosts));
+    NetConfig { tap_fds, vhost_fds, limits: device.limits, mac: MacAddress(device.mac), mtu: device.mtu }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.

@@ -19,6 +19,7 @@ mod lifecycle;
 mod machine;
 mod mounts;
 mod namespaces;
+mod net_device;
 mod network;
 mod podman;
 mod pods;
@@ -95,6 +96,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         namespaces::CASES,
         user_namespace::CASES,
         network::CASES,
+        net_device::CASES,
         mounts::CASES,
         devices::CASES,
         machine::CASES,

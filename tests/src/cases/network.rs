@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Runs `ip` or another tool of the host's network and returns what it prints.
-fn host(command: &str) -> Result<String> {
+pub(super) fn host(command: &str) -> Result<String> {
     let mut words = command.split_whitespace();
     let Some(program) = words.next() else { fail!("an empty command") };
     let output = Command::new(program).args(words).output().context(|| format!("running {command}"))?;
@@ -38,15 +38,15 @@ fn host(command: &str) -> Result<String> {
 }
 
 /// A network namespace with a veth pair whose other end is in the host's. It is gone at the end.
-struct Namespace {
+pub(super) struct Namespace {
     /// A file that it is mounted on.
     path: PathBuf,
     /// The end in the host's namespace.
-    host_end: String,
+    pub(super) host_end: String,
 }
 
 impl Namespace {
-    fn new(env: &Env, name: &str) -> Result<Self> {
+    pub(super) fn new(env: &Env, name: &str) -> Result<Self> {
         let path = env.folder(&format!("netns-{name}"))?.join("net");
         fs::write(&path, "")?;
         host(&format!("unshare --net={} true", path.display()))?;
@@ -60,7 +60,7 @@ impl Namespace {
     }
 
     /// With 10.9.`net`.0/24 and fd09:`net`::/64: the host is number 1, the container number 2.
-    fn with_addresses(self, net: u8) -> Result<Self> {
+    pub(super) fn with_addresses(self, net: u8) -> Result<Self> {
         host(&format!("ip addr add 10.9.{net}.1/24 dev {}", self.host_end))?;
         host(&format!("ip addr add fd09:{net}::1/64 dev {} nodad", self.host_end))?;
         self.inside(&format!("ip addr add 10.9.{net}.2/24 dev eth0"))?;
@@ -69,7 +69,7 @@ impl Namespace {
         Ok(self)
     }
 
-    fn inside(&self, command: &str) -> Result<String> {
+    pub(super) fn inside(&self, command: &str) -> Result<String> {
         host(&format!("nsenter --net={} {command}", self.path.display()))
     }
 
@@ -93,7 +93,7 @@ impl Namespace {
     }
 
     /// What a container leaves behind in it.
-    fn leftovers(&self) -> Result<String> {
+    pub(super) fn leftovers(&self) -> Result<String> {
         let links = self.inside("ip -o link")?;
         let taps = links.lines().filter(|line| line.contains("bh-")).collect::<String>();
         Ok(taps + &self.inside("tc qdisc show dev eth0 ingress")? + &self.inside("tc filter show dev eth0 ingress")?)
@@ -108,7 +108,7 @@ impl Drop for Namespace {
     }
 }
 
-fn container(env: &Env, namespace: &Namespace, script: &str) -> Result<Bundle> {
+pub(super) fn container(env: &Env, namespace: &Namespace, script: &str) -> Result<Bundle> {
     env.only_bulkhead()?;
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh(script);
@@ -238,7 +238,7 @@ fn much_data_unchanged(env: &Env) -> Result {
 }
 
 /// Connects to a server that may not listen quite yet.
-fn connect(address: &str) -> Result<TcpStream> {
+pub(super) fn connect(address: &str) -> Result<TcpStream> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         match TcpStream::connect(address) {
@@ -251,7 +251,7 @@ fn connect(address: &str) -> Result<TcpStream> {
 }
 
 /// Eight bytes of which none looks like another's.
-fn scrambled(number: u64) -> [u8; 8] {
+pub(super) fn scrambled(number: u64) -> [u8; 8] {
     (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
 }
 

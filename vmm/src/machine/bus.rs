@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_kvm::{ExitIo, KvmError, Stop, Vm};
-use bulkhead_virtio::mmio::MmioTransport;
+use bulkhead_virtio::device::INTERRUPT_USED_RING;
+use bulkhead_virtio::mmio::{INTERRUPT_ACK_OFFSET, MmioTransport, QUEUE_NOTIFY_OFFSET};
 
 use super::console::{Console, SERIAL_PORT, SERIAL_PORT_LEN};
 use crate::arch::x86_64::layout::{FIRST_IRQ, LAST_IRQ, VIRTIO_WINDOW_LEN, VIRTIO_WINDOWS};
@@ -15,8 +16,6 @@ use crate::arch::x86_64::layout::{FIRST_IRQ, LAST_IRQ, VIRTIO_WINDOW_LEN, VIRTIO
 const RESET_PORT: u16 = 0x64;
 /// Its command: pulse the reset line.
 const RESET_COMMAND: u8 = 0xfe;
-/// Offset of a virtio device's `QueueNotify` register (virtio 1.2, 4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
 
 /// Every device of the machine. Clones share them.
 #[derive(Debug, Clone)]
@@ -54,8 +53,11 @@ impl Bus {
         if irq > LAST_IRQ {
             return Err(KvmError::MissingCapability("an interrupt line for one more device"));
         }
-        for (queue, event) in (0u32..).zip(transport.queue_events()) {
-            vm.register_ioevent(event, address + QUEUE_NOTIFY, queue)?;
+        for (queue, event) in transport.queue_events() {
+            vm.register_ioevent(event, address + QUEUE_NOTIFY_OFFSET, queue.into())?;
+        }
+        if let Some(event) = transport.acknowledged_event() {
+            vm.register_ioevent(event, address + INTERRUPT_ACK_OFFSET, INTERRUPT_USED_RING)?;
         }
         vm.register_irqfd(transport.interrupt_event(), irq)?;
         self.virtio.push(Arc::new(Mutex::new(transport)));

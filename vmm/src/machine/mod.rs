@@ -6,7 +6,8 @@
 //!                   carries out what the supervisor asks for meanwhile
 //!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
 //!   vcpu-N          runs a vCPU; answers its accesses
-//!   fs-TAG, vsock, net   a device's worker, from its activation on
+//!   fs-TAG, vsock   a device's worker, from its activation on
+//!   net-N           that of a pair of queues, as long as the guest uses it
 //! ```
 
 pub mod bus;
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
 
 use crate::arch::x86_64::boot::BootError;
-use crate::config::{MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MIN_MTU, MachineConfig};
+use crate::config::{MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MIN_MTU, MachineConfig};
 use crate::jail::JailError;
 use bus::Bus;
 use console::Console;
@@ -103,6 +104,11 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     if let Some(net) = config.nets.iter().find(|net| net.mtu < MIN_MTU) {
         let allowed = format!("{MIN_MTU} or more");
         return Err(MachineError::Config { what: "a network device's MTU", value: net.mtu.into(), allowed });
+    }
+    if let Some(net) = config.nets.iter().find(|net| !(1..=MAX_NET_PAIRS).contains(&net.tap_fds.len())) {
+        let value = net.tap_fds.len() as u64;
+        let allowed = format!("1 to {MAX_NET_PAIRS}");
+        return Err(MachineError::Config { what: "the number of a network device's queue pairs", value, allowed });
     }
     Ok(())
 }

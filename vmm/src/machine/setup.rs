@@ -14,7 +14,7 @@ use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Net, NetConfig};
+use bulkhead_virtio::net::{Backend, Net, NetConfig};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
@@ -159,8 +159,14 @@ fn devices(config: &MachineConfig, jail: Jail, changeable: &Changeable) -> Resul
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
     for net in &config.nets {
-        let device = Net::new(NetConfig { tap: owned(net.tap_fd), mac: net.mac, mtu: net.mtu });
-        devices.push((format!("{} network", net.mac), Box::new(device)));
+        let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
+        let backend = Backend { taps: owned(&net.tap_fds), vhosts: owned(&net.vhost_fds) };
+        let name = format!("{} network", net.mac);
+        let pairs = net.tap_fds.len() as u16; // checked to be at most MAX_NET_PAIRS
+        let device = Net::new(&NetConfig { mac: net.mac, mtu: Some(net.mtu), pairs, limits: net.limits })
+            .on(backend)
+            .map_err(|source| MachineError::Device { device: name.clone(), source: source.into() })?;
+        devices.push((name, Box::new(device)));
     }
     Ok(devices)
 }

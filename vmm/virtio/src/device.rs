@@ -34,28 +34,54 @@ pub trait VirtioDevice: Send {
     /// The device's feature bits; the transport adds `VIRTIO_F_VERSION_1`.
     fn features(&self) -> u64;
 
+    /// Whether the device runs with `features`, a subset of its own that the driver has accepted: some need others.
+    fn accepts(&self, features: u64) -> bool {
+        let _ = features;
+        true
+    }
+
     /// The largest size of each queue, in order; each a power of two.
     fn queue_max_sizes(&self) -> &[u16];
+
+    /// How many queues, from the first on, a driver sets up that has accepted `features`; the others may be left alone.
+    fn queue_count(&self, features: u64) -> usize {
+        let _ = features;
+        self.queue_max_sizes().len()
+    }
 
     /// Reads the device's configuration space. Bytes beyond its end read as 0.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Starts the device on its queues: the driver has set `DRIVER_OK`. All queues are enabled and valid.
+    /// Changes with each change of the configuration space that the device itself makes.
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
+    /// Starts the device on its queues: the driver has set `DRIVER_OK`. All of its queues are enabled and valid.
     ///
     /// # Errors
     ///
     /// The transport answers an error by setting `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// How the driver's notifications reach the device.
-    fn notification(&self) -> Notification {
+    /// How the driver's notifications of queue `queue` reach the device.
+    fn notification(&self, queue: u16) -> Notification {
+        let _ = queue;
         Notification::Event
     }
 
-    /// The driver has notified queue `queue`, which is one of the device's; only called on an active device whose
-    /// [`Self::notification`] is [`Notification::Call`], on the vCPU's own thread. To be short and never to block.
+    /// The driver has notified queue `queue`, which is one of the device's; only called on an active device, for a queue
+    /// whose [`Self::notification`] is [`Notification::Call`], on the vCPU's own thread. To be short and never to wait for
+    /// the guest.
     fn notify(&mut self, queue: u16) {
         let _ = queue;
+    }
+
+    /// Whether the driver always reads that buffers have been used when it asks what an interrupt was for. It looks at
+    /// its rings then, and finds out. Who raises the interrupt need not say so before, which the host's kernel cannot, and
+    /// the driver's acknowledgement need not reach the device.
+    fn always_shows_used(&self) -> bool {
+        false
     }
 
     /// Stops the device and forgets its queues: the driver has written 0 to the status register, or a worker failed.
@@ -80,7 +106,7 @@ pub struct Activation {
     pub memory: GuestMemory,
     /// The features that the driver accepted, a subset of those offered.
     pub features: u64,
-    /// The queues, as many as [`VirtioDevice::queue_max_sizes`] names.
+    /// The queues, as many as [`VirtioDevice::queue_count`] says.
     pub queues: Vec<ActiveQueue>,
     /// How the device tells the driver.
     pub interrupt: Arc<Interrupt>,
@@ -143,6 +169,11 @@ impl Interrupt {
     /// Tells the driver that buffers have been used.
     pub fn signal_used(&self) {
         self.raise(INTERRUPT_USED_RING);
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn signal_config(&self) {
+        self.raise(INTERRUPT_CONFIG);
     }
 
     /// Tells the driver that the device has met something in its queues that it cannot go on from: the transport shows

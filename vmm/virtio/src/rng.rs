@@ -76,7 +76,7 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn notification(&self) -> Notification {
+    fn notification(&self, _queue: u16) -> Notification {
         Notification::Call
     }
 

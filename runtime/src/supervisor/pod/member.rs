@@ -101,6 +101,7 @@ impl Pod {
         if !request.start_hooks.is_empty() {
             request.start_hook_state = creating.at(hooks::Status::Created, Some(process::id())).to_text();
         }
+        let Record { memory_mib, net_backend, .. } = self.sandbox.record();
         let record = Record {
             id: options.id.clone(),
             pid: process::id(),
@@ -111,6 +112,8 @@ impl Pod {
             annotations,
             kept: false,
             exit_status: None,
+            memory_mib,
+            net_backend,
             poststop: hooks.poststop.clone(),
         };
         state.record(&record)?;

@@ -41,6 +41,7 @@ use crate::logging;
 use crate::spec::{self, PodNamespaces, Role};
 use crate::storage::Shares;
 use crate::text;
+use crate::trace::Trace;
 
 /// The status of a sandbox that was lost with its machine.
 const LOST: u8 = 137;
@@ -111,10 +112,10 @@ async fn make(
         cgroup: &translated.cgroup,
         network: translated.network,
         trees_grow: true,
-        trace: false,
     };
-    let Booted { vmm, network, cgroup, state, network_request, sockets } =
-        launch::boot(options, &install, parts, machine)?;
+    let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
+    let booted = launch::boot(options, &install, parts, machine, &mut trace)?;
+    let Booted { vmm, network, net_backend, cgroup, state, network_request, sockets } = booted;
     let setup = Setup {
         network: network_request,
         sandbox: ConfigureSandboxRequest {
@@ -135,6 +136,8 @@ async fn make(
         annotations: translated.annotations,
         kept: false,
         exit_status: None,
+        memory_mib: translated.machine.mem_size_mib,
+        net_backend,
         poststop: Vec::new(),
     };
     state.record(&record)?;

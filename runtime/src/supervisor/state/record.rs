@@ -74,6 +74,9 @@ pub(crate) struct Record {
     /// The machine's memory; 0 in a record that does not tell.
     #[serde(default)]
     pub(crate) memory_mib: u64,
+    /// Who moves the frames of its network devices, if it has any.
+    #[serde(default)]
+    pub(crate) net_backend: Option<String>,
     /// The hooks that `delete` is to run.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
@@ -132,6 +135,7 @@ pub(super) mod tests {
             kept,
             exit_status: None,
             memory_mib: 0,
+            net_backend: None,
             poststop: Vec::new(),
         }
     }

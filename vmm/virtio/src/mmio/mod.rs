@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | reads or writes a register with a width other than 4, or unaligned | reads 0, the write is ignored |
 //! | touches a register that does not exist, or writes a read-only one | reads 0, the write is ignored |
-//! | accepts a feature that was not offered, or not `VIRTIO_F_VERSION_1` | `FEATURES_OK` stays clear |
+//! | accepts a feature that was not offered, or not `VIRTIO_F_VERSION_1`, or not what a feature needs | `FEATURES_OK` stays clear |
 //! | skips a step of the handshake, or takes a status bit back | the write is ignored |
 //! | sets up queues before `FEATURES_OK`, after `DRIVER_OK`, or while they are ready | the write is ignored |
 //! | gives a queue a size that is none, or a misaligned address | `DEVICE_NEEDS_RESET` |
@@ -29,7 +29,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::device::{ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, Notification, VirtioDevice};
+use crate::device::{
+    ActivateError, Activation, ActiveQueue, GuestMemory, INTERRUPT_USED_RING, Interrupt, Notification, VirtioDevice,
+};
 use status::Step;
 
 /// Length of a device's register window in bytes.
@@ -37,6 +39,9 @@ pub const WINDOW_SIZE: u64 = 0x1000;
 
 /// Where in the window a driver writes the index of the queue that it notifies, 4 bytes wide: the place of the ioeventfds.
 pub const QUEUE_NOTIFY_OFFSET: u64 = registers::QUEUE_NOTIFY;
+
+/// Where in the window a driver acknowledges interrupts, 4 bytes wide.
+pub const INTERRUPT_ACK_OFFSET: u64 = registers::INTERRUPT_ACK;
 
 /// A device that could not be put behind a register window.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +75,7 @@ pub struct MmioTransport {
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
     queue_events: Vec<EventFd>,
+    acknowledged: Option<EventFd>,
     queues: Vec<Queue>,
     registers: Registers,
     activation_error: Option<ActivateError>,
@@ -91,11 +97,13 @@ impl MmioTransport {
             queue_events.push(new_event()?);
         }
         let interrupt = Arc::new(Interrupt::new(new_event()?));
+        let acknowledged = device.always_shows_used().then(new_event).transpose()?;
         Ok(Self {
             device,
             memory,
             interrupt,
             queue_events,
+            acknowledged,
             queues,
             registers: Registers::default(),
             activation_error: None,
@@ -108,14 +116,18 @@ impl MmioTransport {
         self.interrupt.event()
     }
 
-    /// The eventfds to be registered as ioeventfds at [`QUEUE_NOTIFY_OFFSET`], 4 bytes wide, each matching its index here.
-    /// Empty for a device that is notified by calls. Without ioeventfds the device works as well, only slower.
+    /// The eventfds to be registered as ioeventfds at [`QUEUE_NOTIFY_OFFSET`], 4 bytes wide, each with the index that it
+    /// matches: of the queues that are not notified by calls. Without ioeventfds the device works as well, only slower.
+    pub fn queue_events(&self) -> impl Iterator<Item = (u16, &EventFd)> {
+        let events = (0u16..).zip(&self.queue_events);
+        events.filter(|(index, _)| self.device.notification(*index) == Notification::Event)
+    }
+
+    /// The eventfd to be registered as ioeventfd at [`INTERRUPT_ACK_OFFSET`], 4 bytes wide, matching [`INTERRUPT_USED_RING`]
+    /// alone: nobody reads it, since nothing hangs on that acknowledgement. `None` for a device where something does.
     #[must_use]
-    pub fn queue_events(&self) -> &[EventFd] {
-        match self.device.notification() {
-            Notification::Event => &self.queue_events,
-            Notification::Call => &[],
-        }
+    pub fn acknowledged_event(&self) -> Option<&EventFd> {
+        self.acknowledged.as_ref()
     }
 
     /// Why the device could not be started, if that has happened since the last call: the driver sees only that the
@@ -151,13 +163,15 @@ impl MmioTransport {
             registers::DEVICE_FEATURES => half(self.offered_features(), self.registers.device_features_sel),
             registers::QUEUE_NUM_MAX => self.selected_queue().map_or(0, |queue| u32::from(queue.max_size())),
             registers::QUEUE_READY => self.selected_queue().map_or(0, |queue| u32::from(queue.ready())),
+            registers::INTERRUPT_STATUS if self.device.always_shows_used() => {
+                self.interrupt.status() | INTERRUPT_USED_RING
+            }
             registers::INTERRUPT_STATUS => self.interrupt.status(),
             registers::STATUS => self.status(),
             registers::SHM_LEN_LOW | registers::SHM_LEN_HIGH | registers::SHM_BASE_LOW | registers::SHM_BASE_HIGH => {
                 u32::MAX
             }
-            // No device here changes its configuration while it runs.
-            registers::CONFIG_GENERATION => 0,
+            registers::CONFIG_GENERATION => self.device.config_generation(),
             _ => 0,
         }
     }
@@ -220,7 +234,8 @@ impl MmioTransport {
                 Step::Note(bit) => self.registers.status |= bit,
                 Step::AcceptFeatures => {
                     let accepted = self.registers.driver_features;
-                    if accepted & !self.offered_features() != 0 || accepted & 1 << VIRTIO_F_VERSION_1 == 0 {
+                    let is_offered = accepted & !self.offered_features() == 0;
+                    if !is_offered || accepted & 1 << VIRTIO_F_VERSION_1 == 0 || !self.device.accepts(accepted) {
                         return;
                     }
                     self.registers.status |= status::FEATURES_OK;
@@ -238,8 +253,9 @@ impl MmioTransport {
 
     fn activate(&mut self) -> Result<(), ActivateError> {
         let failed = |doing: String, source: io::Error| ActivateError { doing, source };
-        let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, (configured, event)) in self.queues.iter().zip(&self.queue_events).enumerate() {
+        let count = self.device.queue_count(self.registers.driver_features);
+        let mut queues = Vec::with_capacity(count);
+        for (index, (configured, event)) in self.queues.iter().zip(&self.queue_events).take(count).enumerate() {
             let event = event.try_clone().map_err(|error| failed(format!("share queue {index}'s eventfd"), error))?;
             if !configured.is_valid(&self.memory) {
                 return Err(failed(
@@ -279,7 +295,7 @@ impl MmioTransport {
         if !self.is_running() {
             return;
         }
-        match self.device.notification() {
+        match self.device.notification(index) {
             // Fails only when the counter would overflow: then the device has been notified already.
             Notification::Event => drop(event.write(1)),
             Notification::Call => self.device.notify(index),

@@ -9,6 +9,8 @@ use super::*;
 use crate::device::DeviceKind;
 
 const FEATURE: u64 = 1 << 3;
+/// Needs [`FEATURE`]; the second queue is left alone with it.
+const OTHER: u64 = 1 << 4;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 type QueueSeen = (u16, u64, bool);
@@ -27,6 +29,7 @@ struct Probe {
     seen: Arc<Mutex<Seen>>,
     notification: Notification,
     refuse: bool,
+    always_shows_used: bool,
 }
 
 impl VirtioDevice for Probe {
@@ -35,7 +38,7 @@ impl VirtioDevice for Probe {
     }
 
     fn features(&self) -> u64 {
-        FEATURE | EVENT_IDX
+        FEATURE | OTHER | EVENT_IDX
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
@@ -46,8 +49,24 @@ impl VirtioDevice for Probe {
         crate::device::read_config_bytes(&[1, 2, 3, 4, 5, 6, 7, 8], offset, data);
     }
 
-    fn notification(&self) -> Notification {
+    fn notification(&self, _queue: u16) -> Notification {
         self.notification
+    }
+
+    fn always_shows_used(&self) -> bool {
+        self.always_shows_used
+    }
+
+    fn accepts(&self, features: u64) -> bool {
+        features & (FEATURE | OTHER) != OTHER
+    }
+
+    fn queue_count(&self, features: u64) -> usize {
+        if features & OTHER != 0 { 1 } else { 2 }
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.seen.lock().unwrap().resets as u32
     }
 
     fn notify(&mut self, queue: u16) {
@@ -85,9 +104,13 @@ impl Driver {
     }
 
     fn with(notification: Notification, refuse: bool) -> Self {
+        Self::of(notification, refuse, false)
+    }
+
+    fn of(notification: Notification, refuse: bool, always_shows_used: bool) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        let device = Box::new(Probe { seen: Arc::clone(&seen), notification, refuse });
+        let device = Box::new(Probe { seen: Arc::clone(&seen), notification, refuse, always_shows_used });
         Self { transport: MmioTransport::new(device, memory).unwrap(), seen }
     }
 
@@ -99,6 +122,10 @@ impl Driver {
 
     fn write(&mut self, offset: u64, value: u32) {
         self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    fn event(&self, index: u16) -> &EventFd {
+        self.transport.queue_events().find(|(queue, _)| *queue == index).unwrap().1
     }
 
     fn status(&mut self) -> u32 {
@@ -147,7 +174,7 @@ fn the_window_names_the_device() {
     assert_eq!(driver.read(0x000), 0x7472_6976);
     assert_eq!(driver.read(0x004), 2);
     assert_eq!(driver.read(0x008), 19);
-    assert_eq!(driver.read(registers::DEVICE_FEATURES), (FEATURE | EVENT_IDX) as u32);
+    assert_eq!(driver.read(registers::DEVICE_FEATURES), (FEATURE | OTHER | EVENT_IDX) as u32);
     driver.write(registers::DEVICE_FEATURES_SEL, 1);
     assert_eq!(driver.read(registers::DEVICE_FEATURES), 1);
     driver.write(registers::DEVICE_FEATURES_SEL, 2);
@@ -283,7 +310,7 @@ fn a_reset_stops_the_device_and_forgets_everything() {
     assert_eq!(driver.read(registers::INTERRUPT_STATUS), 0);
     assert_eq!(driver.read(registers::QUEUE_READY), 0);
     assert_eq!(driver.seen.lock().unwrap().resets, 1);
-    assert!(driver.transport.queue_events()[1].read().is_err(), "the notification is forgotten");
+    assert!(driver.event(1).read().is_err(), "the notification is forgotten");
     driver.bring_up();
     assert_eq!(driver.seen.lock().unwrap().activations.len(), 2);
 }
@@ -296,7 +323,7 @@ fn a_failing_device_shows_in_the_status() {
 
     assert_eq!(driver.status(), 15 | DEVICE_NEEDS_RESET);
     driver.write(registers::QUEUE_NOTIFY, 0);
-    assert!(driver.transport.queue_events()[0].read().is_err());
+    assert!(driver.event(0).read().is_err());
     driver.write(registers::STATUS, 0);
     assert_eq!(driver.status(), 0);
 }
@@ -305,15 +332,15 @@ fn a_failing_device_shows_in_the_status() {
 fn notifications_reach_the_queues_event() {
     let mut driver = Driver::new();
     driver.write(registers::QUEUE_NOTIFY, 0);
-    assert!(driver.transport.queue_events()[0].read().is_err(), "it does not run yet");
+    assert!(driver.event(0).read().is_err(), "it does not run yet");
 
     driver.bring_up();
     driver.write(registers::QUEUE_NOTIFY, 1);
     for nonsense in [2, 0xffff, 0x1_0001, u32::MAX] {
         driver.write(registers::QUEUE_NOTIFY, nonsense);
     }
-    assert_eq!(driver.transport.queue_events()[1].read().unwrap(), 1);
-    assert!(driver.transport.queue_events()[0].read().is_err());
+    assert_eq!(driver.event(1).read().unwrap(), 1);
+    assert!(driver.event(0).read().is_err());
 }
 
 #[test]
@@ -324,7 +351,7 @@ fn notifications_call_a_device_that_wants_it() {
     driver.write(registers::QUEUE_NOTIFY, 1);
     driver.write(registers::QUEUE_NOTIFY, 2);
 
-    assert!(driver.transport.queue_events().is_empty());
+    assert!(driver.transport.queue_events().next().is_none());
     assert_eq!(driver.seen.lock().unwrap().notified, [1]);
 }
 
@@ -397,4 +424,45 @@ fn no_sequence_of_writes_upsets_the_transport() {
         driver.read(offset);
         assert!(!driver.transport.is_running() || driver.transport.queues.iter().all(QueueT::ready));
     }
+}
+
+#[test]
+fn a_feature_that_lacks_another_is_not_accepted() {
+    let mut driver = Driver::new();
+    driver.accept(1 << VIRTIO_F_VERSION_1 | OTHER);
+    assert_eq!(driver.status() & FEATURES_OK, 0);
+}
+
+#[test]
+fn a_queue_that_the_features_leave_out_need_not_be_set_up() {
+    let mut driver = Driver::new();
+    driver.accept(1 << VIRTIO_F_VERSION_1 | FEATURE | OTHER);
+    driver.set_up_queue(0, 0x1_0000);
+    driver.start();
+
+    assert_eq!(driver.status(), 15);
+    assert_eq!(driver.seen.lock().unwrap().activations[0].1.len(), 1);
+}
+
+#[test]
+fn used_buffers_may_always_show() {
+    let mut driver = Driver::of(Notification::Event, false, true);
+    driver.bring_up();
+    assert!(driver.transport.acknowledged_event().is_some());
+    assert_eq!(driver.read(registers::INTERRUPT_STATUS), 1);
+
+    driver.seen.lock().unwrap().interrupt.as_ref().unwrap().signal_config();
+    assert_eq!(driver.read(registers::INTERRUPT_STATUS), 3);
+    driver.write(registers::INTERRUPT_ACK, 3);
+    assert_eq!(driver.read(registers::INTERRUPT_STATUS), 1);
+    assert!(Driver::new().transport.acknowledged_event().is_none());
+}
+
+#[test]
+fn the_configuration_has_a_generation() {
+    let mut driver = Driver::new();
+    driver.bring_up();
+    assert_eq!(driver.read(registers::CONFIG_GENERATION), 0);
+    driver.write(registers::STATUS, 0);
+    assert_eq!(driver.read(registers::CONFIG_GENERATION), 1);
 }

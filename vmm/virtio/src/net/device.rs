@@ -1,78 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The device as the transport sees it.
 
-use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use super::engine::Engine;
-use super::features;
-use super::tap::Tap;
-use crate::device::{ActivateError, Activation, ActiveQueue, DeviceKind, VirtioDevice, read_config_bytes};
-use crate::worker::Worker;
+use super::control::ControlQueue;
+use super::limit::Limits;
+use super::port::{AttachError, Backend, Port};
+use super::{MAX_PAIRS, MacAddress, features};
+use crate::device::{ActivateError, Activation, DeviceKind, Notification, VirtioDevice, read_config_bytes};
 
-/// Sizes of the receive and the transmit queue. A receive ring of Linux' buffers of 1.5 KiB holds five frames of 64 KiB.
-const QUEUE_SIZES: [u16; 2] = [256, 256];
-
-/// An interface's hardware address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-    }
-}
+/// Sizes of each pair's receive and transmit queue. A receive ring of Linux' buffers of 1.5 KiB holds five frames of 64 KiB.
+const PAIR_SIZES: [u16; 2] = [256, 256];
+/// Size of the control queue: Linux waits for each answer, and a command has five pieces at most.
+const CONTROL_SIZE: u16 = 16;
 
 /// What a network device is made of.
 #[derive(Debug)]
 pub struct NetConfig {
-    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub tap: OwnedFd,
     /// The guest's address.
     pub mac: MacAddress,
-    /// The longest packet that goes through, without its Ethernet header.
-    pub mtu: u16,
+    /// The longest packet that goes through, without its Ethernet header; `None` if that is not known yet.
+    pub mtu: Option<u16>,
+    /// How many pairs of queues there are: 1 to [`MAX_PAIRS`].
+    pub pairs: u16,
+    /// How much may go.
+    pub limits: Limits,
 }
 
 /// The network device.
 #[derive(Debug)]
 pub struct Net {
-    tap: Arc<Tap>,
-    config_space: [u8; 12],
-    worker: Option<Worker<Engine>>,
+    port: Port,
+    features: u64,
+    pairs: u16,
+    queue_sizes: Vec<u16>,
+    control: Option<ControlQueue>,
 }
 
 impl Net {
-    /// A device that does not run yet. The tap is not touched.
+    /// A device that does not run yet, and hangs on nothing.
     #[must_use]
-    pub fn new(config: NetConfig) -> Self {
-        let NetConfig { tap, mac, mtu } = config;
-        let mut config_space = [0; 12];
-        // Status and number of queue pairs, between the two, belong to features that are not offered.
-        config_space[..6].copy_from_slice(&mac.0);
-        config_space[10..].copy_from_slice(&mtu.to_le_bytes());
-        Self { tap: Arc::new(Tap::new(tap)), config_space, worker: None }
+    pub fn new(config: &NetConfig) -> Self {
+        let &NetConfig { mac, mtu, pairs, limits } = config;
+        let pairs = pairs.clamp(1, MAX_PAIRS);
+        let mut queue_sizes = PAIR_SIZES.repeat(pairs.into());
+        queue_sizes.push(CONTROL_SIZE);
+        let port = Port::new(mac, mtu, pairs, limits);
+        Self { port, features: features::offered(pairs, mtu.is_some()), pairs, queue_sizes, control: None }
     }
 
-    fn start(&self, activation: Activation) -> Result<Worker<Engine>, ActivateError> {
-        let failed = |doing: &str| {
-            let doing = format!("{doing} of the network device");
-            move |source: io::Error| ActivateError { doing, source }
-        };
-        let Activation { memory, features: accepted, queues, interrupt } = activation;
-        let Ok(queues) = <[ActiveQueue; QUEUE_SIZES.len()]>::try_from(queues) else {
-            return Err(failed("find the two queues")(io::ErrorKind::InvalidInput.into()));
-        };
-        self.tap.configure(features::tap_offloads(accepted)).map_err(failed("configure the tap"))?;
-        let engine = Engine::new(&memory, accepted, queues, interrupt, Arc::clone(&self.tap))
-            .map_err(failed("watch queues and tap"))?;
-        Worker::spawn("net", engine).map_err(failed("start the thread"))
+    /// The same on `backend`.
+    ///
+    /// # Errors
+    ///
+    /// When it has not the device's number of queues.
+    pub fn on(self, backend: Backend) -> Result<Self, AttachError> {
+        self.port.attach(backend)?;
+        Ok(self)
+    }
+
+    /// The device's host side.
+    #[must_use]
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation { memory, features: accepted, mut queues, interrupt } = activation;
+        if features::has(accepted, VIRTIO_NET_F_CTRL_VQ) {
+            let control = queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
+            self.control = Some(ControlQueue::new(control.queue, memory.clone(), interrupt.clone()));
+        }
+        let mut pairs = Vec::with_capacity(queues.len() / 2);
+        let mut queues = queues.into_iter();
+        while let (Some(rx), Some(tx)) = (queues.next(), queues.next()) {
+            pairs.push([rx, tx]);
+        }
+        self.port.activate(memory, accepted, interrupt, pairs)
     }
 }
 
@@ -82,28 +88,59 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        features::offered()
+        self.features
+    }
+
+    fn accepts(&self, features: u64) -> bool {
+        features::go_together(features, self.pairs)
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
+    }
+
+    /// The control queue comes behind all pairs.
+    fn queue_count(&self, features: u64) -> usize {
+        let pairs = if features::has(features, VIRTIO_NET_F_MQ) { self.pairs } else { 1 };
+        2 * usize::from(pairs) + usize::from(features::has(features, VIRTIO_NET_F_CTRL_VQ))
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config_space, offset, data);
+        read_config_bytes(&self.port.config_space(), offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.port.generation()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        self.worker = Some(self.start(activation)?);
-        Ok(())
+        self.start(activation).map_err(|source| {
+            self.reset();
+            ActivateError { doing: "start the queues of the network device".to_owned(), source }
+        })
+    }
+
+    fn notification(&self, queue: u16) -> Notification {
+        if queue == 2 * self.pairs { Notification::Call } else { Notification::Event }
+    }
+
+    fn notify(&mut self, _queue: u16) {
+        let (Some(control), port) = (&mut self.control, &self.port) else { return };
+        if control.serve(|command| port.obey(command)).is_err() {
+            control.signal_needs_reset();
+            self.control = None;
+            port.stop();
+        }
+    }
+
+    fn always_shows_used(&self) -> bool {
+        true
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            // A panic of the worker ends the process, so that there is nothing to learn here.
-            let _ = worker.stop();
-        }
+        self.control = None;
+        self.port.reset();
     }
 }
 

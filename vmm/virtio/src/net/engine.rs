@@ -4,8 +4,14 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::QueueError;
+use super::limit::Limiter;
+use super::pair::Context;
 use super::receive::{Received, Receiver};
 use super::tap::Tap;
 use super::transmit::{Transmitted, Transmitter};
@@ -15,6 +21,7 @@ use crate::worker::{Event, EventHandler, Interest, Poller, eventfd_as_fd};
 const RX_TOKEN: u64 = 0;
 const TX_TOKEN: u64 = 1;
 const TAP_TOKEN: u64 = 2;
+const TIMER_TOKEN: u64 = 3;
 
 /// The queues and the tap.
 #[derive(Debug)]
@@ -27,6 +34,16 @@ pub struct Engine {
     rx: Receiver,
     tx: Transmitter,
     interrupt: Arc<Interrupt>,
+    limited: Option<Limited>,
+}
+
+/// The limits, and the timer that tells when they allow more.
+#[derive(Debug)]
+struct Limited {
+    limiter: Arc<Limiter>,
+    timer: TimerFd,
+    /// When it will.
+    due: Option<Instant>,
 }
 
 /// What there may be to do.
@@ -50,28 +67,48 @@ impl Engine {
         interrupt: Arc<Interrupt>,
         tap: Arc<Tap>,
     ) -> io::Result<Self> {
-        let poller = Poller::new()?;
+        let context = Context { memory: memory.clone(), accepted, interrupt, tap, limiter: None };
+        Self::start(Poller::new()?, context, [rx, tx])
+    }
+
+    /// The same on a poller that is there already.
+    pub(super) fn start(poller: Poller, context: Context, [rx, tx]: [ActiveQueue; 2]) -> io::Result<Self> {
+        let Context { memory, accepted, interrupt, tap, limiter } = context;
         // Each notification wakes the thread once, and no eventfd has to be read for that.
         poller.add(eventfd_as_fd(&rx.event), RX_TOKEN, Interest::IN | Interest::ET)?;
         poller.add(eventfd_as_fd(&tx.event), TX_TOKEN, Interest::IN | Interest::ET)?;
         poller.add(&tap, TAP_TOKEN, Interest::IN)?;
+        // There may be frames already. Fails only when the queue will be looked at anyway.
+        let _ = tx.event.write(1);
+        let limited = limiter.map(|limiter| Limited::new(limiter, &poller)).transpose()?;
         Ok(Self {
             poller,
             tap: Some(tap),
             interest: Interest::IN,
             rx: Receiver::new(rx, memory.clone(), accepted),
-            tx: Transmitter::new(tx, memory.clone()),
+            tx: Transmitter::new(tx, memory),
             interrupt,
+            limited,
         })
     }
 
-    fn work(&self, events: &[Event]) -> Work {
+    /// The queues as they stand.
+    pub(super) fn into_queues(self) -> [ActiveQueue; 2] {
+        [self.rx.into_queue(), self.tx.into_queue()]
+    }
+
+    fn work(&mut self, events: &[Event]) -> Work {
         let mut work = Work::default();
         for event in events {
             match event.token {
                 // As long as the tap is waited for, there is room, and the tap says when there is a frame.
                 RX_TOKEN => work.receive |= !self.interest.contains(Interest::IN),
                 TX_TOKEN => work.transmit |= !self.interest.contains(Interest::OUT),
+                TIMER_TOKEN => {
+                    self.limited.iter_mut().for_each(|limited| limited.due = None);
+                    work.receive |= !self.interest.contains(Interest::IN);
+                    work.transmit |= !self.interest.contains(Interest::OUT);
+                }
                 _ => {
                     work.receive |= event.flags.contains(Interest::IN);
                     work.transmit |= event.flags.contains(Interest::OUT);
@@ -84,29 +121,43 @@ impl Engine {
 
     fn process(&mut self, work: Work) -> Result<(), QueueError> {
         let mut interest = self.interest;
+        let limiter = self.limited.as_ref().map(|limited| Arc::clone(&limited.limiter));
+        let (rx_pace, tx_pace) =
+            (limiter.as_ref().map(|limiter| &limiter.rx), limiter.as_ref().map(|limiter| &limiter.tx));
         if work.tap_gone {
             self.forget_tap();
         }
         if work.receive
             && let Some(tap) = &self.tap
         {
-            match self.rx.receive(tap, &self.interrupt)? {
+            match self.rx.receive(tap, rx_pace, &self.interrupt)? {
                 Received::All | Received::Some => interest.insert(Interest::IN),
                 Received::NoRoom => interest.remove(Interest::IN),
+                Received::Limited(wait) => {
+                    interest.remove(Interest::IN);
+                    self.continue_after(wait);
+                }
                 Received::Gone => self.forget_tap(),
             }
         }
         if work.transmit {
             interest.remove(Interest::OUT);
-            match self.tx.transmit(self.tap.as_deref(), &self.interrupt)? {
+            match self.tx.transmit(self.tap.as_deref(), tx_pace, &self.interrupt)? {
                 Transmitted::All => {}
                 // Looked at again after other events. Fails only when it will be looked at anyway.
                 Transmitted::Some => drop(self.tx.queue().event.write(1)),
                 Transmitted::TapFull => interest.insert(Interest::OUT),
+                Transmitted::Limited(wait) => self.continue_after(wait),
             }
         }
         self.watch_tap(interest);
         Ok(())
+    }
+
+    fn continue_after(&mut self, wait: Duration) {
+        if let Some(limited) = &mut self.limited {
+            limited.continue_after(wait);
+        }
     }
 
     /// Asks epoll for what matters now.
@@ -134,13 +185,34 @@ impl Engine {
     }
 }
 
+impl Limited {
+    fn new(limiter: Arc<Limiter>, poller: &Poller) -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        poller.add(&timer, TIMER_TOKEN, Interest::IN | Interest::ET)?;
+        Ok(Self { limiter, timer, due: None })
+    }
+
+    /// Wakes the thread when `wait` is over, unless it is woken before.
+    fn continue_after(&mut self, wait: Duration) {
+        let due = Instant::now() + wait;
+        if self.due.is_some_and(|earlier| earlier <= due) {
+            return;
+        }
+        // Fails for no time that is one.
+        let _ = self.timer.set(Expiration::OneShot(TimeSpec::from_duration(wait)), TimerSetTimeFlags::empty());
+        self.due = Some(due);
+    }
+}
+
 impl EventHandler for Engine {
     fn poller(&self) -> &Poller {
         &self.poller
     }
 
     fn handle(&mut self, events: &[Event]) -> ControlFlow<()> {
-        match self.process(self.work(events)) {
+        let work = self.work(events);
+        match self.process(work) {
             Ok(()) => ControlFlow::Continue(()),
             // Whatever the cause, it is the guest's loss alone: there is nobody else to tell.
             Err(_) => {

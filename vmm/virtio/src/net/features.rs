@@ -3,16 +3,20 @@
 
 use libc::c_uint;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Every tap of the kernels that Bulkhead runs on has these offloads.
-const OFFERED: [u32; 13] = [
+const OFFERED: [u32; 16] = [
     VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_HOST_TSO4,
@@ -34,9 +38,36 @@ const TAKEN: [(u32, c_uint); 4] = [
     (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
 ];
 
-/// The device's feature bits.
-pub(super) fn offered() -> u64 {
-    OFFERED.iter().fold(0, |features, bit| features | 1 << bit)
+/// Each feature, and the one that it cannot be without (virtio 1.2, section 5.1.3.1).
+const NEEDS: [(u32, u32); 9] = [
+    (VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_CSUM),
+    (VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_CSUM),
+    (VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_CSUM),
+    (VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_CSUM),
+    (VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ),
+    (VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ),
+    (VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ),
+    (VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_CSUM),
+    (VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_CSUM),
+];
+
+/// The feature bits of a device with `pairs` queue pairs; `has_mtu` if it tells an MTU.
+pub(super) fn offered(pairs: u16, has_mtu: bool) -> u64 {
+    let mut features = OFFERED.iter().fold(0, |features, bit| features | 1 << bit);
+    if pairs > 1 {
+        features |= 1 << VIRTIO_NET_F_MQ;
+    }
+    if has_mtu {
+        features |= 1 << VIRTIO_NET_F_MTU;
+    }
+    features
+}
+
+/// Whether a device with `pairs` queue pairs runs with these features. Where the control queue is depends on whether the
+/// driver knows of more than one pair: one that does not has to do without control here, which no driver known does.
+pub(super) fn go_together(features: u64, pairs: u16) -> bool {
+    let is_control_found = pairs == 1 || !has(features, VIRTIO_NET_F_CTRL_VQ) || has(features, VIRTIO_NET_F_MQ);
+    is_control_found && NEEDS.iter().all(|(feature, other)| !has(features, *feature) || has(features, *other))
 }
 
 /// Whether `features` has the bit with the number `bit`.
@@ -57,6 +88,16 @@ mod tests {
     fn the_tap_leaves_to_the_guest_what_the_guest_accepted() {
         assert_eq!(tap_offloads(0), 0);
         assert_eq!(tap_offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4), libc::TUN_F_CSUM);
-        assert_eq!(tap_offloads(offered()), 0xf);
+        assert_eq!(tap_offloads(offered(1, true)), 0xf);
+    }
+
+    #[test]
+    fn features_come_with_what_they_need() {
+        let all = offered(4, true);
+        assert!(go_together(all, 4) && go_together(0, 4));
+        assert!(!go_together(all & !(1 << VIRTIO_NET_F_GUEST_CSUM), 4));
+        assert!(!go_together(all & !(1 << VIRTIO_NET_F_CTRL_VQ), 4));
+        assert!(!go_together(all & !(1 << VIRTIO_NET_F_MQ), 4));
+        assert!(!has(offered(1, true), VIRTIO_NET_F_MQ) && go_together(offered(1, false), 1));
     }
 }

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Permissions;
 
+use super::limit::Pace;
 use super::pieces::{Extent, Pieces};
 use super::tap::Tap;
 use super::used::Used;
@@ -28,6 +30,8 @@ pub(super) enum Received {
     Some,
     /// There is no room for a frame; the driver notifies when it has given more.
     NoRoom,
+    /// The limits allow no more for so long.
+    Limited(Duration),
     /// The tap has gone.
     Gone,
 }
@@ -59,18 +63,39 @@ impl Receiver {
         }
     }
 
+    /// The queue, with the chains that have not been filled yet.
+    pub(super) fn into_queue(self) -> ActiveQueue {
+        let mut active = self.active;
+        let taken = u16::try_from(self.chains.len()).unwrap_or_default();
+        let next = active.queue.next_avail().wrapping_sub(taken);
+        active.queue.set_next_avail(next);
+        active
+    }
+
     /// Reads frames until there are none, or no room, or it is others' turn.
-    pub(super) fn receive(&mut self, tap: &Tap, interrupt: &Interrupt) -> Result<Received, QueueError> {
+    pub(super) fn receive(
+        &mut self,
+        tap: &Tap,
+        pace: Option<&Pace>,
+        interrupt: &Interrupt,
+    ) -> Result<Received, QueueError> {
         let mut outcome = Received::Some;
         for _ in 0..FRAMES_AT_ONCE {
             if !self.has_room() && !self.take_chains()? {
                 outcome = Received::NoRoom;
                 break;
             }
+            if let Some(wait) = pace.and_then(|pace| pace.wait(Instant::now())) {
+                outcome = Received::Limited(wait);
+                break;
+            }
             match tap.read(&self.pieces, self.pieces_of_a_frame()) {
                 // Whoever wrote it left the header out: not a tap, or not for long.
                 Ok(len) if len < HEADER_LEN => {}
-                Ok(len) => self.deliver(len)?,
+                Ok(len) => {
+                    pace.iter().for_each(|pace| pace.pay(Instant::now(), len - HEADER_LEN));
+                    self.deliver(len)?;
+                }
                 Err(error) => {
                     outcome = if error.kind() == io::ErrorKind::WouldBlock { Received::All } else { Received::Gone };
                     break;

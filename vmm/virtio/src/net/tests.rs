@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The running device between a driver in memory and a socket that stands for the tap.
 
+mod control;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
@@ -14,10 +16,12 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
+use super::limit::Limiter;
+use super::pair::Context;
 use super::tap::Tap;
 use super::*;
-use crate::device::{Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice};
-use crate::worker::{Event, EventHandler};
+use crate::device::{ActiveQueue, GuestMemory, Interrupt};
+use crate::worker::{Event, EventHandler, Poller};
 
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
@@ -40,6 +44,10 @@ struct Machine<'m> {
 
 impl<'m> Machine<'m> {
     fn new(memory: &'m GuestMemory, features: u64) -> Self {
+        Self::with(memory, features, &Limits::default())
+    }
+
+    fn with(memory: &'m GuestMemory, features: u64, limits: &Limits) -> Self {
         let rx = MockSplitQueue::create(memory, RX_RING, SIZE);
         let tx = MockSplitQueue::create(memory, TX_RING, SIZE);
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
@@ -56,7 +64,10 @@ impl<'m> Machine<'m> {
         rustix::net::sockopt::set_socket_send_buffer_size(&device_side, 1).unwrap();
         let tap = Arc::new(Tap::new(OwnedFd::from(device_side)));
         let queues = [active(&rx, &rx_event), active(&tx, &tx_event)];
-        let engine = Engine::new(memory, features, queues, Arc::clone(&interrupt), tap).unwrap();
+        let limiter = limits.are_set().then(|| Arc::new(Limiter::new(limits)));
+        let context =
+            Context { memory: memory.clone(), accepted: features, interrupt: Arc::clone(&interrupt), tap, limiter };
+        let engine = Engine::start(Poller::new().unwrap(), context, queues).unwrap();
         Self { memory, rx, tx, rx_event, tx_event, interrupt, engine, network }
     }
 
@@ -287,27 +298,44 @@ fn a_ring_that_is_none_needs_a_reset() {
 }
 
 #[test]
-fn what_is_no_tap_does_not_start() {
+fn a_queue_is_handed_on_as_it_stands() {
     let memory = memory();
-    let (_network, device_side) = UnixDatagram::pair().unwrap();
-    let mut net = Net::new(NetConfig { tap: device_side.into(), mac: MacAddress([2, 0, 0, 0, 0, 1]), mtu: 9000 });
-    let mut config = [0; 14];
-    net.read_config(0, &mut config);
-    assert_eq!(config, [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x28, 0x23, 0, 0]);
+    let mut machine = Machine::new(&memory, MERGE);
+    machine.give(&[1000; SIZE as usize]);
+    machine.network.send(&frame(1500)).unwrap();
+    machine.send(&frame(100));
+    machine.run();
 
-    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-    let queues = [RX_RING, TX_RING].map(|at| ActiveQueue {
-        queue: MockSplitQueue::create(&memory, at, SIZE).create_queue().unwrap(),
-        event: event(),
-    });
-    let error = net
-        .activate(Activation {
-            memory: memory.clone(),
-            features: 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4,
-            queues: queues.into(),
-            interrupt: Arc::new(Interrupt::new(event())),
-        })
-        .unwrap_err();
+    let [rx, tx] = machine.engine.into_queues();
 
-    assert_eq!(error.to_string(), "cannot configure the tap of the network device");
+    // More chains have been taken than filled.
+    assert_eq!((rx.queue.next_avail(), rx.queue.next_used()), (2, 2));
+    assert_eq!((tx.queue.next_avail(), tx.queue.next_used()), (1, 1));
+}
+
+#[test]
+fn frames_over_the_limit_wait_and_go_later() {
+    let memory = memory();
+    let one_in_50_ms = Rate { packets_per_second: std::num::NonZeroU64::new(20), ..Rate::default() };
+    let mut machine = Machine::with(&memory, 0, &Limits { rx: one_in_50_ms, tx: one_in_50_ms });
+    machine.give(&[2000; SIZE as usize]);
+    for _ in 0..4 {
+        machine.network.send(&frame(100)).unwrap();
+    }
+    let descriptors = [RawDescriptor::from(Descriptor::new(BUFFERS, 100, 0, 0)); 4];
+    machine.tx.build_multiple_desc_chains(&descriptors).unwrap();
+    machine.tx_event.write(1).unwrap();
+
+    machine.run();
+
+    // A burst is two frames' worth; more only where this thread has slept meanwhile.
+    let counts = |machine: &Machine<'_>| (machine.received().len(), machine.tx.used().idx().load());
+    let (received, sent) = counts(&machine);
+    assert!((1..4).contains(&received) && (1..4).contains(&sent), "{received}, {sent}");
+    // The timer wakes the device until all have gone.
+    while counts(&machine) != (4, 4) {
+        let mut events = Vec::new();
+        machine.engine.poller().wait(&mut events, None).unwrap();
+        assert!(machine.engine.handle(&events).is_continue());
+    }
 }

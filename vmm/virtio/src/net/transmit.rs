@@ -2,10 +2,12 @@
 //! Frames from the guest to the tap.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Permissions;
 
+use super::limit::Pace;
 use super::pieces::Pieces;
 use super::tap::Tap;
 use super::used::Used;
@@ -22,6 +24,8 @@ pub(super) enum Transmitted {
     All,
     /// There may be more; it is others' turn.
     Some,
+    /// The limits allow no more for so long.
+    Limited(Duration),
     /// The tap has no room; it becomes writable when it has.
     TapFull,
 }
@@ -41,15 +45,28 @@ impl Transmitter {
         Self { used: Used::new(&active.queue), active, pieces: Pieces::new(memory.clone()), memory }
     }
 
+    pub(super) fn into_queue(self) -> ActiveQueue {
+        self.active
+    }
+
     pub(super) fn queue(&self) -> &ActiveQueue {
         &self.active
     }
 
     /// Writes frames until there are none, or the tap is full, or it is others' turn. Without a tap they are dropped.
-    pub(super) fn transmit(&mut self, tap: Option<&Tap>, interrupt: &Interrupt) -> Result<Transmitted, QueueError> {
+    pub(super) fn transmit(
+        &mut self,
+        tap: Option<&Tap>,
+        pace: Option<&Pace>,
+        interrupt: &Interrupt,
+    ) -> Result<Transmitted, QueueError> {
         let mut outcome = Transmitted::Some;
         self.active.queue.disable_notification(&self.memory)?;
         for _ in 0..FRAMES_AT_ONCE {
+            if let Some(wait) = pace.and_then(|pace| pace.wait(Instant::now())) {
+                outcome = Transmitted::Limited(wait);
+                break;
+            }
             let Some(chain) = self.active.queue.iter(&self.memory)?.next() else {
                 if self.active.queue.enable_notification(&self.memory)? {
                     continue;
@@ -71,6 +88,7 @@ impl Transmitter {
                 outcome = Transmitted::TapFull;
                 break;
             }
+            pace.iter().for_each(|pace| pace.pay(Instant::now(), extent.bytes - HEADER_LEN));
             self.used.put(&self.active.queue, &self.memory, head, 0)?;
             self.used.show(&mut self.active.queue, &self.memory)?;
         }
