@@ -3,7 +3,7 @@
 //!
 //! | module | what it knows |
 //! | --- | --- |
-//! | `launch`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
+//! | `launch`, `groundwork`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
 //! | `sandbox` | the loop that supervises it: the states below |
 //! | `container`, `execs`, `task_service` | what the loop shares with the calls that come in, and those calls |
 //! | `caller` | who has asked for the container, and is told |
@@ -39,6 +39,7 @@ pub(crate) mod daemon;
 mod delete;
 mod error;
 pub(crate) mod execs;
+mod groundwork;
 mod launch;
 mod pid_file;
 mod proxy;
