@@ -49,6 +49,12 @@ impl<'a> Attributes<'a> {
         Self(bytes)
     }
 
+    /// Them all, as they are written.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// The first of a kind.
     #[must_use]
     pub fn find_kind(mut self, kind: u16) -> Option<Attribute<'a>> {

@@ -83,7 +83,11 @@ pub struct RouteHeader {
     pub family: u8,
     /// Bits of the destination's network part.
     pub prefix_len: u8,
-    /// `RT_TABLE_*`.
+    /// Bits of the network part of the source that packets must have.
+    pub source_len: u8,
+    /// The type of service that packets must have.
+    pub tos: u8,
+    /// `RT_TABLE_*`; a larger number is in an attribute.
     pub table: u8,
     /// `RTPROT_*`: who made it.
     pub protocol: u8,
@@ -99,15 +103,43 @@ impl Header for RouteHeader {
     const LEN: usize = 12;
 
     fn write(&self, bytes: &mut Vec<u8>) {
-        bytes.extend([self.family, self.prefix_len, 0, 0, self.table, self.protocol, self.scope, self.kind]);
+        let Self { family, prefix_len, source_len, tos, table, protocol, scope, kind, .. } = *self;
+        bytes.extend([family, prefix_len, source_len, tos, table, protocol, scope, kind]);
         bytes.extend(self.flags.to_ne_bytes());
     }
 
     fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (header, rest) = bytes.split_first_chunk::<{ Self::LEN }>()?;
-        let [family, prefix_len, _, _, table, protocol, scope, kind, f0, f1, f2, f3] = *header;
+        let [family, prefix_len, source_len, tos, table, protocol, scope, kind, f0, f1, f2, f3] = *header;
         let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
-        Some((Self { family, prefix_len, table, protocol, scope, kind, flags }, rest))
+        Some((Self { family, prefix_len, source_len, tos, table, protocol, scope, kind, flags }, rest))
+    }
+}
+
+/// `struct fib_rule_hdr` (linux/fib_rules.h), of which the little is taken apart that callers ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleHeader {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u8,
+    /// `RT_TABLE_*`; a larger number is in an attribute.
+    pub table: u8,
+    /// `FR_ACT_*`.
+    pub kind: u8,
+    /// The whole of it. It is what is written.
+    pub bytes: [u8; 12],
+}
+
+impl Header for RuleHeader {
+    const LEN: usize = 12;
+
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.bytes);
+    }
+
+    fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (header, rest) = bytes.split_first_chunk::<{ Self::LEN }>()?;
+        let [family, _, _, _, table, _, _, kind, ..] = *header;
+        Some((Self { family, table, kind, bytes: *header }, rest))
     }
 }
 
@@ -195,7 +227,10 @@ mod tests {
     fn each_header_is_read_as_it_was_written() {
         comes_back(&LinkHeader { hardware: 1, index: -2, flags: 3, change: u32::MAX });
         comes_back(&AddressHeader { family: 2, prefix_len: 24, scope: 253, index: 0x0102_0304 });
-        comes_back(&RouteHeader { family: 10, prefix_len: 64, table: 254, protocol: 3, scope: 1, kind: 1, flags: 4 });
+        let (source_len, tos) = (32, 8);
+        let (table, protocol, scope, kind, flags) = (254, 3, 1, 1, 4);
+        comes_back(&RouteHeader { family: 10, prefix_len: 64, source_len, tos, table, protocol, scope, kind, flags });
+        comes_back(&RuleHeader { family: 2, table: 7, kind: 1, bytes: [2, 0, 24, 0, 7, 0, 0, 1, 4, 3, 2, 1] });
         comes_back(&NeighbourHeader { family: 2, index: 7, state: 0x80, flags: 2 });
         comes_back(&TrafficHeader { index: 3, handle: 0xffff_0000, parent: 0xffff_fff1, info: 0x1_0003 });
     }

@@ -3,11 +3,13 @@
 //! to say is the callers'. Numbers are in the machine's own byte order, and every piece is padded to 4 bytes.
 
 mod attributes;
+mod events;
 mod headers;
 mod message;
 mod socket;
 
 pub use attributes::{Attribute, Attributes};
-pub use headers::{AddressHeader, Header, LinkHeader, NeighbourHeader, RouteHeader, TrafficHeader};
+pub use events::Events;
+pub use headers::{AddressHeader, Header, LinkHeader, NeighbourHeader, RouteHeader, RuleHeader, TrafficHeader};
 pub use message::Message;
 pub use socket::Socket;

@@ -16,13 +16,34 @@ pub struct Message {
 impl Message {
     /// A request of a kind (`RTM_*`), with flags (`NLM_F_*`) besides `NLM_F_REQUEST`.
     pub fn new(kind: u16, flags: i32, header: &impl Header) -> Self {
+        let mut message = Self::with_content(kind, flags, &[]);
+        header.write(&mut message.bytes);
+        message
+    }
+
+    /// A request whose header and attributes are those of another one.
+    pub fn with_content(kind: u16, flags: i32, content: &[u8]) -> Self {
         let flags = (flags | libc::NLM_F_REQUEST) as u16;
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
         bytes.extend([0; 8]);
-        header.write(&mut bytes);
+        bytes.extend(content);
         Self { bytes }
+    }
+
+    /// Its header and its attributes.
+    #[must_use]
+    pub fn into_content(mut self) -> Vec<u8> {
+        self.bytes.split_off(HEADER_LEN)
+    }
+
+    /// With attributes as they are written.
+    #[must_use]
+    pub fn with_all(mut self, attributes: &[u8]) -> Self {
+        self.bytes.extend(attributes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        self
     }
 
     /// With an attribute.
@@ -70,6 +91,15 @@ impl Message {
 mod tests {
     use super::*;
     use crate::{Attributes, LinkHeader};
+
+    #[test]
+    fn the_content_of_one_request_is_good_for_another() {
+        let message = Message::new(1, 0, &LinkHeader::default()).with_number(2, 3).with_all(&[5, 0, 4, 0, 9]);
+        let content = message.clone().into_content();
+
+        assert_eq!(content.len(), LinkHeader::LEN + 8 + 8);
+        assert_eq!(Message::with_content(1, 0, &content), message);
+    }
 
     #[test]
     fn a_request_has_its_length_its_flags_and_its_number() {

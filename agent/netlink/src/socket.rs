@@ -10,7 +10,7 @@ use crate::headers::Header;
 use crate::message::{HEADER_LEN, Message};
 
 /// Longest datagram that the kernel sends: it fills at most 32 KiB.
-const BUFFER_LEN: usize = 64 * 1024;
+pub(crate) const BUFFER_LEN: usize = 64 * 1024;
 
 /// A connection. It stays with the namespace in which it was opened, wherever its thread goes.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Socket {
 }
 
 /// A piece of an answer.
-enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// The end: 0, or an error number.
     End(i32),
     /// What was asked for.
@@ -93,7 +93,7 @@ impl Socket {
 }
 
 /// The first message of `bytes`, with its number, and what follows; `None` at the end.
-fn next_piece(bytes: &[u8]) -> Option<(u32, Piece<'_>, &[u8])> {
+pub(crate) fn next_piece(bytes: &[u8]) -> Option<(u32, Piece<'_>, &[u8])> {
     let (header, _) = bytes.split_first_chunk::<HEADER_LEN>()?;
     let [l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3, ..] = *header;
     let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;

@@ -2,8 +2,9 @@
 //! The sandbox's network, as the host describes it.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
-use bulkhead_netlink::{AddressHeader, Message, NeighbourHeader, RouteHeader, Socket};
+use bulkhead_netlink::{AddressHeader, Header, Message, NeighbourHeader, RouteHeader, RuleHeader, Socket};
 use bulkhead_protocol::agent as wire;
 
 use super::{NetworkError, link};
@@ -11,47 +12,138 @@ use super::{NetworkError, link};
 /// Makes what is not there, and changes what is there and differs.
 const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 
-/// Sets the network of the calling process's network namespace up. What is there already stays.
-pub(crate) fn configure(request: &wire::ConfigureNetworkRequest) -> Result<(), NetworkError> {
-    let mut socket = Socket::open().map_err(|error| NetworkError::new("open a netlink socket", error))?;
-    let indices = link::set_up(&mut socket, &request.interfaces)?;
-    for (interface, index) in request.interfaces.iter().zip(&indices) {
-        for address in &interface.addresses {
-            add_address(&mut socket, &interface.name, *index, address)?;
-        }
-    }
-    let index_of = |name: &str| -> Result<i32, io::Error> {
-        let mut interfaces = request.interfaces.iter().zip(&indices);
-        let found = interfaces.find(|(interface, _)| interface.name == name);
-        found.map(|(_, index)| *index).ok_or_else(|| io::ErrorKind::NotFound.into())
-    };
-    for neighbour in &request.neighbours {
-        let message = index_of(&neighbour.interface).and_then(|index| neighbour_message(index, neighbour));
-        let added = message.and_then(|message| socket.request(message));
-        let name = text(&neighbour.address);
-        added.map_err(|error| NetworkError::new(format!("add neighbour {name} of {}", neighbour.interface), error))?;
-    }
-    // The way to a gateway comes before the routes through it.
-    let (direct, through): (Vec<_>, Vec<_>) = request.routes.iter().partition(|route| route.gateway.is_empty());
-    for route in direct.into_iter().chain(through) {
-        let message = index_of(&route.interface).and_then(|index| route_message(index, route));
-        let added = message.and_then(|message| socket.request(message));
-        let name = if route.destination.is_empty() { "default".to_owned() } else { text(&route.destination) };
-        let doing = || format!("add the route to {name}/{} by {}", route.prefix_len, route.interface);
-        added.map_err(|error| NetworkError::new(doing(), error))?;
-    }
-    Ok(())
+/// The network of the guest's own namespace, as the host wanted it last.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    wanted: Mutex<Wanted>,
 }
 
-fn add_address(
-    socket: &mut Socket,
-    interface: &str,
-    index: i32,
-    address: &wire::NetworkAddress,
-) -> Result<(), NetworkError> {
-    let added = address_message(index, address).and_then(|message| socket.request(message));
-    let doing = || format!("add address {}/{} to {interface}", text(&address.address), address.prefix_len);
-    added.map_err(|error| NetworkError::new(doing(), error))
+/// What is wanted.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The numbers of the interfaces, in their order.
+    indices: Vec<i32>,
+    request: wire::ConfigureNetworkRequest,
+}
+
+impl Network {
+    /// Makes the network of the calling process' network namespace what is wanted: what was wanted before and no longer is
+    /// goes, and what has come is made. The rest stays, also what a container has changed.
+    pub(crate) fn configure(&self, request: wire::ConfigureNetworkRequest) -> Result<(), NetworkError> {
+        // Nothing panics while the lock is held.
+        let mut before = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = Socket::open().map_err(|error| NetworkError::new("open a netlink socket", error))?;
+        let known: Vec<_> = before.request.interfaces.iter().zip(before.indices.iter().copied()).collect();
+        let indices = link::set_up(&mut socket, &request.interfaces, &known)?;
+        let after = Wanted { indices, request };
+        let old = before.settings()?;
+        let new = after.settings()?;
+        // In reverse: a route goes before the address that it needs.
+        for setting in old.iter().rev().filter(|setting| !new.contains(setting)) {
+            setting.take_away(&mut socket)?;
+        }
+        for setting in new.iter().filter(|setting| !old.contains(setting)) {
+            setting.make(&mut socket)?;
+        }
+        *before = after;
+        Ok(())
+    }
+}
+
+/// One thing that is there, or not.
+#[derive(Debug, PartialEq)]
+struct Setting {
+    /// What it is called.
+    name: String,
+    kind: Kind,
+    /// Its header and its attributes.
+    content: Vec<u8>,
+}
+
+/// How one is made, and how it is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Address,
+    Neighbour,
+    Rule,
+    Route,
+}
+
+impl Setting {
+    fn make(&self, socket: &mut Socket) -> Result<(), NetworkError> {
+        let (kind, flags) = match self.kind {
+            Kind::Address => (libc::RTM_NEWADDR, SET),
+            Kind::Neighbour => (libc::RTM_NEWNEIGH, SET),
+            Kind::Rule => (libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
+            Kind::Route => (libc::RTM_NEWROUTE, SET),
+        };
+        match socket.request(Message::with_content(kind, flags, &self.content)) {
+            // Rules cannot be replaced, nor do they differ where they are the same.
+            Err(error) if self.kind == Kind::Rule && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map_err(|error| NetworkError::new(format!("add {}", self.name), error)),
+        }
+    }
+
+    fn take_away(&self, socket: &mut Socket) -> Result<(), NetworkError> {
+        let kind = match self.kind {
+            Kind::Address => libc::RTM_DELADDR,
+            Kind::Neighbour => libc::RTM_DELNEIGH,
+            Kind::Rule => libc::RTM_DELRULE,
+            Kind::Route => libc::RTM_DELROUTE,
+        };
+        match socket.request(Message::with_content(kind, 0, &self.content)) {
+            // It went by itself, with an address or an interface; or a container has taken it away.
+            Err(error)
+                if [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENETDOWN]
+                    .map(Some)
+                    .contains(&error.raw_os_error()) =>
+            {
+                Ok(())
+            }
+            gone => gone.map_err(|error| NetworkError::new(format!("remove {}", self.name), error)),
+        }
+    }
+}
+
+impl Wanted {
+    /// What there is to be, in the order in which it can be made.
+    fn settings(&self) -> Result<Vec<Setting>, NetworkError> {
+        let Self { indices, request } = self;
+        let mut settings = Vec::new();
+        let mut add = |kind, name: String, content: io::Result<Message>| {
+            let content = content.map_err(|error| NetworkError::new(format!("add {name}"), error))?.into_content();
+            settings.push(Setting { name, kind, content });
+            Ok::<(), NetworkError>(())
+        };
+        for (interface, index) in request.interfaces.iter().zip(indices) {
+            for address in &interface.addresses {
+                let name = format!("address {}/{} to {}", text(&address.address), address.prefix_len, interface.name);
+                add(Kind::Address, name, address_message(*index, address))?;
+            }
+        }
+        let index_of = |name: &str| -> io::Result<i32> {
+            let mut interfaces = request.interfaces.iter().zip(indices);
+            let found = interfaces.find(|(interface, _)| interface.name == name);
+            found.map(|(_, index)| *index).ok_or_else(|| io::ErrorKind::NotFound.into())
+        };
+        for neighbour in &request.neighbours {
+            let name = format!("neighbour {} of {}", text(&neighbour.address), neighbour.interface);
+            let message = index_of(&neighbour.interface).and_then(|index| neighbour_message(index, neighbour));
+            add(Kind::Neighbour, name, message)?;
+        }
+        for rule in &request.rules {
+            add(Kind::Rule, "a rule for routes".to_owned(), rule_message(rule))?;
+        }
+        // The way to a gateway comes before the routes through it.
+        let (direct, through): (Vec<_>, Vec<_>) = request.routes.iter().partition(|route| route.gateway.is_empty());
+        for route in direct.into_iter().chain(through) {
+            let to = if route.destination.is_empty() { "default".to_owned() } else { text(&route.destination) };
+            let name = format!("the route to {to}/{} by {}", route.prefix_len, route.interface);
+            let index = if route.interface.is_empty() { Ok(None) } else { index_of(&route.interface).map(Some) };
+            add(Kind::Route, name, index.and_then(|index| route_message(index, route)))?;
+        }
+        Ok(settings)
+    }
 }
 
 fn address_message(index: i32, address: &wire::NetworkAddress) -> io::Result<Message> {
@@ -62,7 +154,7 @@ fn address_message(index: i32, address: &wire::NetworkAddress) -> io::Result<Mes
         index: index.cast_unsigned(),
     };
     let peer = if address.peer.is_empty() { &address.address } else { &address.peer };
-    let mut message = Message::new(libc::RTM_NEWADDR, SET, &header)
+    let mut message = Message::new(libc::RTM_NEWADDR, 0, &header)
         .with(libc::IFA_LOCAL, &address.address)
         .with(libc::IFA_ADDRESS, peer)
         .with_number(libc::IFA_FLAGS, address.flags);
@@ -72,17 +164,31 @@ fn address_message(index: i32, address: &wire::NetworkAddress) -> io::Result<Mes
     Ok(message)
 }
 
-fn route_message(index: i32, route: &wire::NetworkRoute) -> io::Result<Message> {
+fn route_message(index: Option<i32>, route: &wire::NetworkRoute) -> io::Result<Message> {
     let header = RouteHeader {
         family: if route.ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8,
         prefix_len: byte(route.prefix_len)?,
-        table: libc::RT_TABLE_MAIN,
+        source_len: 0,
+        tos: byte(route.tos)?,
+        table: match route.table {
+            0 => libc::RT_TABLE_MAIN,
+            table => u8::try_from(table).unwrap_or(libc::RT_TABLE_UNSPEC),
+        },
         protocol: byte(route.protocol)?,
         scope: byte(route.scope)?,
-        kind: libc::RTN_UNICAST,
+        kind: if route.kind == 0 { libc::RTN_UNICAST } else { byte(route.kind)? },
         flags: route.flags,
     };
-    let mut message = Message::new(libc::RTM_NEWROUTE, SET, &header).with_number(libc::RTA_OIF, index.cast_unsigned());
+    let mut message = Message::new(libc::RTM_NEWROUTE, 0, &header);
+    if let Some(index) = index {
+        message = message.with_number(libc::RTA_OIF, index.cast_unsigned());
+    }
+    if header.table == libc::RT_TABLE_UNSPEC {
+        message = message.with_number(libc::RTA_TABLE, route.table);
+    }
+    if !route.metrics.is_empty() {
+        message = message.with(libc::RTA_METRICS, &route.metrics);
+    }
     for (kind, address) in
         [(libc::RTA_DST, &route.destination), (libc::RTA_GATEWAY, &route.gateway), (libc::RTA_PREFSRC, &route.source)]
     {
@@ -103,9 +209,14 @@ fn neighbour_message(index: i32, neighbour: &wire::NetworkNeighbour) -> io::Resu
         state: libc::NUD_PERMANENT,
         flags: byte(neighbour.flags)?,
     };
-    Ok(Message::new(libc::RTM_NEWNEIGH, SET, &header)
+    Ok(Message::new(libc::RTM_NEWNEIGH, 0, &header)
         .with(libc::NDA_DST, &neighbour.address)
         .with(libc::NDA_LLADDR, &neighbour.mac))
+}
+
+fn rule_message(rule: &[u8]) -> io::Result<Message> {
+    let (header, attributes) = RuleHeader::read(rule).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(Message::new(libc::RTM_NEWRULE, 0, &header).with_all(attributes))
 }
 
 /// The family of an IP address of that length.
@@ -147,8 +258,50 @@ mod tests {
     #[test]
     fn a_routes_addresses_are_of_one_family() {
         let route = wire::NetworkRoute { gateway: vec![10, 0, 0, 1], ..Default::default() };
-        assert!(route_message(2, &route).is_ok());
-        assert!(route_message(2, &wire::NetworkRoute { ipv6: true, ..route }).is_err());
+        assert!(route_message(Some(2), &route).is_ok());
+        assert!(route_message(Some(2), &wire::NetworkRoute { ipv6: true, ..route }).is_err());
+    }
+
+    #[test]
+    fn a_route_of_another_table_names_it() {
+        let content = |table| {
+            let route = wire::NetworkRoute { table, kind: libc::RTN_BLACKHOLE.into(), ..Default::default() };
+            route_message(None, &route).unwrap().into_content()
+        };
+        let header = |content: &[u8]| RouteHeader::read(content).unwrap().0;
+
+        assert_eq!(header(&content(0)).table, libc::RT_TABLE_MAIN);
+        assert_eq!(header(&content(100)).table, 100);
+        assert!(content(1000).ends_with(&1000_u32.to_ne_bytes()));
+        assert_eq!(header(&content(0)).kind, libc::RTN_BLACKHOLE);
+    }
+
+    #[test]
+    fn what_is_wanted_is_in_the_order_in_which_it_can_be_made() {
+        let route = |gateway: &[u8]| wire::NetworkRoute {
+            interface: "eth0".into(),
+            gateway: gateway.to_vec(),
+            ..Default::default()
+        };
+        let address = wire::NetworkAddress { address: vec![10, 0, 0, 2], prefix_len: 24, ..Default::default() };
+        let interface = wire::NetworkInterface { name: "eth0".into(), addresses: vec![address], ..Default::default() };
+        let request = wire::ConfigureNetworkRequest {
+            interfaces: vec![interface],
+            routes: vec![route(&[10, 0, 0, 1]), route(&[])],
+            rules: vec![vec![0; RuleHeader::LEN]],
+            ..Default::default()
+        };
+
+        let settings = Wanted { indices: vec![2], request }.settings().unwrap();
+
+        let kinds: Vec<_> = settings.iter().map(|setting| setting.kind).collect();
+        assert_eq!(kinds, [Kind::Address, Kind::Rule, Kind::Route, Kind::Route]);
+        assert!(settings[2].content.len() < settings[3].content.len(), "the route with a gateway is the last");
+    }
+
+    #[test]
+    fn a_rule_that_is_too_short_is_refused() {
+        assert!(rule_message(&[0; 11]).is_err());
     }
 
     #[test]

@@ -33,8 +33,13 @@ pub(super) fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
     Ok(links)
 }
 
-/// Gives each of `wanted` its name, its MTU and its state; returns the numbers of the interfaces, in that order.
-pub(super) fn set_up(socket: &mut Socket, wanted: &[NetworkInterface]) -> Result<Vec<i32>, NetworkError> {
+/// Gives each of `wanted` its name, its MTU and its state; returns the numbers of the interfaces, in that order. Those that
+/// were wanted before have their numbers; if they are no longer wanted, they are turned off.
+pub(super) fn set_up(
+    socket: &mut Socket,
+    wanted: &[NetworkInterface],
+    before: &[(&NetworkInterface, i32)],
+) -> Result<Vec<i32>, NetworkError> {
     let links = list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))?;
     let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
     for interface in wanted {
@@ -43,8 +48,15 @@ pub(super) fn set_up(socket: &mut Socket, wanted: &[NetworkInterface]) -> Result
             let doing = format!("call a network interface {name:?}");
             return Err(NetworkError::new(doing, io::ErrorKind::InvalidInput));
         }
-        // Several may share an address: their devices are in the order of the interfaces.
-        let Some(link) = links.iter().find(|link| link.mac == interface.mac && !found.contains(link)) else {
+        // Several may share an address: their devices are in the order of the interfaces, and those of others are taken.
+        let known = |(old, _): &&(&NetworkInterface, i32)| old.mac == interface.mac && old.name == *name;
+        let known = before.iter().find(known).map(|(_, index)| *index);
+        let is_others = |link: &Link| before.iter().any(|(old, index)| *index == link.index && is_wanted(old, wanted));
+        let fits = |link: &&Link| match known {
+            Some(index) => link.index == index,
+            None => link.mac == interface.mac && !found.contains(link) && !is_others(link),
+        };
+        let Some(link) = links.iter().find(fits) else {
             let doing = format!("find the device of network interface {name}");
             return Err(NetworkError::new(doing, io::ErrorKind::NotFound));
         };
@@ -61,6 +73,13 @@ pub(super) fn set_up(socket: &mut Socket, wanted: &[NetworkInterface]) -> Result
         }
     }
     for (link, interface) in found.iter().zip(wanted) {
+        let old = before.iter().find(|(_, index)| *index == link.index).map(|(old, _)| *old);
+        if old.is_some_and(|old| is_same(old, interface)) {
+            continue;
+        }
+        if !interface.up && old.is_some_and(|old| old.up) {
+            turn_off(socket, link.index, &interface.name)?;
+        }
         let flags = if interface.up { libc::IFF_UP } else { 0 };
         let mut message = change(link.index, flags.cast_unsigned()).with_number(libc::IFLA_MTU, interface.mtu);
         if link.name != interface.name {
@@ -69,7 +88,25 @@ pub(super) fn set_up(socket: &mut Socket, wanted: &[NetworkInterface]) -> Result
         let changed = socket.request(message);
         changed.map_err(|error| NetworkError::new(format!("set up network interface {}", interface.name), error))?;
     }
+    for (old, index) in before.iter().filter(|(_, index)| found.iter().all(|link| link.index != *index)) {
+        turn_off(socket, *index, &old.name)?;
+    }
     Ok(found.iter().map(|link| link.index).collect())
+}
+
+fn is_wanted(interface: &NetworkInterface, wanted: &[NetworkInterface]) -> bool {
+    wanted.iter().any(|other| other.mac == interface.mac && other.name == interface.name)
+}
+
+/// Whether nothing of the interface itself differs.
+fn is_same(before: &NetworkInterface, after: &NetworkInterface) -> bool {
+    (&before.name, before.mtu, before.up) == (&after.name, after.mtu, after.up)
+}
+
+fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkError> {
+    let header = LinkHeader { index, change: libc::IFF_UP.cast_unsigned(), ..Default::default() };
+    let turned_off = socket.request(Message::new(libc::RTM_NEWLINK, 0, &header));
+    turned_off.map_err(|error| NetworkError::new(format!("turn network interface {name} off"), error))
 }
 
 /// A request to change an interface; it is on from then on if `flags` say so.
@@ -86,10 +123,10 @@ mod tests {
         let mut socket = Socket::open().unwrap();
         let mut wanted = NetworkInterface { name: "eth0".into(), mac: vec![2, 9, 9, 9, 9, 9], ..Default::default() };
 
-        let error = set_up(&mut socket, std::slice::from_ref(&wanted)).unwrap_err();
+        let error = set_up(&mut socket, std::slice::from_ref(&wanted), &[]).unwrap_err();
         assert_eq!(error.to_string(), "cannot find the device of network interface eth0");
 
         wanted.name = "a-name-too-long-for-it".into();
-        assert!(set_up(&mut socket, &[wanted]).is_err());
+        assert!(set_up(&mut socket, &[wanted], &[]).is_err());
     }
 }

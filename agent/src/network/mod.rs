@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use crate::container::{Failure, Stage};
 use crate::sys;
 
-pub(crate) use configure::configure;
+pub(crate) use configure::Network;
 
 /// A network that could not be set up: what was being done, and why it failed.
 #[derive(Debug, thiserror::Error)]

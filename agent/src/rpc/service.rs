@@ -15,7 +15,7 @@ use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
     TerminalSize,
 };
-use crate::network;
+use crate::network::Network;
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
 /// Makes the shared device's trees appear; says why it cannot.
@@ -24,6 +24,7 @@ type MountShared = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// The agent's service.
 pub struct AgentService {
     engine: Engine,
+    network: Network,
     boot: Trace,
     /// Most sandboxes have no trees that the host changes, and no device for them: it is mounted when first named.
     mount_shared: Option<MountShared>,
@@ -39,7 +40,7 @@ impl fmt::Debug for AgentService {
 impl AgentService {
     /// The service of an engine. `boot` is what the agent did before it could answer.
     pub fn new(engine: Engine, boot: Trace) -> Self {
-        Self { engine, boot, mount_shared: None, shared_mounted: OnceCell::new() }
+        Self { engine, network: Network::default(), boot, mount_shared: None, shared_mounted: OnceCell::new() }
     }
 
     /// Sets what is to be done before the shared device's trees are first used.
@@ -94,7 +95,7 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::ConfigureNetworkRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        network::configure(&request).map_err(ToStatus::into_status)?;
+        self.network.configure(request).map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

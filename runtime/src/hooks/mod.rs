@@ -3,7 +3,7 @@
 //!
 //! | hooks | where | when | a failure |
 //! | --- | --- | --- | --- |
-//! | `prestart`, `createRuntime` | host | the sandbox's VMM is there | ends the start |
+//! | `prestart`, `createRuntime` | host | before the guest boots, where they may set up its network; else while it boots | ends the start |
 //! | `createContainer` | host: its program is a file of the host, which the guest does not have | after those | ends the start |
 //! | `startContainer` | guest, in the container | right before its program | ends the start |
 //! | `poststart` | host | the container's program runs | ends the container, as with runc |
@@ -29,7 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub(crate) use self::state::{State, Status};
-use crate::{logging, text};
+use crate::{logging, network, text};
 
 /// What an error quotes of a hook's output.
 const QUOTED_OUTPUT: usize = 1024;
@@ -132,8 +132,9 @@ fn spawn(hook: &Hook, state: &State, output: &File) -> io::Result<Child> {
         .current_dir(state.bundle())
         .stdin(stdin)
         .stdout(Stdio::from(output.try_clone()?))
-        .stderr(Stdio::from(output.try_clone()?))
-        .spawn()
+        .stderr(Stdio::from(output.try_clone()?));
+    // A hook is in the namespaces of the host, wherever this process is.
+    network::on_host(|| command.spawn())?
 }
 
 /// A hook's process, which ends with this at the latest.

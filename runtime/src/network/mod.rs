@@ -5,18 +5,25 @@
 //! | module | what it knows |
 //! | --- | --- |
 //! | `namespace` | a network namespace, and how work is done in it |
-//! | `survey` | what there is in one |
+//! | `own` | the one that this process is in, and the host's |
+//! | `claim` | that a namespace is one machine's |
+//! | `survey`, `routes` | what there is in one |
 //! | `tap` | interfaces whose other side is a descriptor |
 //! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
+//! | `follow` | what changes while the machine runs |
 //! | `record` | what is to be undone should the supervisor be killed |
 //!
 //! The interface stays where it is, with all its addresses; the guest's device has the same ones. What comes in at it goes
 //! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
 
+mod claim;
+mod follow;
 mod namespace;
+mod own;
 mod record;
 mod redirect;
+mod routes;
 mod survey;
 mod tap;
 mod vhost;
@@ -30,8 +37,13 @@ use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
 use bulkhead_vmm::config::{Limits, MAX_NETS, MIN_MTU};
 use thiserror::Error;
 
+use self::claim::Claim;
+use self::follow::View;
+pub(crate) use self::follow::{Follower, Following};
 pub(crate) use self::namespace::NetworkNamespace;
+pub(crate) use self::own::on_host;
 pub(crate) use self::record::NetworkRecord;
+use self::routes::Routes;
 use self::survey::{Link, Survey};
 use crate::logging;
 use crate::spec::NetSettings;
@@ -53,8 +65,11 @@ pub(crate) enum NetworkError {
     Unsupported { name: String, kind: String, path: PathBuf },
     #[error("cannot pass on the interface {name} of the network namespace {}: its MTU of {mtu} is too small", path.display())]
     Mtu { name: String, mtu: u32, path: PathBuf },
-    #[error("the network namespace {} is another virtual machine's: its interface {tap} is there", path.display())]
-    InUse { tap: String, path: PathBuf },
+    #[error(
+        "the network namespace {} is another virtual machine's, and cannot be shared with it: give the container a network of its own",
+        .0.display()
+    )]
+    InUse(PathBuf),
     #[error("the network namespace {} has {count} interfaces; a virtual machine has {MAX_NETS} at most", path.display())]
     TooMany { count: usize, path: PathBuf },
     #[error("cannot use {}, which the annotation io.bulkhead.net.vhost asks for (module vhost_net)", vhost::DEVICE)]
@@ -118,6 +133,8 @@ impl Joined {
 pub(crate) struct Network {
     namespace: NetworkNamespace,
     joined: Vec<Joined>,
+    /// That the namespace is this machine's; a network that is only there to be undone has none.
+    claim: Option<Claim>,
 }
 
 /// A network, what the VMM gets of it, and what the guest is told.
@@ -126,6 +143,16 @@ pub(crate) struct Connected {
     pub(crate) network: Network,
     pub(crate) devices: Vec<Device>,
     pub(crate) request: ConfigureNetworkRequest,
+    /// What changes from then on.
+    pub(crate) follower: Follower,
+}
+
+/// An interface that the machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Passed {
+    index: i32,
+    /// That of the machine's device.
+    mac: [u8; 6],
 }
 
 impl Connected {
@@ -143,14 +170,14 @@ impl Network {
     /// What could not be done; nothing of it is left.
     pub(crate) fn connect(namespace: NetworkNamespace, options: DeviceOptions) -> Result<Connected, NetworkError> {
         // Dropped on an error, it takes back what was done.
-        let mut network = Self { namespace, joined: Vec::new() };
-        let Self { namespace, joined } = &mut network;
+        let mut network = Self { namespace, joined: Vec::new(), claim: None };
+        let Self { namespace, joined, claim } = &mut network;
         let path = namespace.path().to_owned();
         let enter = |source| NetworkError::Enter { path: path.clone(), source };
         namespace.let_go_of_path().map_err(enter)?;
-        let connected = namespace.inside(|| Connector { path: path.clone(), options, joined }.connect());
-        let (devices, request) = connected.map_err(enter)??;
-        Ok(Connected { network, devices, request })
+        let connected = namespace.inside(|| Connector { path: path.clone(), options, joined, claim }.connect());
+        let (devices, request, follower) = connected.map_err(enter)??;
+        Ok(Connected { network, devices, request, follower })
     }
 }
 
@@ -176,40 +203,45 @@ struct Connector<'a> {
     options: DeviceOptions,
     /// What has been done so far.
     joined: &'a mut Vec<Joined>,
+    claim: &'a mut Option<Claim>,
 }
 
 impl Connector<'_> {
-    fn connect(&mut self) -> Result<(Vec<Device>, ConfigureNetworkRequest), NetworkError> {
+    fn connect(&mut self) -> Result<(Vec<Device>, ConfigureNetworkRequest, Follower), NetworkError> {
+        let claim = Claim::take().map_err(self.cannot("claim it for one virtual machine"))?;
+        *self.claim = Some(claim.ok_or_else(|| NetworkError::InUse(self.path.clone()))?);
         let mut socket = Socket::open().map_err(self.cannot("open a netlink socket"))?;
-        let Survey { links, routes, neighbours } =
-            Survey::take(&mut socket).map_err(self.cannot("look at the interfaces"))?;
-        let links: Vec<Link> = links.into_iter().filter(|link| !is_idle(link)).collect();
-        for link in &links {
+        // What changes after the survey is seen.
+        let events = follow::subscribe().map_err(self.cannot("follow its changes"))?;
+        let mut survey = Survey::take(&mut socket).map_err(self.cannot("look at the interfaces"))?;
+        survey.links.retain(|link| !is_idle(link));
+        for link in &survey.links {
             self.check(link)?;
         }
-        if links.len() > MAX_NETS {
-            return Err(NetworkError::TooMany { count: links.len(), path: self.path.clone() });
+        let count = survey.links.len();
+        if count > MAX_NETS {
+            return Err(NetworkError::TooMany { count, path: self.path.clone() });
         }
-        let mut devices = Vec::with_capacity(links.len());
-        for link in &links {
-            devices.push(self.join(&mut socket, link)?);
+        let mut devices = Vec::with_capacity(count);
+        let mut passed = Vec::with_capacity(count);
+        for link in &survey.links {
+            let device = self.join(&mut socket, link)?;
+            passed.push(Passed { index: link.index, mac: device.mac });
+            devices.push(device);
         }
-        let interface = |link: Link| NetworkInterface {
-            name: link.name,
-            mac: link.mac,
-            mtu: link.mtu,
-            up: link.up,
-            addresses: link.addresses,
-            ..Default::default()
-        };
-        let interfaces = links.into_iter().map(interface).collect();
-        Ok((devices, ConfigureNetworkRequest { interfaces, routes, neighbours, ..Default::default() }))
+        for route in &survey.routes.left_out {
+            logging::warn(format_args!("of the network namespace {}, {route}", self.path.display()));
+        }
+        let warned = survey.routes.left_out.clone();
+        let told = request(survey, &passed);
+        let view = View { path: self.path.clone(), socket, passed, told: told.clone(), warned };
+        Ok((devices, told, Follower::new(events, view)))
     }
 
     fn check(&self, link: &Link) -> Result<(), NetworkError> {
         let (name, path) = (link.name.clone(), self.path.clone());
-        if link.kind == "tun" && name.starts_with(tap::PREFIX) {
-            return Err(NetworkError::InUse { tap: name, path });
+        if tap::is_one(link) {
+            return Err(NetworkError::InUse(path));
         }
         if !SUPPORTED.contains(&link.kind.as_str()) || link.hardware != libc::ARPHRD_ETHER || link.mac.len() != 6 {
             let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
@@ -262,6 +294,23 @@ impl Connector<'_> {
         let (doing, path) = (doing.to_owned(), self.path.clone());
         move |source| NetworkError::Step { doing, path, source: source.into() }
     }
+}
+
+/// What the guest is told of what there is: the interfaces that its machine has, and what leads through them.
+fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
+    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours } = survey;
+    let mac_of =
+        |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
+    let interface = |link: Link| {
+        let mac = mac_of(&link)?;
+        let Link { name, mtu, up, addresses, .. } = link;
+        Some(NetworkInterface { name, mac, mtu, up, addresses, ..Default::default() })
+    };
+    let interfaces: Vec<_> = links.into_iter().filter_map(interface).collect();
+    let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);
+    routes.retain(|route| route.interface.is_empty() || is_there(&route.interface));
+    neighbours.retain(|neighbour| is_there(&neighbour.interface));
+    ConfigureNetworkRequest { interfaces, routes, neighbours, rules, ..Default::default() }
 }
 
 /// Whether an interface is one that a tunnel's module makes in each namespace, and that nobody has turned on.

@@ -6,9 +6,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::process;
 
-use nix::sched::{CloneFlags, setns};
+use super::own;
 
 /// A network namespace; it lives at least as long as this does.
 #[derive(Debug)]
@@ -36,6 +36,27 @@ impl NetworkNamespace {
         Ok(Self { path: path.to_owned(), file, inode })
     }
 
+    /// A new one, which this process is in from then on: who knows the process can find it, and set it up. To be called by
+    /// the first thread.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made.
+    pub(crate) fn enter_new() -> io::Result<Self> {
+        let file = own::enter_new()?;
+        let inode = file.metadata()?.ino();
+        Ok(Self { path: format!("/proc/{}/ns/net", process::id()).into(), file, inode })
+    }
+
+    /// Enters it with this process, so that who knows the process can find it. To be called by the first thread.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be entered.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        own::enter(&self.file)
+    }
+
     /// Lets go of what is mounted at the path, so that whoever made it can unmount it; keeps the namespace.
     pub(super) fn let_go_of_path(&mut self) -> io::Result<()> {
         self.file = self.inside(|| File::open("/proc/thread-self/ns/net"))??;
@@ -50,24 +71,18 @@ impl NetworkNamespace {
         self.inode
     }
 
-    /// Whether this process is in it.
-    pub(crate) fn is_own(&self) -> io::Result<bool> {
-        Ok(std::fs::metadata("/proc/self/ns/net")?.ino() == self.inode)
+    /// Whether it is the host's own.
+    pub(crate) fn is_host(&self) -> io::Result<bool> {
+        Ok(own::host_inode()? == self.inode)
     }
 
-    /// Does `work` in it, on a thread of its own: that one ends, so it need not find the way back.
+    /// Does `work` in it.
     ///
     /// # Errors
     ///
     /// It cannot be entered.
     pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                Ok(work())
-            })?;
-            thread.join().map_err(|_| io::Error::other("the thread in it failed"))?
-        })
+        own::inside(&self.file, work)
     }
 }
 
@@ -87,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_own_is_known() {
-        assert!(NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap().is_own().unwrap());
+    fn the_hosts_own_is_known() {
+        assert!(NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap().is_host().unwrap());
     }
 }

@@ -41,6 +41,6 @@ impl Network {
             NetworkNamespace::open(&record.path).ok().filter(|namespace| namespace.inode() == record.inode)?;
         let joined =
             record.links.into_iter().map(|link| Joined { link: link.index, tap: link.tap, is_prepared: link.prepared });
-        Some(Self { namespace, joined: joined.collect() })
+        Some(Self { namespace, joined: joined.collect(), claim: None })
     }
 }

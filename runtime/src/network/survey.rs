@@ -3,27 +3,23 @@
 
 use std::io;
 
-use bulkhead_netlink::{AddressHeader, Attributes, LinkHeader, Message, NeighbourHeader, RouteHeader, Socket};
-use bulkhead_protocol::agent::{NetworkAddress, NetworkNeighbour, NetworkRoute};
+use bulkhead_netlink::{AddressHeader, Attributes, LinkHeader, Message, NeighbourHeader, Socket};
+use bulkhead_protocol::agent::{NetworkAddress, NetworkNeighbour};
 
-/// Who made a route: the kernel, for an address or on a router's word. The guest's makes its own.
-const MADE_BY_KERNEL: [u8; 3] = [libc::RTPROT_KERNEL, libc::RTPROT_REDIRECT, RTPROT_RA];
-/// `RTPROT_RA` (linux/rtnetlink.h).
-const RTPROT_RA: u8 = 9;
+use super::routes::Routes;
 
 /// What there is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Survey {
     /// All but the loopback, in the order of their making.
     pub(super) links: Vec<Link>,
-    /// Those of the main table that somebody has set.
-    pub(super) routes: Vec<NetworkRoute>,
+    pub(super) routes: Routes,
     /// Those that are known for good.
     pub(super) neighbours: Vec<NetworkNeighbour>,
 }
 
 /// An interface.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Link {
     pub(super) index: i32,
     pub(super) name: String,
@@ -48,14 +44,12 @@ impl Survey {
         socket.dump(request, libc::RTM_NEWADDR, |header: AddressHeader, attributes| {
             let mut links = survey.links.iter_mut();
             if let Some(link) = links.find(|link| link.index.cast_unsigned() == header.index) {
-                link.addresses.extend(address(&header, attributes));
+                let address = address(&header, attributes, &link.mac);
+                link.addresses.extend(address);
             }
         })?;
         let Self { links, routes, neighbours } = &mut survey;
-        let request = Message::new(libc::RTM_GETROUTE, 0, &RouteHeader::default());
-        socket.dump(request, libc::RTM_NEWROUTE, |header, attributes| {
-            routes.extend(route(&header, attributes, links));
-        })?;
+        *routes = Routes::list(socket, links)?;
         let request = Message::new(libc::RTM_GETNEIGH, 0, &NeighbourHeader::default());
         socket.dump(request, libc::RTM_NEWNEIGH, |header, attributes| {
             neighbours.extend(neighbour(&header, attributes, links));
@@ -64,12 +58,12 @@ impl Survey {
     }
 }
 
-/// The value of an attribute; empty where there is none.
-fn bytes(attributes: Attributes<'_>, kind: u16) -> Vec<u8> {
+/// The value of an attribute, as a list of bytes; empty where there is none.
+pub(super) fn bytes(attributes: Attributes<'_>, kind: u16) -> Vec<u8> {
     attributes.find_kind(kind).map(|attribute| attribute.value.to_vec()).unwrap_or_default()
 }
 
-fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
+pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
     attributes.find_kind(kind).and_then(|attribute| attribute.number())
 }
 
@@ -91,16 +85,19 @@ fn link(header: &LinkHeader, attributes: Attributes<'_>) -> Option<Link> {
     })
 }
 
-fn address(header: &AddressHeader, attributes: Attributes<'_>) -> Option<NetworkAddress> {
+fn address(header: &AddressHeader, attributes: Attributes<'_>, mac: &[u8]) -> Option<NetworkAddress> {
     let peer = bytes(attributes, libc::IFA_ADDRESS);
     let local = attributes.find_kind(libc::IFA_LOCAL).map_or_else(|| peer.clone(), |local| local.value.to_vec());
-    // The guest makes its own from the same hardware address.
-    if header.family == libc::AF_INET6 as u8 && header.scope == libc::RT_SCOPE_LINK {
+    let all_flags = number(attributes, libc::IFA_FLAGS).unwrap_or_default();
+    // The guest makes its own from the same hardware address, or from its own secret.
+    if all_flags & libc::IFA_F_STABLE_PRIVACY != 0
+        || local.ends_with(&interface_identifier(mac)) && is_link_local(&local)
+    {
         return None;
     }
     // Whether it is another's has been found out here.
     let ipv6 = if header.family == libc::AF_INET6 as u8 { libc::IFA_F_NODAD } else { 0 };
-    let flags = number(attributes, libc::IFA_FLAGS).unwrap_or_default() & libc::IFA_F_NOPREFIXROUTE | ipv6;
+    let flags = all_flags & libc::IFA_F_NOPREFIXROUTE | ipv6;
     Some(NetworkAddress {
         prefix_len: header.prefix_len.into(),
         peer: if peer == local { Vec::new() } else { peer },
@@ -112,30 +109,17 @@ fn address(header: &AddressHeader, attributes: Attributes<'_>) -> Option<Network
     })
 }
 
-fn route(header: &RouteHeader, attributes: Attributes<'_>, links: &[Link]) -> Option<NetworkRoute> {
-    let is_wanted = header.table == libc::RT_TABLE_MAIN
-        && header.kind == libc::RTN_UNICAST
-        && header.flags & libc::RTM_F_CLONED == 0
-        && !MADE_BY_KERNEL.contains(&header.protocol);
-    let index = number(attributes, libc::RTA_OIF)?;
-    let link = links.iter().find(|link| link.index.cast_unsigned() == index)?;
-    is_wanted.then(|| NetworkRoute {
-        interface: link.name.clone(),
-        ipv6: header.family == libc::AF_INET6 as u8,
-        destination: bytes(attributes, libc::RTA_DST),
-        prefix_len: header.prefix_len.into(),
-        gateway: bytes(attributes, libc::RTA_GATEWAY),
-        source: bytes(attributes, libc::RTA_PREFSRC),
-        metric: number(attributes, libc::RTA_PRIORITY).unwrap_or_default(),
-        scope: header.scope.into(),
-        protocol: header.protocol.into(),
-        flags: header.flags & RTNH_F_ONLINK,
-        ..Default::default()
-    })
+fn is_link_local(address: &[u8]) -> bool {
+    address.len() == 16 && address.starts_with(&[0xfe, 0x80])
 }
 
-/// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is on the link, whatever the addresses say.
-const RTNH_F_ONLINK: u32 = 4;
+/// The last 8 bytes of the link-local address that the kernel makes for a hardware address (RFC 4291, appendix A).
+fn interface_identifier(mac: &[u8]) -> [u8; 8] {
+    match *mac {
+        [a, b, c, d, e, f] => [a ^ 2, b, c, 0xff, 0xfe, d, e, f],
+        _ => [0; 8],
+    }
+}
 
 fn neighbour(header: &NeighbourHeader, attributes: Attributes<'_>, links: &[Link]) -> Option<NetworkNeighbour> {
     let link = links.iter().find(|link| link.index == header.index)?;
@@ -148,4 +132,17 @@ fn neighbour(header: &NeighbourHeader, attributes: Attributes<'_>, links: &[Link
         flags: header.flags.into(),
         ..Default::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_the_kernel_makes_is_known() {
+        let identifier = interface_identifier(&[0x02, 0x42, 0xac, 0x11, 0x00, 0x02]);
+        assert_eq!(identifier, [0x00, 0x42, 0xac, 0xff, 0xfe, 0x11, 0x00, 0x02]);
+        assert!(is_link_local(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]));
+        assert!(!is_link_local(&[0xfe, 0x80, 0, 1]));
+    }
 }

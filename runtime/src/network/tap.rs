@@ -8,8 +8,10 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 
+use super::survey::Link;
+
 /// What the names of Bulkhead's taps begin with.
-pub(super) const PREFIX: &str = "bh-";
+const PREFIX: &str = "bh-";
 
 /// Where taps are made.
 const DEVICE: &str = "/dev/net/tun";
@@ -21,6 +23,11 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// The name of the tap for the interface with that number: no other in the namespace has it.
 pub(super) fn name(link: i32) -> String {
     format!("{PREFIX}{link}")
+}
+
+/// Whether an interface is such a tap.
+pub(super) fn is_one(link: &Link) -> bool {
+    link.kind == "tun" && link.name.starts_with(PREFIX)
 }
 
 /// The number of that tap in the calling thread's network namespace, if it is there.

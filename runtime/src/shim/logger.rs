@@ -66,7 +66,9 @@ pub(super) async fn start(location: &str, source: Source<'_>) -> Result<[OwnedFd
         });
     }
     // Its end is reaped with the others'.
-    command.spawn().map_err(|error| LoggerError::Start(program.to_owned(), error))?;
+    crate::network::on_host(|| command.spawn())
+        .flatten()
+        .map_err(|error| LoggerError::Start(program.to_owned(), error))?;
     drop((inherited, is_ready));
     let mut ready = receiver(ready)?;
     match timeout(READY_TIMEOUT, ready.read_u8()).await {

@@ -74,6 +74,10 @@ impl Namespaces {
             }
             kinds.push(kind);
         }
+        // A list without it asks for the host's; no list asks for nothing.
+        if !kinds.is_empty() && !kinds.contains(&NamespaceKind::NETWORK) {
+            return Err(network_namespace::absent());
+        }
         for kind in [NamespaceKind::MOUNT, NamespaceKind::PID] {
             if !kinds.contains(&kind) {
                 kinds.push(kind);
@@ -297,9 +301,10 @@ mod tests {
 
     #[test]
     fn mount_and_pid_are_always_there() {
-        let translated = namespaces(json!([{"type": "uts"}, {"type": "pid"}])).unwrap();
+        let translated = namespaces(json!([{"type": "network"}, {"type": "pid"}])).unwrap();
 
-        assert_eq!(translated.kinds, [NamespaceKind::UTS, NamespaceKind::PID, NamespaceKind::MOUNT]);
+        assert_eq!(translated.kinds, [NamespaceKind::NETWORK, NamespaceKind::PID, NamespaceKind::MOUNT]);
+        assert_eq!(namespaces(json!([])).unwrap().kinds, [NamespaceKind::MOUNT, NamespaceKind::PID]);
     }
 
     #[test]
@@ -307,13 +312,14 @@ mod tests {
         let cases = [
             (json!([{"type": "network", "path": "/run/no/such"}]), "linux.namespaces[0].path: cannot use /run/no/such"),
             (json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]), "linux.namespaces[0].path: not supported"),
+            (json!([{"type": "pid"}]), "linux.namespaces: not supported: without a network namespace"),
             (json!([{"type": "pid"}, {"type": "pid"}]), "linux.namespaces[1].type: \"pid\" is not given once only"),
         ];
         for (list, expected) in cases {
             let error = namespaces(list).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
-        assert!(namespaces(json!([{"type": "ipc", "path": ""}])).is_ok());
+        assert!(namespaces(json!([{"type": "ipc", "path": ""}, {"type": "network"}])).is_ok());
     }
 
     #[test]
@@ -334,7 +340,7 @@ mod tests {
 
     #[test]
     fn offsets_need_a_time_namespace_and_a_known_clock() {
-        let with = namespaces(json!([{"type": "time"}])).unwrap();
+        let with = namespaces(json!([{"type": "time"}, {"type": "network"}])).unwrap();
         let without = namespaces(json!([])).unwrap();
         let offsets = |namespaces: &Namespaces, value: Value| {
             let offsets: HashMap<String, LinuxTimeOffset> = serde_json::from_value(value).unwrap();
@@ -372,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_hostname_needs_a_uts_namespace() {
-        let with = namespaces(json!([{"type": "uts"}])).unwrap();
+        let with = namespaces(json!([{"type": "uts"}, {"type": "network"}])).unwrap();
         let without = namespaces(json!([])).unwrap();
 
         assert!(with.check_name("hostname", "box").is_ok());

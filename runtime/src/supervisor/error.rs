@@ -84,6 +84,8 @@ pub(crate) enum RunError {
     HostCgroup(#[from] HostCgroupError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error("cannot enter the container's network namespace")]
+    NetworkNamespace(#[source] io::Error),
     #[error("cannot set the guest's network up")]
     ConfigureNetwork(#[source] AgentError),
     #[error("cannot set up what the pod's containers share")]
@@ -152,6 +154,7 @@ impl RunError {
         matches!(
             self,
             Self::Create(AgentError::Lost)
+                | Self::ConfigureNetwork(AgentError::Lost)
                 | Self::Delete(AgentError::Lost)
                 | Self::Agent(AgentError::Lost)
                 | Self::OpenStream(_)

@@ -2,29 +2,28 @@
 //! From the command line to a booting sandbox: in this process, or in one that lives on.
 
 use std::io;
-use std::path::{Path, PathBuf, absolute};
+use std::path::{PathBuf, absolute};
 use std::process;
 
-use bulkhead_protocol::agent::{ConfigureNetworkRequest, CreateContainerRequest, IdMapping};
+use bulkhead_protocol::agent::{ConfigureNetworkRequest, NamespaceKind};
 
 use super::caller::Caller;
 use super::console;
 use super::daemon::{self, DetachError};
 use super::error::RunError;
+use super::groundwork::Groundwork;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
-use super::state::{self, Record, StateDir, Status, check_id, sweep};
+use super::state::{StateDir, check_id, sweep};
 use super::streams::Ends;
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions, VmmSockets};
-use crate::cgroup::{CgroupSpec, HostCgroup};
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
-use crate::network::{Connected, DeviceOptions, Network, NetworkNamespace};
+use crate::network::{Connected, DeviceOptions, Follower, Network, NetworkNamespace};
 use crate::spec::{self, Translated};
 use crate::storage::Shares;
-use crate::storage::mount_points::{self, Kind};
 use crate::text;
 use crate::trace::{Trace, now_ns};
 
@@ -140,7 +139,12 @@ pub(crate) async fn serve(options: &Options, ends: Ends, caller: Caller) -> u8 {
         let signals = BlockedSignals::block().map_err(RunError::Signals)?;
         let plan = check(options)?;
         let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
-        let (sandbox, launched) = prepare(options, plan, signals, ends, &mut trace)?;
+        let Plan { translated, install, parts } = plan;
+        let mut ground = Groundwork::lay(options, translated)?;
+        if ground.hooks_first() {
+            ground.run_hooks().await?;
+        }
+        let (sandbox, launched) = launch(options, ground, (install, parts), signals, ends, &mut trace)?;
         sandbox.supervise(options, launched, &mut caller, &mut trace).await
     };
     let result = result.await;
@@ -206,35 +210,48 @@ fn supervise(
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
-    let (sandbox, launched) = prepare(options, plan, signals, Ends::Own, trace)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
+    let Plan { translated, install, parts } = plan;
+    let event_loop = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop);
+    let mut ground = Groundwork::lay(options, translated)?;
+    // Where nothing is to be waited for, the guest boots before there is a loop.
+    let early_loop = if ground.hooks_first() {
+        let runtime = event_loop()?;
+        runtime.block_on(ground.run_hooks())?;
+        Some(runtime)
+    } else {
+        None
+    };
+    let (sandbox, launched) = launch(options, ground, (install, parts), signals, Ends::Own, trace)?;
+    let runtime = early_loop.map_or_else(event_loop, Ok)?;
     runtime.block_on(sandbox.supervise(options, launched, caller, trace))
 }
 
 /// Starts the machine; a sandbox whose guest boots.
-fn prepare(
+fn launch(
     options: &Options,
-    plan: Plan,
+    ground: Groundwork,
+    (install, parts): (Install, OpenParts),
     signals: BlockedSignals,
     ends: Ends,
     trace: &mut Trace,
 ) -> Result<(Sandbox, Launched), RunError> {
-    let begin_ns = now_ns();
-    let Plan { translated, install, parts } = plan;
-    let Translated { mut request, shares, machine, cgroup, network, hooks, bundle, annotations, .. } = translated;
-    make_mount_points(&request, &shares)?;
-    let memory_mib = machine.mem_size_mib;
-    let machine = Machine { spec: &machine, shares: &shares, cgroup: &cgroup, network, trees_grow: false };
-    let booted = boot(options, &install, parts, machine, trace)?;
-    let Booted { vmm, network, net_backend, cgroup, state, network_request, sockets } = booted;
+    let Groundwork { translated, state, cgroup, mut record, begin_ns, .. } = ground;
+    let Translated { mut request, shares, machine, network, hooks, .. } = translated;
+    let machine = Machine { spec: &machine, shares: &shares, network, trees_grow: false };
+    let booted = boot(options, &install, parts, machine, &state, trace)?;
+    let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
+    if network.is_some() {
+        // The interfaces are in the guest's own namespace.
+        request.namespaces.retain(|namespace| namespace.kind != NamespaceKind::NETWORK.into());
+    }
+    record.net_backend = net_backend;
     trace.since("vmm spawn", begin_ns);
 
     let terminal = request.process.terminal;
     let streams = ends.ids(terminal);
     request.id.clone_from(&options.id);
     request.start = options.mode.starts();
-    let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
-    let hook_state = hook_state.at(hooks::Status::Creating, Some(process::id()));
+    let hook_state = record.hook_state().at(hooks::Status::Creating, Some(process::id()));
     if !request.start_hooks.is_empty() {
         request.start_hook_state = hook_state.at(hooks::Status::Created, Some(process::id())).to_text();
     }
@@ -250,26 +267,12 @@ fn prepare(
         }
     }
     // The guest boots; what is done meanwhile costs nothing.
-    let record = Record {
-        id: options.id.clone(),
-        pid: process::id(),
-        status: Status::Creating,
-        bundle,
-        rootfs: rootfs(&shares).to_owned(),
-        created: state::now(),
-        annotations,
-        kept: options.mode.keeps(),
-        exit_status: None,
-        memory_mib,
-        net_backend,
-        poststop: hooks.poststop.clone(),
-    };
     state.record(&record)?;
     let task = state.bind_task()?;
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
     let start = Start { request, network: network_request, hooks, hook_state, boot_timeout };
-    let launched = Launched { start, record, sockets, signals, task, ends };
+    let launched = Launched { start, record, sockets, signals, task, ends, follower };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
 }
@@ -278,7 +281,6 @@ fn prepare(
 pub(super) struct Machine<'a> {
     pub(super) spec: &'a spec::Machine,
     pub(super) shares: &'a Shares,
-    pub(super) cgroup: &'a CgroupSpec,
     pub(super) network: Option<NetworkNamespace>,
     /// Whether it can be given further trees.
     pub(super) trees_grow: bool,
@@ -290,32 +292,29 @@ pub(super) struct Booted {
     pub(super) network: Option<Network>,
     /// Who moves the frames of its network devices.
     pub(super) net_backend: Option<String>,
-    pub(super) cgroup: Option<HostCgroup>,
-    pub(super) state: StateDir,
     pub(super) network_request: Option<ConfigureNetworkRequest>,
+    /// What changes in the network.
+    pub(super) follower: Option<Follower>,
     pub(super) sockets: VmmSockets,
 }
 
-/// Starts a machine, with its state directory, its cgroup and its network.
+/// Starts a machine, with its network; `state` is the sandbox's.
 pub(super) fn boot(
     options: &Options,
     install: &Install,
     parts: OpenParts,
     machine: Machine<'_>,
+    state: &StateDir,
     trace: &mut Trace,
 ) -> Result<Booted, RunError> {
-    let state = StateDir::create(&options.root, &options.id)?;
-    let cgroup = HostCgroup::create(machine.cgroup, &options.id)?;
-    if let Some(cgroup) = &cgroup {
-        state.record_cgroup(cgroup.paths())?;
-        cgroup.join()?;
-    }
     let net_options = DeviceOptions::new(machine.spec.net);
-    let connected = machine.network.map(|namespace| connect(namespace, net_options, &state, trace)).transpose()?;
+    let connected = machine.network.map(|namespace| connect(namespace, net_options, state, trace)).transpose()?;
     let net_backend = connected.as_ref().map(|connected| connected.backend().to_owned());
-    let (network, nets, network_request) = match connected {
-        Some(Connected { network, devices, request }) => (Some(network), devices, Some(request)),
-        None => (None, Vec::new(), None),
+    let (network, nets, network_request, follower) = match connected {
+        Some(Connected { network, devices, request, follower }) => {
+            (Some(network), devices, Some(request), Some(follower))
+        }
+        None => (None, Vec::new(), None, None),
     };
     let vmm_options = VmmOptions {
         id: &options.id,
@@ -331,7 +330,7 @@ pub(super) fn boot(
     // A tap lives as long as a descriptor of it: from here on as long as the VMM.
     drop(nets);
     state.record_vmm(vmm.pid())?;
-    Ok(Booted { vmm, network, net_backend, cgroup, state, network_request, sockets })
+    Ok(Booted { vmm, network, net_backend, network_request, follower, sockets })
 }
 
 /// Joins the interfaces of a network namespace, and writes down what is to be undone.
@@ -346,28 +345,4 @@ fn connect(
     state.record_network(&connected.network.record())?;
     trace.since(&format!("network ({})", connected.backend()), begin_ns);
     Ok(connected)
-}
-
-fn rootfs(shares: &Shares) -> &Path {
-    shares.private.first().map_or(Path::new(""), |tree| &tree.source)
-}
-
-/// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
-pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
-    let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
-        return Ok(());
-    };
-    let mounts = request.mounts.iter().map(|mount| {
-        let file = mount.share.is_some() && !mount.source_is_dir;
-        (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
-    });
-    // What the container's root is on the host.
-    let root = |mappings: &[IdMapping]| mappings.iter().find(|line| line.inside == 0).map_or(0, |line| line.outside);
-    let owner = (root(&request.uid_mappings), root(&request.gid_mappings));
-    let points = mounts.chain([(request.process.cwd.as_str(), Kind::Folder)]);
-    mount_points::make(&rootfs.source, owner, points).map_err(|(path, source)| RunError::MountPoint {
-        path,
-        rootfs: rootfs.source.clone(),
-        source,
-    })
 }

@@ -3,7 +3,7 @@
 //!
 //! | module | what it knows |
 //! | --- | --- |
-//! | `launch`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
+//! | `launch`, `groundwork`, `daemon`, `console` | the way to a booting sandbox, in this process or in one that lives on |
 //! | `sandbox` | the loop that supervises it: the states below |
 //! | `pod` | the same for a machine in which several containers come and go |
 //! | `container`, `execs`, `task_service` | what the loop shares with the calls that come in, and those calls |
@@ -40,6 +40,7 @@ pub(crate) mod daemon;
 mod delete;
 mod error;
 pub(crate) mod execs;
+mod groundwork;
 mod launch;
 mod pid_file;
 pub(crate) mod pod;

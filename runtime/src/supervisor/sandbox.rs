@@ -10,6 +10,7 @@ use bulkhead_protocol::agent::{ConfigureNetworkRequest, CreateContainerRequest, 
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::agent::{Agent, AgentError};
@@ -29,7 +30,7 @@ use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
-use crate::network::Network;
+use crate::network::{Follower, Following, Network};
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
 
@@ -44,6 +45,8 @@ pub(super) struct Launched {
     pub(super) signals: BlockedSignals,
     pub(super) task: UnixListener,
     pub(super) ends: Ends,
+    /// What changes in the network.
+    pub(super) follower: Option<Follower>,
 }
 
 /// What is to be made.
@@ -74,6 +77,9 @@ pub(super) struct Sandbox {
     ends: Ends,
     outputs: Option<Outputs>,
     phase: Phase,
+    follower: Option<Follower>,
+    /// Work that ends with the sandbox.
+    tasks: JoinSet<()>,
 }
 
 /// Where things come from that a sandbox reacts to in every state.
@@ -98,7 +104,8 @@ impl Sandbox {
         streams: StreamIds,
     ) -> Self {
         let (cgroup, ends, outputs, phase) = (cgroup.map(Arc::new), Ends::Own, None, Phase::Booting);
-        Self { raw: None, vmm, cgroup, network, state, terminal, size, streams, ends, outputs, phase }
+        let (follower, tasks) = (None, JoinSet::new());
+        Self { raw: None, vmm, cgroup, network, state, terminal, size, streams, ends, outputs, phase, follower, tasks }
     }
 
     /// Supervises until the end; the container's exit status. A caller is told when the container is created, or
@@ -110,8 +117,8 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, sockets, signals, task, ends } = launched;
-        self.ends = ends;
+        let Launched { start, record, sockets, signals, task, ends, follower } = launched;
+        (self.ends, self.follower) = (ends, follower);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -163,6 +170,10 @@ impl Sandbox {
         let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
         self.create(&container.agent, start, events, parent).await?;
         self.phase = Phase::Running;
+        if let Some(follower) = self.follower.take() {
+            let following = follower.follow().map_err(RunError::EventLoop)?;
+            self.tasks.spawn(follow_network(following, container.agent.clone()));
+        }
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
         if let Some(path) = &options.pid_file {
@@ -433,6 +444,22 @@ impl Sandbox {
                 let cause = "the guest's agent ended its connection".to_owned();
                 RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() })
             }
+        }
+    }
+}
+
+/// Tells the guest what changes in its network on the host. A change that the guest cannot follow is a warning.
+pub(super) async fn follow_network(mut following: Following, agent: Agent) {
+    loop {
+        let configured = match following.next().await {
+            Ok(request) => agent.configure_network(&request).await,
+            Err(error) => return logging::warn(format_args!("the network is no longer followed: {error}")),
+        };
+        match configured {
+            Ok(()) => logging::debug(format_args!("the guest's network has been changed")),
+            // The machine has gone, and whoever waits for it says so.
+            Err(AgentError::Lost) => return,
+            Err(error) => logging::warn(format_args!("a change of the network was not passed on: {error}")),
         }
     }
 }

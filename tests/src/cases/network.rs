@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case!(much_data_unchanged),
     case!(two_containers_over_a_bridge),
     case!(several_interfaces),
+    case!(changes_are_followed),
     case!(nothing_is_left),
     case!(namespace_deleted_under_a_running_machine),
     case!(refusals),
@@ -121,13 +122,20 @@ fn what_the_namespace_has_the_guest_has(env: &Env) -> Result {
     namespace.inside("ip route add 10.77.0.0/16 via 10.9.1.9 src 10.9.1.2")?;
     namespace.inside("ip -6 route add fd77::/48 via fd09:1::9 metric 5")?;
     namespace.inside("ip neigh add 10.9.1.200 lladdr 02:00:00:00:00:99 nud permanent dev eth0")?;
+    namespace.inside("ip route add 10.78.0.0/16 dev eth0 scope link mtu 1300")?;
+    namespace.inside("ip route add blackhole 10.66.0.0/16")?;
+    namespace.inside("ip route add 10.79.0.0/16 nexthop via 10.9.1.7 nexthop via 10.9.1.8")?;
+    namespace.inside("ip route add default via 10.9.1.5 table 1000")?;
+    namespace.inside("ip rule add from 10.9.1.2 table 1000 priority 500")?;
+    namespace.inside("ip addr add fe80::99/64 dev eth0 nodad")?;
     namespace.inside("ip link set eth0 mtu 1400")?;
     let link = namespace.inside("ip -o link show dev eth0")?;
     let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or("none");
     let bundle = container(
         env,
         &namespace,
-        "ip -o link show dev eth0; ip -o addr; ip route; ip -6 route; ip neigh; cat /sys/class/net/eth0/address; ls /sys/class/net",
+        "ip -o link show dev eth0; ip -o addr; ip route; ip -6 route; ip neigh; ip rule; ip route show table 1000; \
+         cat /sys/class/net/eth0/address; ls /sys/class/net",
     )?;
 
     let output = env.run(&bundle)?.output()?;
@@ -138,12 +146,19 @@ fn what_the_namespace_has_the_guest_has(env: &Env) -> Result {
         "default via 10.9.1.1 dev eth0  metric 77",
         "10.77.0.0/16 via 10.9.1.9 dev eth0  src 10.9.1.2",
         "fd77::/48 via fd09:1::9 dev eth0  metric 5",
+        "10.78.0.0/16 dev eth0 scope link",
+        "blackhole 10.66.0.0/16",
+        "10.79.0.0/16 via 10.9.1.7 dev eth0",
+        "500:\tfrom 10.9.1.2 lookup 1000",
+        "default via 10.9.1.5 dev eth0",
+        "inet6 fe80::99/64",
         "10.9.1.200 dev eth0 lladdr 02:00:00:00:00:99",
         mac,
     ] {
         ensure!(output.stdout().contains(line), "no {line:?}: {}", output.describe());
     }
     ensure!(output.stdout().ends_with("eth0\nlo\n"), "{}", output.describe());
+    ensure!(output.stderr().contains("the route to 10.79.0.0/16 has several next hops"), "{}", output.describe());
     Ok(())
 }
 
@@ -208,46 +223,55 @@ fn large_frames(env: &Env) -> Result {
 }
 
 fn much_data_unchanged(env: &Env) -> Result {
-    const LEN: u64 = 64 << 20;
+    const LEN: u64 = 16 << 20;
     let namespace = Namespace::new(env, "data")?.with_addresses(4)?;
     let bundle = container(env, &namespace, "nc -l -p 4000 -e cat & echo ready; wait")?;
 
     let mut running = env.run(&bundle)?.spawn()?;
     running.wait_for("ready\n")?;
-    let mut stream = connect("10.9.4.2:4000")?;
+    echo_unchanged("10.9.4.2:4000", LEN)?;
+    running.finish()?.expect_stdout("ready\n")
+}
+
+/// Sends bytes to a server that sends back what it gets, and compares.
+fn echo_unchanged(address: &str, len: u64) -> Result {
+    const PIECE: u64 = 8192;
+    let mut stream = connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut sender = stream.try_clone()?;
     let sent = thread::spawn(move || -> io::Result<()> {
-        let mut numbers = 0..LEN / 8;
-        loop {
-            let piece: Vec<u8> = numbers.by_ref().take(8192).flat_map(scrambled).collect();
-            if piece.is_empty() {
-                return sender.shutdown(Shutdown::Write);
-            }
+        for start in (0..len / 8).step_by(8192) {
+            let piece: Vec<u8> = (start..start + PIECE).flat_map(scrambled).collect();
             sender.write_all(&piece)?;
         }
+        sender.shutdown(Shutdown::Write)
     });
     let mut piece = vec![0; 64 << 10];
-    for start in (0..LEN / 8).step_by(8192) {
+    for start in (0..len / 8).step_by(8192) {
         stream.read_exact(&mut piece).context(|| format!("reading back what lies at {}", start * 8))?;
-        let expected: Vec<u8> = (start..start + 8192).flat_map(scrambled).collect();
+        let expected: Vec<u8> = (start..start + PIECE).flat_map(scrambled).collect();
         ensure!(piece == expected, "what came back at {} differs", start * 8);
     }
     ensure!(matches!(sent.join(), Ok(Ok(()))), "not everything was sent");
-    running.finish()?.expect_stdout("ready\n")
+    Ok(())
 }
 
 /// Connects to a server that may not listen quite yet.
 pub(super) fn connect(address: &str) -> Result<TcpStream> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     loop {
         match TcpStream::connect(address) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < end => {
+            Err(error) if is_early(&error) && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(100));
             }
             result => return result.context(|| format!("connecting to {address}")),
         }
     }
+}
+
+/// Whether a server that is not there yet is the reason.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::TimedOut)
 }
 
 /// Eight bytes of which none looks like another's.
@@ -299,6 +323,44 @@ fn several_interfaces(env: &Env) -> Result {
         ensure!(output.stdout().contains(line), "no {line:?}: {}", output.describe());
     }
     Ok(())
+}
+
+fn changes_are_followed(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "later")?.with_addresses(16)?;
+    let until =
+        |what: &str, condition: &str| format!("until {condition}; do sleep 0.1; done; echo {what}; read line; ");
+    let script = [
+        "ip addr add 10.9.16.77/24 dev eth0; ip route add 10.70.0.0/16 via 10.9.16.1; echo ready; read line; ",
+        &until("added", "ip addr | grep -q 10.9.16.7/24 && ip route | grep -q '^10.71.0.0/16 via 10.9.16.1'"),
+        &until("removed", "! ip addr | grep -q 10.9.16.7/24 && ! ip route | grep -q 10.71"),
+        &until("smaller", "ip link show dev eth0 | grep -q 'mtu 1300'"),
+        &until("down", "! ip link show dev eth0 | grep -q '[<,]UP'"),
+        &until("up", "ip link show dev eth0 | grep -q '[<,]UP'"),
+        "ip addr | grep -c 10.9.16.77; ping -c 1 -w 20 10.9.16.1 >/dev/null && echo reached",
+    ];
+    let bundle = container(env, &namespace, &script.concat())?;
+
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("ready\n")?;
+    let steps: [(&str, &[&str]); 5] = [
+        ("added", &["ip addr add 10.9.16.7/24 dev eth0", "ip route add 10.71.0.0/16 via 10.9.16.1 src 10.9.16.7"]),
+        ("removed", &["ip route del 10.71.0.0/16", "ip addr del 10.9.16.7/24 dev eth0"]),
+        ("smaller", &["ip link set eth0 mtu 1300"]),
+        ("down", &["ip link set eth0 down"]),
+        ("up", &["ip link set eth0 up"]),
+    ];
+    for (seen, commands) in steps {
+        for command in commands {
+            namespace.inside(command)?;
+        }
+        running.write(b"\n")?;
+        running.wait_for(&format!("{seen}\n"))?;
+    }
+    running.write(b"\n")?;
+    let output = running.finish()?;
+
+    // What the container has made itself stays.
+    output.expect_stdout("ready\nadded\nremoved\nsmaller\ndown\nup\n1\nreached\n")
 }
 
 fn nothing_is_left(env: &Env) -> Result {

@@ -20,7 +20,8 @@ use crate::supervisor::agent::Agent;
 use crate::supervisor::container::{Container, Ended};
 use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::execs;
-use crate::supervisor::launch::{self, Options};
+use crate::supervisor::groundwork;
+use crate::supervisor::launch::Options;
 use crate::supervisor::state::{self, Record, StateDir, Status};
 use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
 use crate::supervisor::task_service::{Calls, TaskServer, TaskService};
@@ -60,7 +61,7 @@ impl Pod {
         let prefix = format!("c{first_stream}-");
         let role = Role::Member { namespaces: &self.namespaces, prefix: &prefix };
         let translated = spec::load_as(&options.bundle, role)?;
-        launch::make_mount_points(&translated.request, &translated.shares)?;
+        groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
         let taken = self.trees.give(&translated.shares).await?;

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub(crate) use self::member::Member;
@@ -29,7 +30,9 @@ use super::agent::Agent;
 use super::container::{Container, Ended};
 use super::error::{Loss, Phase, RunError};
 use super::execs;
+use super::groundwork;
 use super::launch::{self, Booted, Options};
+use super::sandbox::follow_network;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
 use super::task_service::{Calls, TaskServer, TaskService};
@@ -38,6 +41,7 @@ use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
 use crate::install::Install;
 use crate::logging;
+use crate::network::Follower;
 use crate::spec::{self, PodNamespaces, Role};
 use crate::storage::Shares;
 use crate::text;
@@ -109,13 +113,13 @@ async fn make(
     let machine = launch::Machine {
         spec: &translated.machine,
         shares: &Shares::default(),
-        cgroup: &translated.cgroup,
         network: translated.network,
         trees_grow: true,
     };
     let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
-    let booted = launch::boot(options, &install, parts, machine, &mut trace)?;
-    let Booted { vmm, network, net_backend, cgroup, state, network_request, sockets } = booted;
+    let (state, cgroup) = groundwork::places(options, &translated.cgroup)?;
+    let booted = launch::boot(options, &install, parts, machine, &state, &mut trace)?;
+    let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
     let setup = Setup {
         network: network_request,
         sandbox: ConfigureSandboxRequest {
@@ -169,7 +173,8 @@ async fn make(
     let service = Arc::new(TaskService::new(Arc::clone(&sandbox), calls.clone()));
     let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;
 
-    let mut life = Life { vmm, phase: Phase::Booting, events: vmm_events };
+    let tasks = JoinSet::new();
+    let mut life = Life { vmm, phase: Phase::Booting, events: vmm_events, follower, tasks };
     let signals = signals.into_stream().map_err(RunError::Signals)?;
     let result = life.run(&pod, &setup, &signals, ready).await;
     let status = result.as_ref().copied().unwrap_or(LOST);
@@ -196,6 +201,10 @@ struct Life {
     vmm: Vmm,
     phase: Phase,
     events: mpsc::UnboundedReceiver<VmmEvent>,
+    /// What changes in the network, until it is followed.
+    follower: Option<Follower>,
+    /// Work that ends with the machine.
+    tasks: JoinSet<()>,
 }
 
 impl Life {
@@ -228,6 +237,10 @@ impl Life {
         let (agent, kernel) = (text::one_line(&info.agent_version), text::one_line(&info.kernel_release));
         logging::debug(format_args!("agent {agent} on Linux {kernel}"));
         self.phase = Phase::Running;
+        if let Some(follower) = self.follower.take() {
+            let following = follower.follow().map_err(RunError::EventLoop)?;
+            self.tasks.spawn(follow_network(following, pod.agent.clone()));
+        }
         pod.sandbox.enter(Status::Created);
         if let Some(ready) = ready.take() {
             // Whoever no longer waits for it finds it all the same.

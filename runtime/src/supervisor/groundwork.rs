@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What there is of a sandbox before its machine: its folder, its cgroup, and the network namespace that this process is in,
+//! where engines look for the container's.
+
+use std::mem;
+use std::path::Path;
+use std::process;
+
+use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping};
+
+use super::error::RunError;
+use super::launch::Options;
+use super::signals::{self, BlockedSignals};
+use super::state::{self, Record, StateDir, Status};
+use crate::cgroup::{CgroupSpec, HostCgroup};
+use crate::hooks;
+use crate::network::NetworkNamespace;
+use crate::spec::Translated;
+use crate::storage::Shares;
+use crate::storage::mount_points::{self, Kind};
+use crate::trace::now_ns;
+
+/// The sandbox so far. All of it is gone when this is dropped.
+pub(super) struct Groundwork {
+    pub(super) translated: Translated,
+    pub(super) state: StateDir,
+    pub(super) cgroup: Option<HostCgroup>,
+    pub(super) record: Record,
+    /// Whether hooks are run before there is a machine: they may put interfaces into the namespace.
+    hooks_first: bool,
+    /// When this process' own work began.
+    pub(super) begin_ns: u64,
+}
+
+impl Groundwork {
+    /// Makes what there is; to be called by the first thread of the process.
+    pub(super) fn lay(options: &Options, mut translated: Translated) -> Result<Self, RunError> {
+        let begin_ns = now_ns();
+        make_mount_points(&translated.request, &translated.shares)?;
+        let (state, cgroup) = places(options, &translated.cgroup)?;
+        let hooks_first = translated.network.is_none() && !translated.hooks.create.is_empty();
+        if hooks_first {
+            translated.network = Some(NetworkNamespace::enter_new().map_err(RunError::NetworkNamespace)?);
+        } else if let Some(namespace) = &translated.network {
+            namespace.enter().map_err(RunError::NetworkNamespace)?;
+        }
+        let record = Record {
+            id: options.id.clone(),
+            pid: process::id(),
+            status: Status::Creating,
+            bundle: translated.bundle.clone(),
+            rootfs: rootfs(&translated.shares).to_owned(),
+            created: state::now(),
+            annotations: translated.annotations.clone(),
+            kept: options.mode.keeps(),
+            exit_status: None,
+            memory_mib: translated.machine.mem_size_mib,
+            net_backend: None,
+            poststop: translated.hooks.poststop.clone(),
+        };
+        Ok(Self { translated, state, cgroup, record, hooks_first, begin_ns })
+    }
+
+    /// Whether [`Self::run_hooks`] is to be called.
+    pub(super) fn hooks_first(&self) -> bool {
+        self.hooks_first
+    }
+
+    /// Runs the hooks that may set the network up; within an event loop.
+    pub(super) async fn run_hooks(&mut self) -> Result<(), RunError> {
+        // They may ask for the container's state.
+        self.state.record(&self.record)?;
+        let signals = BlockedSignals::block().and_then(BlockedSignals::into_stream).map_err(RunError::Signals)?;
+        let hooks = mem::take(&mut self.translated.hooks.create);
+        let state = self.record.hook_state();
+        let creating = state.at(hooks::Status::Creating, Some(self.record.pid));
+        let running = hooks::run(&hooks, &creating);
+        tokio::pin!(running);
+        let failed = loop {
+            tokio::select! {
+                result = &mut running => match result {
+                    Ok(()) => {
+                        self.begin_ns = now_ns();
+                        return Ok(());
+                    }
+                    Err(error) => break error.into(),
+                },
+                signal = signals.next() => match signal.map_err(RunError::Signals) {
+                    Ok(signal) if signals::ends_a_start(signal) => break RunError::Interrupted(signal),
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            }
+        };
+        hooks::run_all(&self.translated.hooks.poststop, &state.at(hooks::Status::Stopped, None)).await;
+        Err(failed)
+    }
+}
+
+/// Makes a sandbox's folder and its cgroup on the host, and joins that.
+pub(super) fn places(options: &Options, cgroup: &CgroupSpec) -> Result<(StateDir, Option<HostCgroup>), RunError> {
+    let state = StateDir::create(&options.root, &options.id)?;
+    let cgroup = HostCgroup::create(cgroup, &options.id)?;
+    if let Some(cgroup) = &cgroup {
+        state.record_cgroup(cgroup.paths())?;
+        cgroup.join()?;
+    }
+    Ok((state, cgroup))
+}
+
+fn rootfs(shares: &Shares) -> &Path {
+    shares.private.first().map_or(Path::new(""), |tree| &tree.source)
+}
+
+/// In a root file system that is read-only for the guest, the host makes the mount points, and the working directory.
+pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Shares) -> Result<(), RunError> {
+    let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
+        return Ok(());
+    };
+    let mounts = request.mounts.iter().map(|mount| {
+        let file = mount.share.is_some() && !mount.source_is_dir;
+        (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
+    });
+    // What the container's root is on the host.
+    let root = |mappings: &[IdMapping]| mappings.iter().find(|line| line.inside == 0).map_or(0, |line| line.outside);
+    let owner = (root(&request.uid_mappings), root(&request.gid_mappings));
+    let points = mounts.chain([(request.process.cwd.as_str(), Kind::Folder)]);
+    mount_points::make(&rootfs.source, owner, points).map_err(|(path, source)| RunError::MountPoint {
+        path,
+        rootfs: rootfs.source.clone(),
+        source,
+    })
+}
