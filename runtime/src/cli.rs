@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    self, check, completion, create, delete, events, exec, features, gc, kill, list, logs, man, pause, ps, resume, run,
-    spec, start, state, update,
+    self, check, completion, create, delete, events, exec, features, gc, install_containerd, kill, list, logs, man,
+    pause, ps, resume, run, spec, start, state, update,
 };
 use crate::logging::{self, LogFormat};
 use crate::text;
@@ -89,6 +89,7 @@ enum Command {
     Features(features::Arguments),
     Spec(spec::Arguments),
     Check(check::Arguments),
+    InstallContainerd(install_containerd::Arguments),
     Completion(completion::Arguments),
     #[command(hide = true)]
     Man(man::Arguments),
@@ -126,6 +127,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Features(arguments) => features::run(&arguments),
         Command::Spec(arguments) => spec::run(&arguments),
         Command::Check(arguments) => check::run(&global, &arguments),
+        Command::InstallContainerd(arguments) => install_containerd::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments, Cli::command()),
         Command::Man(arguments) => man::run(&arguments, Cli::command()),
     };

@@ -35,7 +35,8 @@ pub(crate) fn run(_: &Arguments) -> Outcome {
     Ok(0)
 }
 
-fn features() -> Value {
+/// The features, as the specification lays them out.
+pub(crate) fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,

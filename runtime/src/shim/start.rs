@@ -28,7 +28,7 @@ pub(super) enum StartError {
 
 /// Makes the server, unless it is there already; its address.
 pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
-    let path = socket::path(&arguments.address, &arguments.namespace, &arguments.id);
+    let path = socket::path(arguments.sockets.as_deref(), &arguments.address, &arguments.namespace, &arguments.id);
     let address = socket::address(&path);
     let listener = socket::bind(&path).map_err(|error| StartError::Socket(path.clone(), error))?;
     write(&arguments.bundle, ADDRESS, &address)?;
