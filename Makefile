@@ -68,7 +68,7 @@ run: setup build ## Run a busybox container and show its kernel beside the host'
 
 .PHONY: test test-unit test-e2e check
 test: setup-tests build ## Everything: format, clippy, unit tests, then end-to-end tests where KVM works
-	@tests/all fmt clippy unit e2e
+	@tests/all fmt clippy unit deb e2e
 
 check: ## Format and clippy
 	@tests/all fmt clippy
@@ -105,6 +105,10 @@ uninstall: ## Remove what install put there
 	rm -f $(addprefix $(DEST)/,$(PARTS) $(COMPLETIONS)) $(DEST)/share/man/man8/bulkhead.8 $(DEST)/share/man/man8/bulkhead-*.8
 	rm -rf $(DEST)/share/doc/bulkhead
 	-rmdir --ignore-fail-on-non-empty $(DEST)/lib/bulkhead
+
+.PHONY: deb
+deb: ## Make target/bulkhead_VERSION_amd64.deb of the built tree
+	@.ci/deb
 
 .PHONY: clean
 clean: ## Remove target/ (the cache of kernels stays, see guest-kernel/README.md)

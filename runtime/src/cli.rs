@@ -11,8 +11,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    self, check, checkpoint, completion, create, delete, events, exec, features, gc, kill, list, logs, man, pause, ps,
-    resume, run, spec, start, state, update,
+    self, check, checkpoint, completion, create, delete, events, exec, features, gc, install_containerd, kill, list,
+    logs, man, pause, ps, resume, run, spec, start, state, update,
 };
 use crate::logging::{self, LogFormat};
 use crate::text;
@@ -91,6 +91,7 @@ enum Command {
     Features(features::Arguments),
     Spec(spec::Arguments),
     Check(check::Arguments),
+    InstallContainerd(install_containerd::Arguments),
     Completion(completion::Arguments),
     #[command(hide = true)]
     Man(man::Arguments),
@@ -135,6 +136,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Features(arguments) => features::run(&arguments),
         Command::Spec(arguments) => spec::run(&arguments),
         Command::Check(arguments) => check::run(&global, &arguments),
+        Command::InstallContainerd(arguments) => install_containerd::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments, Cli::command()),
         Command::Man(arguments) => man::run(&arguments, Cli::command()),
         Command::Checkpoint(_) => checkpoint::run("checkpoint"),

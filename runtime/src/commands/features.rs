@@ -36,7 +36,8 @@ pub(crate) fn run(_: &Arguments) -> Outcome {
     Ok(0)
 }
 
-fn features() -> Value {
+/// The features, as the specification lays them out.
+pub(crate) fn features() -> Value {
     let known_flags = [SECCOMP_FLAGS, &["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]].concat();
     json!({
         "ociVersionMin": "1.0.0",

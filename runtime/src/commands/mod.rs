@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod features;
 pub(crate) mod gc;
+pub(crate) mod install_containerd;
 pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;

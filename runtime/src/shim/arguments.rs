@@ -15,6 +15,7 @@ use crate::supervisor::state::check_id;
 pub(super) enum Verb {
     Start,
     Delete,
+    Info,
     Version,
 }
 
@@ -47,6 +48,10 @@ pub(super) struct Arguments {
     pub(super) id: String,
     /// Containerd's own socket.
     pub(super) address: String,
+    /// Where containerd takes events, if that does not follow from its own socket.
+    pub(super) events: Option<PathBuf>,
+    /// The folder of the server's socket, if it is not the usual one. Absolute.
+    pub(super) sockets: Option<PathBuf>,
     /// Absolute.
     pub(super) bundle: PathBuf,
     pub(super) debug: bool,
@@ -67,6 +72,8 @@ impl Arguments {
             namespace: String::new(),
             id: String::new(),
             address: String::new(),
+            events: None,
+            sockets: None,
             bundle: folder,
             debug: false,
         };
@@ -83,8 +90,9 @@ impl Arguments {
             };
             match name {
                 "debug" => parsed.debug = value.is_none_or(|value| value == "true"),
-                "v" => return Ok(parsed),
-                "namespace" | "id" | "address" | "bundle" | "publish-binary" | "socket" => {
+                "v" | "version" => return Ok(parsed),
+                "info" => return Ok(Self { verb: Verb::Info, ..parsed }),
+                "namespace" | "id" | "address" | "bundle" | "publish-binary" | "socket" | "debug-socket" => {
                     let value = match value {
                         Some(value) => value,
                         None => words.next().ok_or_else(|| ArgumentError::NoValue(name.to_owned()))??,
@@ -139,6 +147,7 @@ mod tests {
         assert_eq!((start.namespace.as_str(), start.id.as_str(), start.address.as_str()), ("ns", "c1", "/c.sock"));
         assert_eq!((delete.verb, delete.debug, delete.bundle), (Verb::Delete, false, "/x/c1".into()));
         assert_eq!(parse("-v").unwrap().verb, Verb::Version);
+        assert_eq!(parse("-info").unwrap().verb, Verb::Info);
     }
 
     #[test]

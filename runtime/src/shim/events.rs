@@ -19,6 +19,7 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
+use super::arguments::Arguments;
 use crate::logging;
 use crate::text;
 
@@ -36,11 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const LAST_EVENTS: Duration = Duration::from_secs(3);
 
 /// Where containerd takes events.
-pub(super) fn address(containerd: &str) -> PathBuf {
-    match env::var_os("TTRPC_ADDRESS").filter(|address| !address.is_empty()) {
-        Some(address) => address.into(),
-        None => format!("{containerd}.ttrpc").into(),
-    }
+pub(super) fn address(arguments: &Arguments) -> PathBuf {
+    let of_environment = || env::var_os("TTRPC_ADDRESS").filter(|address| !address.is_empty()).map(PathBuf::from);
+    let named = arguments.events.clone().or_else(of_environment);
+    named.unwrap_or_else(|| format!("{}.ttrpc", arguments.address).into())
 }
 
 /// Takes events for containerd.

@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `arguments` | the command line that containerd gives |
 //! | `start`, `socket` | `start`: a server in a process of its own, or a pod's, and the address of its socket |
+//! | `bootstrap` | what containerd writes to `start`, and how it is answered |
+//! | `info` | `-info`: the runtime's features |
 //! | `cleanup` | `delete`: what is left when a server was killed |
 //! | `server` | the process that serves containerd, and supervises the machine |
 //! | `service`, `task`, `exec` | the Task API's calls; a container and its further processes as those see them |
@@ -14,9 +16,11 @@
 //! lists, executes in, and logs containerd's containers too.
 
 mod arguments;
+mod bootstrap;
 mod cleanup;
 mod events;
 mod exec;
+mod info;
 mod logger;
 mod metrics;
 mod pod;
@@ -43,6 +47,9 @@ use crate::text;
 /// The name by which containerd looks for the runtime `io.containerd.bulkhead.v2`.
 pub(crate) const PROGRAM: &str = "containerd-shim-bulkhead-v2";
 
+/// That runtime.
+const RUNTIME: &str = "io.containerd.bulkhead.v2";
+
 /// Where the state of containerd's containers is kept, a folder a namespace, unless `BULKHEAD_ROOT` names another place.
 const DEFAULT_ROOT: &str = "/run/containerd/bulkhead";
 
@@ -52,9 +59,13 @@ enum ShimError {
     #[error(transparent)]
     Arguments(#[from] ArgumentError),
     #[error(transparent)]
+    Bootstrap(#[from] bootstrap::BootstrapError),
+    #[error(transparent)]
     Start(#[from] start::StartError),
     #[error(transparent)]
     Cleanup(#[from] cleanup::CleanupError),
+    #[error("cannot encode the runtime's features")]
+    Info(#[source] protobuf::Error),
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
 }
@@ -76,10 +87,14 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn call() -> Result<(), ShimError> {
-    let arguments = Arguments::parse(env::args_os().skip(1))?;
+    let mut arguments = Arguments::parse(env::args_os().skip(1))?;
     let answer = match arguments.verb {
-        Verb::Start => start::start(&arguments)?.into_bytes(),
+        Verb::Start => {
+            let form = bootstrap::read(&mut arguments)?;
+            bootstrap::answer(form, start::start(&arguments)?)?
+        }
         Verb::Delete => cleanup::delete(&arguments)?,
+        Verb::Info => info::encode().map_err(ShimError::Info)?,
         Verb::Version => version().into_bytes(),
     };
     let mut stdout = io::stdout();

@@ -86,7 +86,7 @@ async fn serve(
     listener: UnixListener,
     reporter: &mut Option<Reporter>,
 ) -> Result<(), ServerError> {
-    let events = Arc::new(Publisher::new(events::address(&arguments.address), &arguments.namespace));
+    let events = Arc::new(Publisher::new(events::address(arguments), &arguments.namespace));
     let (orders, mut received) = mpsc::channel(1);
     let (end, mut is_ending) = watch::channel(false);
     let shared = Shared::new(root(&arguments.namespace), Arc::clone(&events), orders, end);

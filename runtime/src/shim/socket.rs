@@ -16,15 +16,15 @@ const FOLDER: &str = "/run/containerd/s";
 /// What begins the address of a Unix socket.
 const SCHEME: &str = "unix://";
 
-/// The path of the socket for a container of a namespace of the containerd at that address.
-pub(super) fn path(containerd: &str, namespace: &str, id: &str) -> PathBuf {
+/// The path of the socket for a container of a namespace of the containerd at that address, in another folder if it names one.
+pub(super) fn path(folder: Option<&Path>, containerd: &str, namespace: &str, id: &str) -> PathBuf {
     let name = Path::new(containerd).join(namespace).join(id);
     let mut digest = String::with_capacity(64);
     for byte in Sha256::digest(name.as_os_str().as_encoded_bytes()) {
         // Writing to a string does not fail.
         let _ = write!(digest, "{byte:02x}");
     }
-    Path::new(FOLDER).join(digest)
+    folder.unwrap_or(Path::new(FOLDER)).join(digest)
 }
 
 /// The address by which containerd connects to it.
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_path_is_that_of_containerds_convention() {
-        let path = path("/run/containerd/containerd.sock", "default", "c1");
+        let path = path(None, "/run/containerd/containerd.sock", "default", "c1");
 
         // printf /run/containerd/containerd.sock/default/c1 | sha256sum
         let digest = "d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888";

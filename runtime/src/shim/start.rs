@@ -40,7 +40,7 @@ pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
         Role::Member(sandbox) => sandbox,
         Role::Alone | Role::Sandbox => arguments.id.clone(),
     };
-    let path = socket::path(&arguments.address, &arguments.namespace, &group);
+    let path = socket::path(arguments.sockets.as_deref(), &arguments.address, &arguments.namespace, &group);
     let address = socket::address(&path);
     if group != arguments.id {
         // The sandbox's server has the pod's machine.

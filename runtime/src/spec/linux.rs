@@ -330,7 +330,10 @@ mod tests {
             Namespaces::translate(&list, Some(&pod)).map_err(|error| error.to_string())
         };
 
-        let joined = translate(json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts"}])).unwrap();
+        let joined = translate(json!([
+            {"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts"}, {"type": "network", "path": "/proc/7/ns/net"}
+        ]))
+        .unwrap();
         assert_eq!(joined.kinds, [NamespaceKind::UTS, NamespaceKind::MOUNT, NamespaceKind::PID]);
         for (kind, path) in [("pid", "/proc/7/ns/pid"), ("ipc", "/proc/8/ns/ipc"), ("network", "/proc/8/ns/net")] {
             let error = translate(json!([{"type": kind, "path": path}])).unwrap_err();

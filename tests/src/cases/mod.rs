@@ -24,6 +24,7 @@ mod network;
 mod podman;
 mod pods;
 mod process;
+mod shim;
 mod signals;
 mod stdio;
 mod streams;
@@ -110,6 +111,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         debian::CASES,
         podman::CASES,
         docker::CASES,
+        shim::CASES,
         containerd::CASES,
         pods::CASES,
     ]
