@@ -7,12 +7,14 @@
 
 mod bundle;
 mod cases;
+mod cri;
 mod detached;
 mod engines;
 mod env;
 mod failure;
 mod images;
 mod leftovers;
+mod messages;
 mod options;
 mod output;
 mod processes;

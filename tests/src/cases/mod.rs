@@ -21,7 +21,9 @@ mod mounts;
 mod namespaces;
 mod network;
 mod podman;
+mod pods;
 mod process;
+mod shim;
 mod signals;
 mod stdio;
 mod streams;
@@ -105,7 +107,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         debian::CASES,
         podman::CASES,
         docker::CASES,
+        shim::CASES,
         containerd::CASES,
+        pods::CASES,
     ]
     .into_iter()
     .flatten()

@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Runs `ip` or another tool of the host's network and returns what it prints.
-fn host(command: &str) -> Result<String> {
+pub(super) fn host(command: &str) -> Result<String> {
     let mut words = command.split_whitespace();
     let Some(program) = words.next() else { fail!("an empty command") };
     let output = Command::new(program).args(words).output().context(|| format!("running {command}"))?;

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 
-use super::{debian_program, image_archive, state_folder};
+use super::{debian_program, docker_archive, state_folder};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
@@ -23,7 +22,10 @@ use crate::run::{Run, Running};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The image, by the name that containerd gives it.
-const IMAGE: &str = "docker.io/library/bulkhead-e2e:latest";
+pub(super) const IMAGE: &str = "docker.io/library/bulkhead-e2e:latest";
+
+/// `ctr`'s namespace of its own, where CRI is not needed.
+const DEFAULT: &str = "default";
 
 /// Where sockets of shims are.
 const SOCKETS: &str = "/run/containerd/s";
@@ -37,21 +39,38 @@ pub(crate) struct Containerd<'a> {
     client: PathBuf,
     state: PathBuf,
     snapshotter: &'static str,
+    namespace: &'static str,
+    /// Sockets that failed cases have left.
+    old_sockets: Vec<PathBuf>,
 }
 
 impl<'a> Containerd<'a> {
     /// A daemon that has the image, unpacked by a snapshotter.
     pub(crate) fn new(env: &'a Env, snapshotter: &'static str) -> Result<Self> {
+        let state = state_folder(env, "containerd")?;
+        let disabled = "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+        Self::in_folder(env, state, (snapshotter, DEFAULT), (disabled, ""))
+    }
+
+    /// A daemon whose state is there, that has the image in a namespace; `settings` of its configuration come before and
+    /// after the first table.
+    pub(super) fn in_folder(
+        env: &'a Env,
+        state: PathBuf,
+        (snapshotter, namespace): (&'static str, &'static str),
+        settings: (&str, &str),
+    ) -> Result<Self> {
         let program = debian_program("/usr/bin/containerd", "containerd")?;
         let client = debian_program("/usr/bin/ctr", "containerd")?;
-        let state = state_folder(env, "containerd")?;
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{0}/c.sock\"\n",
-            state.display()
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}[grpc]\naddress = \"{0}/c.sock\"\n{2}",
+            state.display(),
+            settings.0,
+            settings.1,
         );
         fs::write(state.join("config.toml"), config)?;
-        let mut containerd = Self { env, daemon: None, program, client, state, snapshotter };
+        let mut containerd =
+            Self { env, daemon: None, program, client, state, snapshotter, namespace, old_sockets: sockets() };
         containerd.start()?;
         containerd.import()?;
         Ok(containerd)
@@ -89,8 +108,17 @@ impl<'a> Containerd<'a> {
         Ok(())
     }
 
+    /// Kills the daemon; shims go on.
+    pub(crate) fn kill(&mut self) -> Result {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+
     /// What the daemon has logged.
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.env.work.join("containerd.log")).unwrap_or_default()
     }
 
@@ -107,32 +135,23 @@ impl<'a> Containerd<'a> {
     }
 
     fn import(&self) -> Result {
-        let folder = self.env.folder("image")?;
-        fs::write(folder.join("layer.tar"), image_archive(self.env)?)?;
-        let sum = Command::new("sha256sum").arg(folder.join("layer.tar")).output()?;
-        let digest = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
-        let config = json!({
-            "architecture": "amd64", "os": "linux",
-            "config": { "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"] },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-        });
-        fs::write(folder.join("config.json"), config.to_string())?;
-        let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
-        fs::write(folder.join("manifest.json"), manifest.to_string())?;
         let archive = self.state.join("image.tar");
-        let files = ["config.json", "layer.tar", "manifest.json"];
-        let packed = Command::new("tar").arg("-C").arg(&folder).arg("-cf").arg(&archive).args(files).status()?;
-        ensure!(packed.success(), "packing the image: {packed}");
-        fs::remove_dir_all(&folder)?;
-        let archive = archive.display().to_string();
-        self.succeed(["image", "import", "--snapshotter", self.snapshotter, &archive])?;
-        Ok(fs::remove_file(self.state.join("image.tar"))?)
+        docker_archive(self.env, IMAGE, &archive)?;
+        let path = archive.display().to_string();
+        self.succeed(["image", "import", "--snapshotter", self.snapshotter, &path])?;
+        Ok(fs::remove_file(archive)?)
+    }
+
+    /// The daemon's socket.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.state.join("c.sock")
     }
 
     /// A command of the client's, its stdin empty.
     pub(crate) fn call<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> Run<'_> {
-        let address: [OsString; 2] = ["--address".into(), self.state.join("c.sock").into()];
-        self.env.tool(&self.client, address.into_iter().chain(arguments.into_iter().map(Into::into)))
+        let fixed: [OsString; 4] =
+            ["--address".into(), self.socket().into(), "--namespace".into(), self.namespace.into()];
+        self.env.tool(&self.client, fixed.into_iter().chain(arguments.into_iter().map(Into::into)))
     }
 
     /// Gives a command, which has to succeed.
@@ -214,12 +233,18 @@ impl<'a> Containerd<'a> {
             thread::sleep(Duration::from_millis(100));
         }
         self.stop()?;
-        let states: Vec<_> = fs::read_dir(self.shim_root().join("default")).into_iter().flatten().flatten().collect();
+        let states: Vec<_> =
+            fs::read_dir(self.shim_root().join(self.namespace)).into_iter().flatten().flatten().collect();
         ensure!(states.is_empty(), "state that is left: {states:?}");
-        let sockets: Vec<_> = fs::read_dir(SOCKETS).into_iter().flatten().flatten().collect();
+        let sockets: Vec<_> = sockets().into_iter().filter(|path| !self.old_sockets.contains(path)).collect();
         ensure!(sockets.is_empty(), "sockets that are left: {sockets:?}");
         Ok(())
     }
+}
+
+/// The sockets of shims.
+fn sockets() -> Vec<PathBuf> {
+    fs::read_dir(SOCKETS).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 impl Drop for Containerd<'_> {

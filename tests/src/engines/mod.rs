@@ -3,6 +3,7 @@
 
 mod containerd;
 mod docker;
+mod kubelet;
 mod podman;
 
 use std::fs;
@@ -11,7 +12,10 @@ use std::process::Command;
 
 pub(crate) use containerd::Containerd;
 pub(crate) use docker::Docker;
+pub(crate) use kubelet::{Kubelet, Pod, mount, named};
 pub(crate) use podman::Podman;
+
+use serde_json::json;
 
 use crate::bundle::Bundle;
 use crate::env::Env;
@@ -43,4 +47,25 @@ fn image_archive(env: &Env) -> Result<Vec<u8>> {
     ensure!(tar.status.success(), "packing {}: {}", rootfs.display(), String::from_utf8_lossy(&tar.stderr));
     fs::remove_dir_all(&rootfs)?;
     Ok(tar.stdout)
+}
+
+/// Writes the image in docker's archive format, by that name. Its default program sleeps, so that it serves as the sandbox
+/// image of a pod too.
+fn docker_archive(env: &Env, name: &str, archive: &Path) -> Result {
+    let folder = env.folder("image")?;
+    fs::write(folder.join("layer.tar"), image_archive(env)?)?;
+    let sum = Command::new("sha256sum").arg(folder.join("layer.tar")).output()?;
+    let digest = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": { "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"], "Cmd": ["sleep", "1000000"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    fs::write(folder.join("config.json"), config.to_string())?;
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    fs::write(folder.join("manifest.json"), manifest.to_string())?;
+    let files = ["config.json", "layer.tar", "manifest.json"];
+    let packed = Command::new("tar").arg("-C").arg(&folder).arg("-cf").arg(archive).args(files).status()?;
+    ensure!(packed.success(), "packing the image: {packed}");
+    Ok(fs::remove_dir_all(&folder)?)
 }
