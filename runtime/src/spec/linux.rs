@@ -74,8 +74,8 @@ impl Namespaces {
             }
             kinds.push(kind);
         }
-        // A list without it asks for the host's; no list asks for nothing.
-        if !kinds.is_empty() && !kinds.contains(&NamespaceKind::NETWORK) {
+        // A list without it asks for the host's, or in a pod for the pod's; no list asks for nothing.
+        if pod.is_none() && !kinds.is_empty() && !kinds.contains(&NamespaceKind::NETWORK) {
             return Err(network_namespace::absent());
         }
         for kind in [NamespaceKind::MOUNT, NamespaceKind::PID] {

@@ -247,14 +247,14 @@ fn streams(env: &Env) -> Result {
 fn killed_container(env: &Env) -> Result {
     let kubelet = Kubelet::new(env)?;
     let pod = kubelet.pod("killed")?;
-    let killed = pod.script("killed", "sleep 1000 & wait")?;
+    let killed = pod.script("killed", "sleep 1000 & echo $! > /pid; wait $!")?;
     let other = pod.script("other", WAIT)?;
     let failing = pod.create(pod.config("failing", "true"))?;
     pod.remove_container(&failing)?;
 
     // Of what is below init, and then init.
-    pod.output(&killed, "pkill -9 sleep")?;
-    ensure_eq!(pod.wait(&killed)?, 0, "the exit code of one whose child was killed");
+    pod.output(&killed, "while ! test -s /pid; do sleep 0.1; done; kill -9 $(cat /pid)")?;
+    ensure_eq!(pod.wait(&killed)?, 137, "the exit code of one that tells of its child's");
     let again = pod.script("again", "sleep 1000; exit 1")?;
     pod.stop(&again, 0)?;
     ensure_eq!(pod.wait(&again)?, 137, "the exit code of one that was killed");
@@ -313,7 +313,7 @@ fn killed_containerd(env: &Env) -> Result {
 
     kubelet.containerd.kill()?;
     std::thread::sleep(std::time::Duration::from_secs(5));
-    kubelet.containerd.start()?;
+    kubelet.start()?;
 
     let pod = kubelet.found(id, config);
     ensure_eq!(pod.wait(&ending)?, 6, "the exit code of what ended meanwhile");

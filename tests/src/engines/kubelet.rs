@@ -23,7 +23,7 @@ use crate::cri::api::{
     StopContainerRequest,
 };
 use crate::env::{Env, Kind};
-use crate::failure::{Result, ensure, fail, skip};
+use crate::failure::{Result, ensure, fail};
 
 /// How long a call may take, and what is waited for to happen.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -46,9 +46,6 @@ pub(crate) struct Kubelet<'a> {
 impl<'a> Kubelet<'a> {
     /// A daemon that has the image, which serves for the sandboxes too.
     pub(crate) fn new(env: &'a Env) -> Result<Self> {
-        if env.kind == Kind::Bulkhead {
-            skip!("a container cannot share another's machine yet");
-        }
         let plugins = debian_program("/usr/lib/cni/bridge", "containernetworking-plugins")?;
         let plugins = plugins.parent().unwrap_or(&plugins).display().to_string();
         let state = state_folder(env, "containerd")?;
@@ -72,6 +69,12 @@ impl<'a> Kubelet<'a> {
         let kubelet = Self { env, containerd, client, bridge, folder: env.folder("kubelet")?, pods: Cell::new(0) };
         kubelet.wait_for_image()?;
         Ok(kubelet)
+    }
+
+    /// Starts the daemon again; CRI takes calls a while after the rest.
+    pub(crate) fn start(&mut self) -> Result {
+        self.containerd.start()?;
+        self.wait_for_image()
     }
 
     /// CRI learns of an imported image by an event.
@@ -157,11 +160,11 @@ impl<'a> Kubelet<'a> {
 
     /// Ends the daemon, after which nothing of its pods may be left.
     pub(crate) fn end(self) -> Result {
-        let Self { containerd, bridge, folder, .. } = self;
+        let Self { containerd, bridge, .. } = self;
         containerd.end()?;
         let links = bridge.ports()?;
         ensure!(links.is_empty(), "interfaces that are left: {links}");
-        Ok(fs::remove_dir_all(folder)?)
+        Ok(())
     }
 }
 
