@@ -23,7 +23,7 @@ pub(crate) enum ConsoleError {
     Connect(PathBuf, #[source] io::Error),
     #[error("cannot send the terminal to the console socket {}", .0.display())]
     Send(PathBuf, #[source] io::Error),
-    #[error("--console-socket is missing: a detached process with a terminal has nobody to give it to")]
+    #[error("cannot allocate tty for a detached process without --console-socket, which is who gets it")]
     Missing,
     #[error("--console-socket is given, but the process has no terminal, or is not detached")]
     NotWanted,
