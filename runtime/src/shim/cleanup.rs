@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -43,12 +44,21 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
     if let Ok(address) = fs::read_to_string(arguments.bundle.join(ADDRESS))
         && let Some(path) = socket::path_of(&address)
     {
-        let _ = fs::remove_file(path);
+        // One that was just killed may still seem to listen.
+        if pid != 0 || !is_served(path) {
+            let _ = fs::remove_file(path);
+        }
     }
     let ended = Ended::now(KILLED);
     let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
     let answer = DeleteResponse { pid, exit_status, exited_at, ..DeleteResponse::default() };
     answer.write_to_bytes().map_err(CleanupError::Encode)
+}
+
+/// Whether somebody listens on a socket. That of a pod serves its other containers: containerd 1.6 has the rest of each one
+/// removed when it closes the connection, also after an ordinary end.
+fn is_served(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
 }
 
 /// Ends a server that lives; the VMM dies with it. Its process id, or 0 if it is not known.
@@ -73,9 +83,21 @@ fn is_own_program(pid: Pid) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_pods_socket_stays_for_the_other_containers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+
+        assert!(is_served(&path));
+        drop(listener);
+        assert!(!is_served(&path));
+    }
 
     #[test]
     fn only_a_server_is_killed() {

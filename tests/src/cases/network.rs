@@ -387,7 +387,8 @@ fn nothing_is_left(env: &Env) -> Result {
 
 fn namespace_deleted_under_a_running_machine(env: &Env) -> Result {
     let namespace = Namespace::new(env, "gone")?.with_addresses(9)?;
-    let bundle = container(env, &namespace, "echo ready; read line; ping -c 1 -w 1 10.9.9.1 >/dev/null 2>&1; echo end")?;
+    let bundle =
+        container(env, &namespace, "echo ready; read line; ping -c 1 -w 1 10.9.9.1 >/dev/null 2>&1; echo end")?;
 
     let mut running = env.run(&bundle)?.open_stdin().spawn()?;
     running.wait_for("ready\n")?;

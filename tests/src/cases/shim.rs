@@ -34,7 +34,9 @@ impl<'a> Shim<'a> {
         env.only_bulkhead()?;
         let program = env.runtime.with_file_name("containerd-shim-bulkhead-v2");
         let id = env.id();
-        Ok(Self { env, program, bundle: env.folder(&id)?, id })
+        let bundle = env.folder(&id)?;
+        fs::write(bundle.join("config.json"), r#"{"ociVersion": "1.0.2"}"#)?;
+        Ok(Self { env, program, bundle, id })
     }
 
     fn call(&self, words: &[&str]) -> Run<'_> {
