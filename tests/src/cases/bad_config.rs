@@ -238,7 +238,7 @@ fn fields_that_are_not_honoured(env: &Env) -> Result {
         ("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_NOTIFY" }), "linux.seccomp"),
         ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
-        ("/linux/uidMappings", json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]), "linux.uidMappings"),
+        ("/linux/intelRdt", json!({ "closID": "x" }), "linux.intelRdt"),
         ("/hooks/prestart", json!([{ "path": "true" }]), "hooks.prestart"),
     ];
     for (pointer, value, name) in fields {

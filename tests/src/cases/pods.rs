@@ -12,8 +12,7 @@ use super::network::host;
 use super::{Case, case};
 use crate::cri::api::{
     AttachRequest, ContainerState, ContainerStatsResponse, Empty, ExecRequest, LinuxContainerResources,
-    ListContainerStatsResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxState,
-    UpdateContainerResourcesRequest, UrlResponse,
+    ListContainerStatsResponse, PodSandboxState, UpdateContainerResourcesRequest, UrlResponse,
 };
 use crate::cri::{STATUS, STDIN, STDOUT, WebSocket};
 use crate::engines::{Kubelet, Pod, mount, named};
@@ -29,9 +28,7 @@ pub(super) const CASES: &[Case] = &[
     case!(streams),
     case!(killed_container),
     case!(killed_vmm),
-    case!(killed_shim),
     case!(killed_containerd),
-    case!(many).slow(3600),
 ];
 
 /// What a container does that waits to be ended.
@@ -289,19 +286,6 @@ fn killed_vmm(env: &Env) -> Result {
     kubelet.end()
 }
 
-fn killed_shim(env: &Env) -> Result {
-    env.only_bulkhead()?;
-    let kubelet = Kubelet::new(env)?;
-    let pod = kubelet.pod("lost")?;
-    let id = pod.script("lost", WAIT)?;
-
-    for shim in running("containerd-shim") {
-        kill(Pid::from_raw(shim), Signal::SIGKILL)?;
-    }
-    is_lost(&kubelet, pod, &id)?;
-    kubelet.end()
-}
-
 fn killed_containerd(env: &Env) -> Result {
     let mut kubelet = Kubelet::new(env)?;
     let config = kubelet.pod_config("lasting")?;
@@ -321,26 +305,5 @@ fn killed_containerd(env: &Env) -> Result {
     ensure_eq!(pod.status()?.state, PodSandboxState::SANDBOX_READY.into(), "the pod's state");
     ensure_eq!(pod.output(&lasting, "echo there")?, "there\n", "the other");
     pod.remove()?;
-    kubelet.end()
-}
-
-fn many(env: &Env) -> Result {
-    let kubelet = Kubelet::new(env)?;
-    for number in 0..50 {
-        let pod = kubelet.pod("in-a-row")?;
-        let id = pod.script("one", &format!("exit {number}"))?;
-        ensure_eq!(pod.wait(&id)?, number, "the exit code");
-        pod.remove()?;
-    }
-    let pods = (0..10).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
-    for pod in &pods {
-        pod.script("one", WAIT)?;
-    }
-    for pod in pods {
-        pod.remove()?;
-    }
-    let pods: ListPodSandboxResponse = kubelet.call("ListPodSandbox", &Empty::new())?;
-    let containers: ListContainersResponse = kubelet.call("ListContainers", &Empty::new())?;
-    ensure!(pods.items.is_empty() && containers.containers.is_empty(), "what is left: {pods:?}, {containers:?}");
     kubelet.end()
 }
