@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
 usage: bulkhead-e2e [OPTION...]
@@ -15,7 +16,9 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
   --second-try     run a case that failed once more at the end, and count that; both results are printed. For emulated
                    hosts, which now and then lose a guest at its boot
   --jobs N         cases at once (default 1)
-  --shard K/N      only the K-th of N parts of the cases, for N hosts side by side
+  --stop-after S   begin no case once S seconds have passed; those that were not begun count as failed
+  --claim DIR      only cases that nobody else has claimed in DIR, long ones first, for several hosts side by side that
+                   share DIR, which is empty at first
   --keep           keep the folders of failed cases
   --list           print the names and end
 
@@ -32,8 +35,10 @@ pub(crate) struct Options {
     pub(crate) skip_slow: bool,
     pub(crate) second_try: bool,
     pub(crate) jobs: usize,
-    /// Which part of the cases, from 0, and of how many.
-    pub(crate) shard: (usize, usize),
+    /// When no further case begins.
+    pub(crate) stop_after: Option<Duration>,
+    /// Where hosts that run side by side claim their cases.
+    pub(crate) claims: Option<PathBuf>,
     pub(crate) keep: bool,
     pub(crate) list: bool,
     /// Set for the process that runs one case.
@@ -57,7 +62,8 @@ impl Options {
             skip_slow: false,
             second_try: false,
             jobs: 1,
-            shard: (0, 1),
+            stop_after: None,
+            claims: None,
             keep: false,
             list: false,
             case: None,
@@ -77,11 +83,13 @@ impl Options {
                     options.jobs =
                         count(&jobs).ok_or_else(|| Stop::Usage(format!("--jobs {jobs} is not from 1 to 64")))?;
                 }
-                "--shard" => {
-                    let shard = text(value()?)?;
-                    options.shard = parse_shard(&shard)
-                        .ok_or_else(|| Stop::Usage(format!("--shard {shard} is not K/N with K from 1 to N")))?;
+                "--stop-after" => {
+                    let seconds = text(value()?)?;
+                    options.stop_after = Some(Duration::from_secs(seconds.parse().map_err(|_| {
+                        Stop::Usage(format!("--stop-after {seconds} is not a number of seconds"))
+                    })?));
                 }
+                "--claim" => options.claims = Some(value()?.into()),
                 "--skip-slow" => options.skip_slow = true,
                 "--second-try" => options.second_try = true,
                 "--keep" => options.keep = true,
@@ -96,12 +104,6 @@ impl Options {
 
 fn count(number: &str) -> Option<usize> {
     number.parse().ok().filter(|number| (1..=64).contains(number))
-}
-
-fn parse_shard(shard: &str) -> Option<(usize, usize)> {
-    let (part, parts) = shard.split_once('/')?;
-    let (part, parts) = (count(part)?, count(parts)?);
-    (part <= parts).then_some((part - 1, parts))
 }
 
 fn text(argument: OsString) -> Result<String, Stop> {
@@ -123,13 +125,7 @@ mod tests {
         assert_eq!(options.filters, ["a", "b"]);
         assert!(options.skip_slow);
         assert_eq!(options.jobs, 3);
-        assert_eq!(options.shard, (0, 1));
-    }
-
-    #[test]
-    fn shards_count_from_one() {
-        assert_eq!(parse("--shard 2/3").unwrap().shard, (1, 3));
-        assert_eq!(parse("--shard 1/1").unwrap().shard, (0, 1));
+        assert_eq!(options.claims, None);
     }
 
     #[test]
@@ -139,10 +135,9 @@ mod tests {
             "--jobs",
             "--frobnicate",
             "--runtime",
-            "--shard 0/2",
-            "--shard 3/2",
-            "--shard 1",
-            "--shard a/b",
+            "--claim",
+            "--stop-after soon",
+            "--stop-after -1",
         ] {
             assert!(matches!(parse(line), Err(Stop::Usage(_))), "{line}");
         }
