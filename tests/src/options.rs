@@ -85,9 +85,11 @@ impl Options {
                 }
                 "--stop-after" => {
                     let seconds = text(value()?)?;
-                    options.stop_after = Some(Duration::from_secs(seconds.parse().map_err(|_| {
-                        Stop::Usage(format!("--stop-after {seconds} is not a number of seconds"))
-                    })?));
+                    options.stop_after = Some(Duration::from_secs(
+                        seconds
+                            .parse()
+                            .map_err(|_| Stop::Usage(format!("--stop-after {seconds} is not a number of seconds")))?,
+                    ));
                 }
                 "--claim" => options.claims = Some(value()?.into()),
                 "--skip-slow" => options.skip_slow = true,
@@ -130,15 +132,9 @@ mod tests {
 
     #[test]
     fn wrong_options_are_usage_errors() {
-        for line in [
-            "--jobs 0",
-            "--jobs",
-            "--frobnicate",
-            "--runtime",
-            "--claim",
-            "--stop-after soon",
-            "--stop-after -1",
-        ] {
+        for line in
+            ["--jobs 0", "--jobs", "--frobnicate", "--runtime", "--claim", "--stop-after soon", "--stop-after -1"]
+        {
             assert!(matches!(parse(line), Err(Stop::Usage(_))), "{line}");
         }
     }

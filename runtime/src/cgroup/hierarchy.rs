@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Controllers of version 1 whose hierarchies are joined.
-const JOINED: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "freezer"];
+const JOINED: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "freezer", "blkio"];
 
 /// Controllers of version 2 that a sandbox's cgroup is to have: those with limits, and those that engines read.
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];

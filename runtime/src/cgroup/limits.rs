@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a sandbox may use of the host, and how each version of cgroups spells it.
 
+use super::block_io::BlockIo;
+
 /// Limits; what is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -16,6 +18,7 @@ pub(crate) struct Limits {
     /// Lists of CPUs and NUMA nodes.
     pub(crate) cpus: Option<String>,
     pub(crate) mems: Option<String>,
+    pub(crate) block_io: BlockIo,
 }
 
 impl Limits {
@@ -23,7 +26,12 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// File and value, for version 2.
+    /// Whether something is asked for that only a cgroup can do.
+    pub(crate) fn needs_host(&self) -> bool {
+        self.mems.is_some() || self.block_io.needs_host()
+    }
+
+    /// File and value, for version 2, but for block devices.
     pub(crate) fn version_2(&self) -> Vec<(&'static str, String)> {
         let amount = |limit: i64| if limit < 0 { "max".to_owned() } else { limit.to_string() };
         let quota = match (self.cpu_quota_us, self.cpu_period_us) {
@@ -69,6 +77,7 @@ mod tests {
             cpu_period_us: Some(10000),
             cpus: Some("0-1".to_owned()),
             mems: None,
+            block_io: BlockIo::default(),
         };
 
         let text = |settings: Vec<(&str, String)>| {

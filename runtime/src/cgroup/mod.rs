@@ -3,6 +3,7 @@
 //!
 //! | module | what it knows |
 //! | --- | --- |
+//! | `block_io` | limits for the host's block devices |
 //! | `place` | `linux.cgroupsPath` in its two forms, as a path in the hierarchies |
 //! | `hierarchy` | which hierarchies this host has mounted, and where this process is in them |
 //! | `limits` | the files and values by which each version of cgroups spells a limit |
@@ -11,6 +12,7 @@
 //! plain file operations, also where systemd manages the tree: an engine that wants a scope of systemd's has one for its
 //! own monitor.
 
+pub(crate) mod block_io;
 mod hierarchy;
 mod limits;
 mod place;
@@ -49,6 +51,10 @@ pub(crate) enum HostCgroupError {
     None,
     #[error("cannot honour linux.resources.cpu.mems: this host's cgroups are of version 1")]
     NoNodes,
+    #[error(
+        "cannot honour linux.resources.blockIO: this host's cgroups have no controller for block devices (io, blkio)"
+    )]
+    NoBlockIo,
     #[error("cannot make the cgroup {}", .0.display())]
     Create(PathBuf, #[source] io::Error),
     #[error("the cgroup {} has processes already", .0.display())]
@@ -74,6 +80,12 @@ struct Group {
     version_2: bool,
 }
 
+impl Group {
+    fn limits_block_io(&self) -> bool {
+        self.path.join(if self.version_2 { "io.max" } else { "blkio.throttle.read_bps_device" }).exists()
+    }
+}
+
 impl HostCgroup {
     /// Makes the cgroup for the sandbox `id` and sets its limits. `None` if none was asked for, or if the host has none
     /// to write in and no certain one was asked for.
@@ -88,8 +100,8 @@ impl HostCgroup {
         match (Self::create_in(spec, id, Hierarchies::of_host), &spec.place) {
             (Ok(cgroup), _) => Ok(Some(cgroup)),
             (Err(error), Some(_)) => Err(error),
-            // Memory of certain NUMA nodes is had in no other way.
-            (Err(error), None) if spec.limits.mems.is_some() => Err(error),
+            // Memory of certain NUMA nodes, or less than all of a block device, is had in no other way.
+            (Err(error), None) if spec.limits.needs_host() => Err(error),
             (Err(error), None) => {
                 let why = crate::text::chain(&error);
                 logging::debug(format_args!("the sandbox stays in its caller's cgroup: {why}"));
@@ -116,6 +128,9 @@ impl HostCgroup {
         }
         if spec.limits.mems.is_some() && !cgroup.groups.iter().any(|group| group.version_2) {
             return Err(HostCgroupError::NoNodes);
+        }
+        if spec.limits.block_io.needs_host() && !cgroup.groups.iter().any(Group::limits_block_io) {
+            return Err(HostCgroupError::NoBlockIo);
         }
         cgroup.update(&spec.limits)?;
         Ok(cgroup)
@@ -172,7 +187,9 @@ impl HostCgroup {
     /// Sets the limits that are given.
     pub(crate) fn update(&self, limits: &Limits) -> Result<(), HostCgroupError> {
         for group in &self.groups {
-            for (file, value) in if group.version_2 { limits.version_2() } else { limits.version_1() } {
+            let mut settings = if group.version_2 { limits.version_2() } else { limits.version_1() };
+            settings.extend(limits.block_io.settings(&group.path, group.version_2));
+            for (file, value) in settings {
                 let path = group.path.join(file);
                 // In version 1 each hierarchy has its own controllers' files.
                 if !group.version_2 && !path.exists() {
@@ -246,6 +263,26 @@ mod tests {
 
         assert_eq!(cgroup.paths().collect::<Vec<_>>(), [root.path().join("a/b")]);
         assert_eq!(fs::read_to_string(root.path().join("a/b/memory.max")).unwrap(), "1048576");
+    }
+
+    #[test]
+    fn block_devices_are_limited_where_the_host_can() {
+        let root = tempfile::tempdir().unwrap();
+        let mut spec = spec(Some("/a"));
+        spec.limits.block_io.throttles = vec![block_io::Throttle {
+            device: block_io::Device { major: 7, minor: 0 },
+            what: block_io::Rate::WriteBytes,
+            per_second: 9,
+        }];
+        let create = || HostCgroup::create_in(&spec, "x", || Ok(hierarchies(root.path(), true)));
+
+        assert!(matches!(create().unwrap_err(), HostCgroupError::NoBlockIo));
+        fs::create_dir_all(root.path().join("a")).unwrap();
+        for file in ["cgroup.procs", "io.max"] {
+            fs::write(root.path().join("a").join(file), "").unwrap();
+        }
+        let _cgroup = create().unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("a/io.max")).unwrap(), "7:0 wbps=9");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxResources;
 
+use super::block_io;
 use super::error::{FieldError, without_nul};
 use super::machine::Machine;
 use super::resources::weight;
@@ -30,7 +31,7 @@ pub(crate) fn translate(
             Some(Place::parse(&path).ok_or_else(|| FieldError::invalid(field(), &path, expected))?)
         }
     };
-    Ok(CgroupSpec { place, limits: limits(resources, machine.mem_size_mib) })
+    Ok(CgroupSpec { place, limits: limits(resources, machine.mem_size_mib)? })
 }
 
 /// New limits for a machine that runs. Its memory is what it was made with, so that it cannot be given more.
@@ -40,11 +41,11 @@ pub(crate) fn new_limits(resources: &LinuxResources, memory_mib: u64) -> Result<
         let expected = format!("at most the {memory_mib} MiB that the machine was made with: its memory does not grow");
         return Err(FieldError::invalid("linux.resources.memory.limit", limit, expected));
     }
-    Ok(limits(Some(resources), memory_mib))
+    limits(Some(resources), memory_mib)
 }
 
 /// The limits for a machine with that much memory.
-fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Limits {
+fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Result<Limits, FieldError> {
     let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit != 0);
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
@@ -52,7 +53,7 @@ fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Limits {
     // A lower limit than that would end the machine: what its guest has had is not given back.
     let whole = ((memory_mib + HOST_OVERHEAD_MIB) << 20).cast_signed();
     let shares = cpu.shares().filter(|shares| *shares != 0);
-    Limits {
+    Ok(Limits {
         memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { whole }),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
@@ -60,7 +61,8 @@ fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Limits {
         cpu_period_us: cpu.period().filter(|period| *period != 0),
         cpus: list(cpu.cpus()),
         mems: list(cpu.mems()),
-    }
+        block_io: block_io::translate(resources.and_then(|resources| resources.block_io().as_ref()))?,
+    })
 }
 
 #[cfg(test)]
@@ -77,7 +79,7 @@ mod tests {
         let resources = json!({"memory": {"limit": 64 << 20}, "cpu": {"shares": 1024, "quota": -1, "mems": " 0 "}});
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
 
-        let limits = limits(Some(&resources), 160);
+        let limits = limits(Some(&resources), 160).unwrap();
 
         assert_eq!(limits.memory_bytes, Some((160 + 64) << 20));
         assert_eq!((limits.cpu_shares, limits.cpu_weight, limits.cpu_quota_us), (Some(1024), Some(39), Some(-1)));

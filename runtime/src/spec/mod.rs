@@ -4,6 +4,7 @@
 //! Every property of the OCI runtime specification 1.2 is honoured, or refused by name; `docs/oci.md` has the list.
 //! Everything is checked before anything is created.
 
+mod block_io;
 mod capabilities;
 mod device_filter;
 mod error;
@@ -259,6 +260,9 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
     let annotations = spec.annotations().clone().unwrap_or_default();
     let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
+    if !matches!(role, Role::Alone) {
+        block_io::refuse_devices(resources)?;
+    }
     let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(&annotations)).transpose()?;
     let resources = of_pod.as_ref().or(resources);
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;

@@ -2,9 +2,10 @@
 //! `linux.resources` to the cgroup v2 files of the container's cgroup in the guest.
 
 use bulkhead_protocol::agent::CgroupSetting;
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use super::error::{FieldError, without_nul};
+use crate::cgroup::block_io::scale;
 
 /// Controllers whose files `unified` may name.
 const UNIFIED_CONTROLLERS: &[&str] = &["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
@@ -17,7 +18,7 @@ pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
 ///
-/// `devices` are [`super::device_filter`]'s, `cpu.cpus` and `cpu.mems` the supervisor's to honour.
+/// `devices` are [`super::device_filter`]'s, a block device's limits [`super::block_io`]'s, `cpu.cpus` and `cpu.mems` the supervisor's to honour.
 pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, FieldError> {
     refuse_unsupported(resources)?;
     let mut settings = Vec::new();
@@ -118,30 +119,12 @@ fn translate_cpu(cpu: &LinuxCpu, settings: &mut Vec<CgroupSetting>) -> Result<()
     Ok(())
 }
 
-/// A weight is all there is to say of the guest's files: they come from no block device of its own.
+/// What concerns single devices is for [`super::block_io`]: the guest's files come from no block device of its own.
 fn translate_block_io(block_io: &LinuxBlockIo, settings: &mut Vec<CgroupSetting>) -> Result<(), FieldError> {
-    let any = |list: &Option<Vec<LinuxThrottleDevice>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let what = "limits for block devices of the host";
-    let checks = [
-        (block_io.leaf_weight().is_some_and(|weight| weight != 0), "leafWeight", "cgroup v2 has no such setting"),
-        (block_io.weight_device().as_ref().is_some_and(|list| !list.is_empty()), "weightDevice", what),
-        (any(block_io.throttle_read_bps_device()), "throttleReadBpsDevice", what),
-        (any(block_io.throttle_write_bps_device()), "throttleWriteBpsDevice", what),
-        (any(block_io.throttle_read_iops_device()), "throttleReadIOPSDevice", what),
-        (any(block_io.throttle_write_iops_device()), "throttleWriteIOPSDevice", what),
-    ];
-    if let Some((_, name, what)) = checks.iter().find(|(used, ..)| *used) {
-        return Err(FieldError::unsupported(format!("linux.resources.blockIO.{name}"), *what));
+    if let Some(weight) = super::block_io::checked_weight("weight", block_io.weight())? {
+        settings.push(setting("io.weight", scale(weight).to_string()));
     }
-    match block_io.weight().filter(|weight| *weight != 0) {
-        None => Ok(()),
-        // By the line through both ends, as runc converts them.
-        Some(weight @ 10..=1000) => {
-            settings.push(setting("io.weight", (1 + (u64::from(weight) - 10) * 9_999 / 990).to_string()));
-            Ok(())
-        }
-        Some(weight) => Err(FieldError::invalid("linux.resources.blockIO.weight", weight, "from 10 to 1000")),
-    }
+    Ok(())
 }
 
 fn huge_page_limit(index: usize, limit: &LinuxHugepageLimit) -> Result<CgroupSetting, FieldError> {
@@ -231,11 +214,6 @@ mod tests {
             (json!({"cpu": {"realtimePeriod": 1}}), "cpu.realtimePeriod"),
             (json!({"cpu": {"idle": 2}}), "cpu.idle"),
             (json!({"blockIO": {"weight": 9}}), "blockIO.weight"),
-            (json!({"blockIO": {"leafWeight": 9}}), "blockIO.leafWeight"),
-            (
-                json!({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}),
-                "blockIO.throttleReadBpsDevice",
-            ),
             (json!({"hugepageLimits": [{"pageSize": "64KB", "limit": 1}]}), "hugepageLimits[0].pageSize"),
             (json!({"network": {"classID": 1}}), "network"),
             (json!({"rdma": {"mlx5_1": {"hcaHandles": 1}}}), "rdma"),

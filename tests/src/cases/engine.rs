@@ -10,13 +10,16 @@ use serde_json::json;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Result, ensure, ensure_eq, skip};
+use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 
 pub(super) const CASES: &[Case] = &[
     case!(seccomp_filter),
     case!(seccomp_filter_without_new_privileges),
     case!(seccomp_filter_of_an_engine),
     case!(cgroup_of_the_host),
+    case!(limits_are_those_of_the_containers_cgroup),
+    case!(propagation_of_the_root),
+    case!(block_devices_of_the_host),
     case!(killed_runtime_leaves_no_cgroup),
     case!(cgroup_that_cannot_be),
     case!(hooks_in_their_order),
@@ -154,6 +157,77 @@ fn cgroup_of_the_host(env: &Env) -> Result {
     for folder in ["bulkhead-e2e", "bulkheade2e.slice/bulkheade2e-a.slice", "bulkheade2e.slice"] {
         fs::remove_dir(root.join(folder))?;
     }
+    Ok(())
+}
+
+fn limits_are_those_of_the_containers_cgroup(env: &Env) -> Result {
+    unified()?;
+    let mut bundle = Bundle::busybox(env)?;
+    let files = [
+        ("memory.max", "104857600"),
+        ("memory.low", "52428800"),
+        ("memory.high", "94371840"),
+        ("cpu.weight", "20"),
+        ("cpu.max", "150000 200000"),
+        ("pids.max", "77"),
+        ("hugetlb.2MB.max", "4194304"),
+    ];
+    bundle.sh(&format!(
+        "cd /sys/fs/cgroup; for file in {}; do echo $file $(cat $file); done",
+        files.map(|(file, _)| file).join(" ")
+    ));
+    bundle.set("/linux/cgroupsPath", json!(format!("/{}", env.id())));
+    bundle.set(
+        "/linux/resources",
+        json!({
+            "memory": { "limit": 100 << 20, "reservation": 50 << 20, "swap": 100 << 20 },
+            "cpu": { "shares": 512, "quota": 150_000, "period": 200_000 },
+            "pids": { "limit": 77 },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 << 20 }],
+            "unified": { "memory.high": (90 << 20).to_string() },
+        }),
+    );
+
+    let expected: String = files.iter().map(|(file, value)| format!("{file} {value}\n")).collect();
+    env.run(&bundle)?.output()?.expect_stdout(&expected)
+}
+
+fn propagation_of_the_root(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    // The optional fields of the root's line in mountinfo (proc_pid_mountinfo(5)), without the groups' numbers.
+    bundle.sh("sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\/ [^ ]* \\(.*\\)- .*/<\\1>/p' /proc/self/mountinfo | tr -d '0-9'");
+    for (propagation, fields) in [("rshared", "<shared: >\n"), ("rprivate", "<>\n"), ("unbindable", "<unbindable >\n")]
+    {
+        bundle.set("/linux/rootfsPropagation", json!(propagation));
+        env.run(&bundle)?.output()?.expect_stdout(fields)?;
+    }
+    Ok(())
+}
+
+/// The host's block devices are limited where a container's files are read and written.
+fn block_devices_of_the_host(env: &Env) -> Result {
+    let root = unified()?;
+    let id = env.id();
+    // Where there is no other, the kernel's loop devices are some.
+    let _ = std::process::Command::new("modprobe").arg("loop").status();
+    let device =
+        fs::read_dir("/sys/block")?.flatten().find_map(|entry| fs::read_to_string(entry.path().join("dev")).ok());
+    let Some(device) = device.as_deref().map(str::trim) else { skip!("this host has no block device") };
+    let numbers: Vec<u32> = device.split(':').filter_map(|number| number.parse().ok()).collect();
+    let &[major, minor] = numbers.as_slice() else { fail!("{device:?} are not the numbers of a device") };
+    let throttle = |rate: u64| json!([{ "major": major, "minor": minor, "rate": rate }]);
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo ready; read line").set("/linux/cgroupsPath", json!(format!("/{id}")));
+    let limits = json!({"throttleReadBpsDevice": throttle(1 << 20), "throttleWriteIOPSDevice": throttle(50)});
+    bundle.set("/linux/resources", json!({ "blockIO": limits }));
+
+    let mut running = env.run_as(&bundle, &id)?.open_stdin().spawn()?;
+    running.wait_for("ready\n")?;
+    let found = fs::read_to_string(root.join(&id).join("io.max"))?;
+    running.write(b"\n")?;
+    running.finish()?.expect_code(0)?;
+
+    ensure_eq!(found, format!("{device} rbps=1048576 wbps=max riops=max wiops=50\n"), "io.max");
     Ok(())
 }
 
