@@ -7,6 +7,7 @@
 //! | `place` | `linux.cgroupsPath` in its two forms, as a path in the hierarchies |
 //! | `hierarchy` | which hierarchies this host has mounted, and where this process is in them |
 //! | `limits` | the files and values by which each version of cgroups spells a limit |
+//! | `usage` | the files by which each version tells what is used |
 //!
 //! A configuration that names no place and no limit leaves the sandbox where its caller is. The directories are made by
 //! plain file operations, also where systemd manages the tree: an engine that wants a scope of systemd's has one for its
@@ -16,6 +17,7 @@ pub(crate) mod block_io;
 mod hierarchy;
 mod limits;
 mod place;
+mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -15,9 +15,9 @@ use super::arguments::Arguments;
 use super::start::{ADDRESS, PID};
 use super::{rootfs, socket};
 use crate::logging;
+use crate::supervisor;
 use crate::supervisor::container::Ended;
 use crate::supervisor::task_service::timestamp;
-use crate::supervisor::{self, sweep};
 
 /// The status of a container that was killed.
 const KILLED: u8 = 137;
@@ -38,8 +38,8 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
     let _ = logging::init(None, logging::LogFormat::Text, arguments.debug);
     let root = super::root(&arguments.namespace);
     let pid = end_server(&arguments.bundle);
+    // Nothing else: containerd gives it five seconds, and calls it for each container of a pod at once.
     supervisor::delete(&root, &arguments.id, true)?;
-    sweep(&root);
     rootfs::unmount_all(&arguments.bundle).map_err(CleanupError::Unmount)?;
     if let Ok(address) = fs::read_to_string(arguments.bundle.join(ADDRESS))
         && let Some(path) = socket::path_of(&address)

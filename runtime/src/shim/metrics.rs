@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Statistics in the form that containerd and its clients know: cgroup v2's, of the container in its guest.
+//! Statistics in the form that containerd and its clients know: cgroup v2's, of the container in its guest, or of a pod's
+//! sandbox on the host.
 
 use std::collections::HashMap;
 

@@ -418,8 +418,7 @@ impl TaskApi for ShimService {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         self.call(&request.id, |task, _| async move {
-            task.container.require_alive()?;
-            let metrics = metrics::translate(&task.container.agent.stats().await?);
+            let metrics = metrics::translate(&task.container.stats().await?);
             let stats = MessageField::some(any(metrics::TYPE, &metrics)?);
             Ok(StatsResponse { stats, ..StatsResponse::default() })
         })

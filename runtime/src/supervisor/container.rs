@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_protocol::agent::{Process, Seccomp, TracePoint};
+use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, TracePoint};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
@@ -162,8 +162,8 @@ impl Container {
     }
 
     /// A pod's sandbox that is being created: a container that no process in the guest stands for.
-    pub(super) fn sandbox(agent: Agent, record: Record, dir: OwnedFd) -> Self {
-        let container = Self::new(agent, record, &Process::default(), Vec::new(), Weak::new(), dir);
+    pub(super) fn sandbox(agent: Agent, record: Record, cgroup: Weak<HostCgroup>, dir: OwnedFd) -> Self {
+        let container = Self::new(agent, record, &Process::default(), Vec::new(), cgroup, dir);
         Self { sandbox_end: Some(watch::Sender::new(None)), ..container }
     }
 
@@ -365,6 +365,16 @@ impl Container {
             Some(cgroup) => Ok(cgroup.update(&limits.host)?),
             None => Ok(()),
         }
+    }
+
+    /// What it uses and has used, in the guest; or, of a pod's sandbox, what the pod as a whole does on the host.
+    pub(crate) async fn stats(&self) -> Result<GetStatsResponse, CallError> {
+        self.require_alive()?;
+        if !self.is_sandbox() {
+            return Ok(self.agent.stats().await?);
+        }
+        let what = "statistics of a sandbox that has no cgroup of its own on the host";
+        Ok(self.cgroup.upgrade().ok_or(CallError::NotSupported(what))?.usage())
     }
 
     /// Fails unless there is an init, frozen or not.

@@ -358,8 +358,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         self.call(&request.id, |container| async move {
-            container.require_alive()?;
-            let stats = any(STATS_TYPE, &container.agent.stats().await?)?;
+            let stats = any(STATS_TYPE, &container.stats().await?)?;
             Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
         })
         .await

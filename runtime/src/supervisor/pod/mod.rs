@@ -118,6 +118,7 @@ async fn make(
     };
     let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
     let (state, cgroup) = groundwork::places(options, &translated.cgroup)?;
+    let cgroup = cgroup.map(Arc::new);
     let booted = launch::boot(options, &install, parts, machine, &state, &mut trace)?;
     let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
     let setup = Setup {
@@ -155,7 +156,12 @@ async fn make(
     let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
     let watched = vmm.watch().map_err(RunError::EventLoop)?;
     tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender));
-    let sandbox = Arc::new(Container::sandbox(agent.clone(), record, state.handle()?));
+    let sandbox = Arc::new(Container::sandbox(
+        agent.clone(),
+        record,
+        cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
+        state.handle()?,
+    ));
     let (gone, is_gone) = watch::channel(false);
     let (alive, all_ended) = mpsc::channel(1);
     let pod = Arc::new(Pod {
@@ -183,7 +189,7 @@ async fn make(
     gone.send_replace(true);
     drop((alive, pod));
     all_members_ended(all_ended).await;
-    drop::<(_, Option<HostCgroup>, _)>((network, cgroup, state));
+    drop::<(_, Option<Arc<HostCgroup>>, _)>((network, cgroup, state));
     sandbox.stopped(Ended::now(status), false);
     server.stop().await;
     result.map(drop)
