@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,7 +14,8 @@ use super::network::host;
 use super::{Case, case};
 use crate::cri::api::{
     AttachRequest, ContainerState, ContainerStatsResponse, Empty, ExecRequest, LinuxContainerResources,
-    ListContainerStatsResponse, PodSandboxState, UpdateContainerResourcesRequest, UrlResponse,
+    ListContainerStatsResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxState,
+    UpdateContainerResourcesRequest, UrlResponse,
 };
 use crate::cri::{STATUS, STDIN, STDOUT, WebSocket};
 use crate::engines::{Kubelet, Pod, mount, named};
@@ -28,7 +31,10 @@ pub(super) const CASES: &[Case] = &[
     case!(streams),
     case!(killed_container),
     case!(killed_vmm),
+    case!(killed_shim),
     case!(killed_containerd),
+    case!(at_once),
+    case!(many).slow(3600),
 ];
 
 /// What a container does that waits to be ended.
@@ -180,6 +186,11 @@ fn logs_and_statistics(env: &Env) -> Result {
     let used = stats.memory.working_set_bytes.value;
     ensure!((1..64 << 20).contains(&used), "bytes in use: {used}");
     ensure!(stats.cpu.usage_core_nano_seconds.value > 0, "no time of a processor: {stats:?}");
+    // Of the sandbox: what the pod costs the host.
+    let cost = kubelet.containerd.succeed(["task", "metrics", &pod.id])?.stdout();
+    let value = |name: &str| cost.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let tells = |name: &str| value(name).is_some_and(|value| value != "0");
+    ensure!(tells("memory.usage ") && tells("cpu.usage_usec ") && tells("pids.current "), "the pod's cost: {cost}");
     let all: ListContainerStatsResponse = kubelet.call("ListContainerStats", &Empty::new())?;
     ensure!(all.stats.iter().any(|stats| stats.attributes.id == lasting), "{lasting} is not in {all:?}");
 
@@ -262,13 +273,14 @@ fn killed_container(env: &Env) -> Result {
     kubelet.end()
 }
 
-/// What the kubelet finds of a pod that was lost: it is not ready, its containers have ended, and it can be removed.
-fn is_lost(kubelet: &Kubelet<'_>, pod: Pod<'_>, id: &str) -> Result {
-    ensure_eq!(pod.wait(id)?, 137, "the exit code of a container that was lost");
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+/// What the kubelet finds of a pod that was lost: it is not ready, its containers have ended so, and it can be removed.
+fn is_lost(kubelet: &Kubelet<'_>, pod: Pod<'_>, id: &str, exit_codes: &[i32]) -> Result {
+    let exit_code = pod.wait(id)?;
+    ensure!(exit_codes.contains(&exit_code), "the exit code of a container that was lost: {exit_code}");
+    let end = Instant::now() + Duration::from_secs(60);
     while pod.status()?.state == PodSandboxState::SANDBOX_READY.into() {
-        ensure!(std::time::Instant::now() < end, "the pod is ready still: {}", kubelet.containerd.log());
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        ensure!(Instant::now() < end, "the pod is ready still: {}", kubelet.containerd.log());
+        thread::sleep(Duration::from_millis(100));
     }
     pod.remove()
 }
@@ -282,7 +294,20 @@ fn killed_vmm(env: &Env) -> Result {
     for vmm in running("bulkhead-vmm") {
         kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
     }
-    is_lost(&kubelet, pod, &id)?;
+    is_lost(&kubelet, pod, &id, &[137])?;
+    kubelet.end()
+}
+
+fn killed_shim(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    let pod = kubelet.pod("lost")?;
+    let id = pod.script("lost", WAIT)?;
+
+    for shim in running("containerd-shim") {
+        kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    }
+    // Of a connection that is lost, CRI says 255, whatever the runtime, unless it hears of the shim's `delete` before.
+    is_lost(&kubelet, pod, &id, &[137, 255])?;
     kubelet.end()
 }
 
@@ -296,7 +321,7 @@ fn killed_containerd(env: &Env) -> Result {
     ensure_eq!(removed, "lasting\n", "its host name");
 
     kubelet.containerd.kill()?;
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    thread::sleep(Duration::from_secs(5));
     kubelet.start()?;
 
     let pod = kubelet.found(id, config);
@@ -306,4 +331,34 @@ fn killed_containerd(env: &Env) -> Result {
     ensure_eq!(pod.output(&lasting, "echo there")?, "there\n", "the other");
     pod.remove()?;
     kubelet.end()
+}
+
+/// Makes and removes pods, one after the other and then at once; nothing of them may be left.
+fn come_and_go(env: &Env, in_a_row: i32, at_once: usize) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    for number in 0..in_a_row {
+        let pod = kubelet.pod("in-a-row")?;
+        let id = pod.script("one", &format!("exit {number}"))?;
+        ensure_eq!(pod.wait(&id)?, number, "the exit code");
+        pod.remove()?;
+    }
+    let pods = (0..at_once).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
+    for pod in &pods {
+        pod.script("one", WAIT)?;
+    }
+    for pod in pods {
+        pod.remove()?;
+    }
+    let pods: ListPodSandboxResponse = kubelet.call("ListPodSandbox", &Empty::new())?;
+    let containers: ListContainersResponse = kubelet.call("ListContainers", &Empty::new())?;
+    ensure!(pods.items.is_empty() && containers.containers.is_empty(), "what is left: {pods:?}, {containers:?}");
+    kubelet.end()
+}
+
+fn at_once(env: &Env) -> Result {
+    come_and_go(env, 1, 3)
+}
+
+fn many(env: &Env) -> Result {
+    come_and_go(env, 50, 10)
 }

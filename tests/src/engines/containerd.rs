@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{debian_program, docker_archive, state_folder};
+use super::{debian_program, docker_archive, search_path, state_folder};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
@@ -19,7 +19,7 @@ use crate::processes;
 use crate::run::{Run, Running};
 
 /// How long the daemon may take to answer, and to end, and what is waited for to happen.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The image, by the name that containerd gives it.
 pub(super) const IMAGE: &str = "docker.io/library/bulkhead-e2e:latest";
@@ -82,7 +82,7 @@ impl<'a> Containerd<'a> {
         let mut daemon = Command::new(&self.program);
         daemon.arg("--config").arg(self.state.join("config.toml"));
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").env("BULKHEAD_ROOT", self.shim_root());
-        daemon.env("PATH", self.path()?).stdout(log.try_clone()?).stderr(log);
+        daemon.env("PATH", search_path(self.env)?).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context(|| "starting containerd".to_owned())?);
         let end = Instant::now() + LIMIT;
         while self.call(["version"]).output()?.status.code() != Some(0) {
@@ -125,13 +125,6 @@ impl<'a> Containerd<'a> {
     /// Where Bulkhead's shims keep their state.
     pub(crate) fn shim_root(&self) -> PathBuf {
         self.state.join("bulkhead")
-    }
-
-    /// The path in which containerd looks for shims: that of the runtime goes first.
-    fn path(&self) -> Result<OsString> {
-        let folder = self.env.runtime.parent().map(Path::to_path_buf);
-        let rest = std::env::var_os("PATH").unwrap_or_default();
-        std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&rest))).context(|| "PATH".to_owned())
     }
 
     fn import(&self) -> Result {

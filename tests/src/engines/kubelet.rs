@@ -26,7 +26,7 @@ use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, fail};
 
 /// How long a call may take, and what is waited for to happen.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The name of the tested runtime in containerd's configuration.
 const HANDLER: &str = "tested";

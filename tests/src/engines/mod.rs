@@ -6,6 +6,7 @@ mod docker;
 mod kubelet;
 mod podman;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,6 +38,13 @@ fn state_folder(env: &Env, name: &str) -> Result<PathBuf> {
     let folder = env.folder(name)?;
     env.mount("tmpfs", "tmpfs", &folder, "mode=700")?;
     Ok(folder)
+}
+
+/// The path in which containerd looks for shims: the folder of the runtime goes first.
+fn search_path(env: &Env) -> Result<OsString> {
+    let folder = env.runtime.parent().map(Path::to_path_buf);
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&rest))).context(|| "PATH".to_owned())
 }
 
 /// The image as a tar archive, which the engines import.
