@@ -34,7 +34,6 @@ pub(super) const CASES: &[Case] = &[
     case!(killed_shim),
     case!(killed_containerd),
     case!(at_once),
-    case!(many).slow(3600),
 ];
 
 /// What a container does that waits to be ended.
@@ -333,16 +332,14 @@ fn killed_containerd(env: &Env) -> Result {
     kubelet.end()
 }
 
-/// Makes and removes pods, one after the other and then at once; nothing of them may be left.
-fn come_and_go(env: &Env, in_a_row: i32, at_once: usize) -> Result {
+/// Pods come and go, one and then several; nothing of them may be left.
+fn at_once(env: &Env) -> Result {
     let kubelet = Kubelet::new(env)?;
-    for number in 0..in_a_row {
-        let pod = kubelet.pod("in-a-row")?;
-        let id = pod.script("one", &format!("exit {number}"))?;
-        ensure_eq!(pod.wait(&id)?, number, "the exit code");
-        pod.remove()?;
-    }
-    let pods = (0..at_once).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
+    let pod = kubelet.pod("before")?;
+    let id = pod.script("one", "exit 5")?;
+    ensure_eq!(pod.wait(&id)?, 5, "the exit code");
+    pod.remove()?;
+    let pods = (0..3).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
     for pod in &pods {
         pod.script("one", WAIT)?;
     }
@@ -353,12 +350,4 @@ fn come_and_go(env: &Env, in_a_row: i32, at_once: usize) -> Result {
     let containers: ListContainersResponse = kubelet.call("ListContainers", &Empty::new())?;
     ensure!(pods.items.is_empty() && containers.containers.is_empty(), "what is left: {pods:?}, {containers:?}");
     kubelet.end()
-}
-
-fn at_once(env: &Env) -> Result {
-    come_and_go(env, 1, 3)
-}
-
-fn many(env: &Env) -> Result {
-    come_and_go(env, 50, 10)
 }
