@@ -44,6 +44,9 @@ pub struct MachineConfig {
     /// The network devices, at most [`MAX_NETS`].
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// How many network devices can be added while the machine runs; with those of the beginning, at most [`MAX_NETS`].
+    #[serde(default)]
+    pub spare_nets: usize,
     /// A file that receives the guest's console output, at most [`CONSOLE_LOG_MAX`] bytes of it.
     pub console_fd: RawFd,
     /// A pipe or socket that receives one [`crate::report::Report`] a line, as JSON. When its other end closes, the

@@ -16,6 +16,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Limits, MacAddress};
+
 /// Longest request.
 pub const MAX_REQUEST_LEN: usize = 4096;
 
@@ -50,6 +52,16 @@ pub enum Order {
         device: ShareDevice,
         /// The tree.
         name: String,
+    },
+    /// Adds a network device of one pair of queues, where the machine has room for one more (see
+    /// [`crate::config::MachineConfig::spare_nets`]). With the tap's descriptor, and then vhost-net's, if there is one.
+    AttachNet {
+        /// The guest's address, by which the agent knows the device.
+        mac: MacAddress,
+        /// The longest packet without its Ethernet header, [`crate::config::MIN_MTU`] or more.
+        mtu: u16,
+        /// How much may go; not with vhost-net.
+        limits: Limits,
     },
 }
 

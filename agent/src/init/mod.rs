@@ -28,7 +28,7 @@ const SHARED: &str = "/run/bulkhead/shared";
 const CGROUP: &str = "/run/bulkhead/cgroup";
 const ROOTFS: &str = "/run/bulkhead/rootfs";
 const DEVICES: &str = "/run/bulkhead/devices";
-const SYS: &str = "/run/bulkhead/sys";
+pub(crate) const SYS: &str = "/run/bulkhead/sys";
 const SHM: &str = "/run/bulkhead/shm";
 
 /// The virtio-fs tags of the two share devices.

@@ -6,7 +6,8 @@ use std::io;
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 use bulkhead_protocol::agent::NetworkInterface;
 
-use super::NetworkError;
+use super::{NetworkError, late};
+use crate::init::SYS;
 
 /// Longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
@@ -40,7 +41,20 @@ pub(super) fn set_up(
     wanted: &[NetworkInterface],
     before: &[(&NetworkInterface, i32)],
 ) -> Result<Vec<i32>, NetworkError> {
-    let links = list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))?;
+    let list = |socket: &mut Socket| {
+        list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))
+    };
+    let mut links = list(socket)?;
+    // One that came when the machine ran is found by looking again.
+    let count = |links: &[Link], mac: &[u8]| links.iter().filter(|link| link.mac == mac).count();
+    let is_short = |interface: &NetworkInterface| {
+        wanted.iter().filter(|other| other.mac == interface.mac).count() > count(&links, &interface.mac)
+    };
+    if wanted.iter().any(is_short) {
+        // What is not found is told below.
+        let _ = late::look_again(SYS.as_ref());
+        links = list(socket)?;
+    }
     let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
     for interface in wanted {
         let name = &interface.name;

@@ -2,6 +2,7 @@
 //! The guest's network interfaces: the virtio ones, in the guest's own network namespace, and each namespace's loopback.
 
 mod configure;
+mod late;
 mod link;
 
 use std::io;

@@ -3,7 +3,6 @@
 //! looked at again.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_netlink::{Events, Header, NeighbourHeader, Socket};
@@ -12,9 +11,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
+use super::join::Joiner;
 use super::survey::{Link, Survey};
-use super::{Passed, is_idle, request, tap};
+use super::{Device, Junctions, NetworkError, NetworkRecord, Passed, is_idle, request, tap};
 use crate::logging;
+use crate::text;
 
 /// How long the changes that come together may take: who adds an interface adds its addresses and routes.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -36,31 +37,101 @@ pub(super) fn subscribe() -> io::Result<Events> {
 /// What is known of the network of a machine that runs.
 #[derive(Debug)]
 pub(super) struct View {
-    pub(super) path: PathBuf,
+    pub(super) joiner: Joiner,
+    pub(super) junctions: Junctions,
     pub(super) socket: Socket,
     /// The interfaces that the machine has.
     pub(super) passed: Vec<Passed>,
+    /// Those that it cannot have.
+    pub(super) given_up: Vec<i32>,
+    /// How many more it can be given.
+    pub(super) room: usize,
     /// What its guest was told.
     pub(super) told: ConfigureNetworkRequest,
     /// What has been warned of.
     pub(super) warned: Vec<String>,
 }
 
+/// A device for an interface that has come, and the interface.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) name: String,
+    pub(crate) device: Device,
+    index: i32,
+}
+
+/// What is to be done about a change.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// The devices that the machine is to be given first.
+    pub(crate) late: Vec<Late>,
+    /// What the guest is to be told then; `None` if it knows.
+    pub(crate) request: Option<ConfigureNetworkRequest>,
+}
+
 impl View {
-    /// What the network is to be.
-    fn look(&mut self) -> io::Result<ConfigureNetworkRequest> {
+    /// What is to be done, if anything.
+    fn look(&mut self) -> io::Result<Change> {
         let survey = Survey::take(&mut self.socket)?;
-        let is_passed = |link: &&Link| self.passed.iter().any(|passed| passed.index == link.index);
-        let late = survey.links.iter().filter(|link| !is_passed(link) && !is_idle(link) && !tap::is_one(link));
-        let late =
-            late.map(|link| format!("the interface {} came when the machine ran: it is not passed on", link.name));
-        for warning in late.chain(survey.routes.left_out.iter().cloned()) {
-            if !self.warned.contains(&warning) {
-                logging::warn(format_args!("of the network namespace {}, {warning}", self.path.display()));
-                self.warned.push(warning);
+        let mut late = Vec::new();
+        for link in &survey.links {
+            let is_known =
+                self.passed.iter().any(|passed| passed.index == link.index) || self.given_up.contains(&link.index);
+            if is_known || is_idle(link) || tap::is_one(link) {
+                continue;
+            }
+            match self.join(link) {
+                Ok(device) => {
+                    self.passed.push(Passed { index: link.index, mac: device.mac });
+                    late.push(Late { name: link.name.clone(), device, index: link.index });
+                }
+                Err(why) => self.give_up(link.index, &link.name, &why),
             }
         }
-        Ok(request(survey, &self.passed))
+        for route in &survey.routes.left_out {
+            if !self.warned.contains(route) {
+                logging::warn(format_args!("of the network namespace {}, {route}", self.joiner.path.display()));
+                self.warned.push(route.clone());
+            }
+        }
+        Ok(Change { late, request: self.news(survey) })
+    }
+
+    /// What the guest does not know yet.
+    fn news(&mut self, survey: Survey) -> Option<ConfigureNetworkRequest> {
+        let wanted = request(survey, &self.passed);
+        if wanted == self.told {
+            return None;
+        }
+        self.told = wanted.clone();
+        Some(wanted)
+    }
+
+    /// Joins an interface that has come to a tap.
+    fn join(&mut self, link: &Link) -> Result<Device, String> {
+        if self.room == 0 {
+            return Err("the virtual machine has no room for more".to_owned());
+        }
+        self.joiner.check(link).map_err(|error| text::chain(&error))?;
+        let Self { joiner, junctions, socket, .. } = self;
+        let device = junctions.namespace.inside(|| joiner.join(socket, link, &mut junctions.joined()));
+        let enter = |source| NetworkError::Enter { path: joiner.path.clone(), source };
+        let device = device.map_err(enter).and_then(|device| device);
+        if device.is_ok() {
+            self.room -= 1;
+        }
+        device.map_err(|error| text::chain(&error))
+    }
+
+    /// Does without an interface, with a warning.
+    fn give_up(&mut self, index: i32, name: &str, why: &str) {
+        let path = self.joiner.path.display();
+        logging::warn(format_args!(
+            "the interface {name} of the network namespace {path}, which came when the machine ran, is not passed on: {why}"
+        ));
+        self.given_up.push(index);
+        self.passed.retain(|passed| passed.index != index);
+        self.junctions.undo(|joined| joined.link == index);
     }
 }
 
@@ -98,27 +169,47 @@ pub(crate) struct Following {
 }
 
 impl Following {
-    /// Waits for a change, and returns what the network is to be. One that is cancelled may lose it.
+    /// Waits for something that may be a change. It may be cancelled if the namespace is looked at then.
     ///
     /// # Errors
     ///
-    /// The namespace cannot be looked at.
-    pub(crate) async fn next(&mut self) -> io::Result<ConfigureNetworkRequest> {
+    /// The namespace cannot be followed.
+    pub(crate) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.events.readable_mut().await?;
             let changed = ready.get_inner_mut().drain(counts)?;
             ready.clear_ready();
-            if !changed {
-                continue;
-            }
-            sleep(SETTLE).await;
-            self.events.get_mut().drain(counts)?;
-            let wanted = self.view.look()?;
-            if wanted != self.view.told {
-                self.view.told = wanted.clone();
-                return Ok(wanted);
+            if changed {
+                sleep(SETTLE).await;
+                self.events.get_mut().drain(counts)?;
+                return Ok(());
             }
         }
+    }
+
+    /// What is to be done to have the guest as the namespace is.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be looked at.
+    pub(crate) fn look(&mut self) -> io::Result<Change> {
+        self.view.look()
+    }
+
+    /// The machine could not be given a device: it does without, and the guest is to be told this instead.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be looked at.
+    pub(crate) fn give_up(&mut self, late: &Late, why: &str) -> io::Result<Option<ConfigureNetworkRequest>> {
+        self.view.give_up(late.index, &late.name, why);
+        let survey = Survey::take(&mut self.view.socket)?;
+        Ok(self.view.news(survey))
+    }
+
+    /// What is to be undone by now.
+    pub(crate) fn record(&self) -> NetworkRecord {
+        self.view.junctions.record()
     }
 }
 

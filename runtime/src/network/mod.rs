@@ -8,6 +8,7 @@
 //! | `own` | the one that this process is in, and the host's |
 //! | `claim` | that a namespace is one machine's |
 //! | `survey`, `routes` | what there is in one |
+//! | `join` | an interface and a tap, joined
 //! | `tap` | interfaces whose other side is a descriptor |
 //! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
@@ -19,6 +20,7 @@
 
 mod claim;
 mod follow;
+mod join;
 mod namespace;
 mod own;
 mod record;
@@ -31,15 +33,17 @@ mod vhost;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_netlink::Socket;
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
-use bulkhead_vmm::config::{Limits, MAX_NETS, MIN_MTU};
+use bulkhead_vmm::config::{Limits, MAX_NETS};
 use thiserror::Error;
 
 use self::claim::Claim;
 use self::follow::View;
-pub(crate) use self::follow::{Follower, Following};
+pub(crate) use self::follow::{Change, Follower, Following};
+use self::join::Joiner;
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::own::on_host;
 pub(crate) use self::record::NetworkRecord;
@@ -50,6 +54,9 @@ use crate::spec::NetSettings;
 
 /// What can be joined to a tap. Hardware is not among them: it would be the host's own, or a function of it.
 const SUPPORTED: [&str; 6] = ["veth", "macvlan", "ipvlan", "vlan", "dummy", "tun"];
+
+/// How many interfaces a machine can be given that come when it runs, as far as it has room for them.
+const SPARE_NETS: usize = 4;
 
 /// A network that cannot be had.
 #[derive(Debug, Error)]
@@ -128,11 +135,48 @@ impl Joined {
     }
 }
 
+/// The interfaces of a namespace that are joined to taps; copies mean the same.
+#[derive(Debug, Clone)]
+struct Junctions {
+    namespace: Arc<NetworkNamespace>,
+    joined: Arc<Mutex<Vec<Joined>>>,
+}
+
+impl Junctions {
+    fn new(namespace: NetworkNamespace, joined: Vec<Joined>) -> Self {
+        Self { namespace: Arc::new(namespace), joined: Arc::new(Mutex::new(joined)) }
+    }
+
+    fn joined(&self) -> MutexGuard<'_, Vec<Joined>> {
+        // Nothing panics while the lock is held.
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes apart what `which` says.
+    fn undo(&self, which: impl Fn(&Joined) -> bool) {
+        let undone: Vec<_> = {
+            let mut joined = self.joined();
+            let (undone, left) = joined.drain(..).partition(which);
+            *joined = left;
+            undone
+        };
+        if undone.is_empty() {
+            return;
+        }
+        let result = self.namespace.inside(|| {
+            let mut socket = Socket::open()?;
+            undone.into_iter().try_for_each(|joined: Joined| joined.undo(&mut socket))
+        });
+        if let Err(error) = result.and_then(|result| result) {
+            logging::debug(format_args!("filters are left in {}: {error}", self.namespace.path().display()));
+        }
+    }
+}
+
 /// A sandbox's network. Everything is as it was before when this has been dropped.
 #[derive(Debug)]
 pub(crate) struct Network {
-    namespace: NetworkNamespace,
-    joined: Vec<Joined>,
+    junctions: Junctions,
     /// That the namespace is this machine's; a network that is only there to be undone has none.
     claim: Option<Claim>,
 }
@@ -155,10 +199,29 @@ struct Passed {
     mac: [u8; 6],
 }
 
-impl Connected {
-    /// Who moves the frames: the host's kernel, or the VMM.
+/// Who moves frames.
+const VHOST_NET: &str = "vhost-net";
+const TAP: &str = "tap";
+
+impl Device {
+    /// Who moves its frames.
     pub(crate) fn backend(&self) -> &'static str {
-        if self.devices.iter().any(|device| !device.vhosts.is_empty()) { "vhost-net" } else { "tap" }
+        if self.vhosts.is_empty() { TAP } else { VHOST_NET }
+    }
+}
+
+impl Connected {
+    /// Who moves the frames: the host's kernel, or the VMM; `None` as long as there are no devices.
+    pub(crate) fn backend(&self) -> Option<&'static str> {
+        if self.devices.iter().any(|device| !device.vhosts.is_empty()) {
+            return Some(VHOST_NET);
+        }
+        (!self.devices.is_empty()).then_some(TAP)
+    }
+
+    /// How many devices the machine is to have room for besides.
+    pub(crate) fn spare_nets(&self) -> usize {
+        SPARE_NETS.min(MAX_NETS.saturating_sub(self.devices.len()))
     }
 }
 
@@ -168,14 +231,17 @@ impl Network {
     /// # Errors
     ///
     /// What could not be done; nothing of it is left.
-    pub(crate) fn connect(namespace: NetworkNamespace, options: DeviceOptions) -> Result<Connected, NetworkError> {
-        // Dropped on an error, it takes back what was done.
-        let mut network = Self { namespace, joined: Vec::new(), claim: None };
-        let Self { namespace, joined, claim } = &mut network;
+    pub(crate) fn connect(mut namespace: NetworkNamespace, options: DeviceOptions) -> Result<Connected, NetworkError> {
         let path = namespace.path().to_owned();
         let enter = |source| NetworkError::Enter { path: path.clone(), source };
         namespace.let_go_of_path().map_err(enter)?;
-        let connected = namespace.inside(|| Connector { path: path.clone(), options, joined, claim }.connect());
+        // Dropped on an error, it takes back what was done.
+        let mut network = Self { junctions: Junctions::new(namespace, Vec::new()), claim: None };
+        let Self { junctions, claim } = &mut network;
+        let connected = junctions.namespace.inside(|| {
+            let joiner = Joiner { path: path.clone(), options };
+            Connector { joiner, junctions, claim }.connect()
+        });
         let (devices, request, follower) = connected.map_err(enter)??;
         Ok(Connected { network, devices, request, follower })
     }
@@ -183,116 +249,53 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let (namespace, joined) = (&self.namespace, &self.joined);
-        if joined.is_empty() {
-            return;
-        }
-        let undone = namespace.inside(|| {
-            let mut socket = Socket::open()?;
-            joined.iter().try_for_each(|joined| joined.undo(&mut socket))
-        });
-        if let Err(error) = undone.and_then(|undone| undone) {
-            logging::debug(format_args!("filters are left in {}: {error}", namespace.path().display()));
-        }
+        self.junctions.undo(|_| true);
     }
 }
 
 /// The work in the namespace.
 struct Connector<'a> {
-    path: PathBuf,
-    options: DeviceOptions,
+    joiner: Joiner,
     /// What has been done so far.
-    joined: &'a mut Vec<Joined>,
+    junctions: &'a Junctions,
     claim: &'a mut Option<Claim>,
 }
 
 impl Connector<'_> {
     fn connect(&mut self) -> Result<(Vec<Device>, ConfigureNetworkRequest, Follower), NetworkError> {
-        let claim = Claim::take().map_err(self.cannot("claim it for one virtual machine"))?;
-        *self.claim = Some(claim.ok_or_else(|| NetworkError::InUse(self.path.clone()))?);
-        let mut socket = Socket::open().map_err(self.cannot("open a netlink socket"))?;
+        let joiner = &self.joiner;
+        let path = joiner.path.clone();
+        let claim = Claim::take().map_err(joiner.cannot("claim it for one virtual machine"))?;
+        *self.claim = Some(claim.ok_or_else(|| NetworkError::InUse(path.clone()))?);
+        let mut socket = Socket::open().map_err(joiner.cannot("open a netlink socket"))?;
         // What changes after the survey is seen.
-        let events = follow::subscribe().map_err(self.cannot("follow its changes"))?;
-        let mut survey = Survey::take(&mut socket).map_err(self.cannot("look at the interfaces"))?;
+        let events = follow::subscribe().map_err(joiner.cannot("follow its changes"))?;
+        let mut survey = Survey::take(&mut socket).map_err(joiner.cannot("look at the interfaces"))?;
         survey.links.retain(|link| !is_idle(link));
         for link in &survey.links {
-            self.check(link)?;
+            joiner.check(link)?;
         }
         let count = survey.links.len();
         if count > MAX_NETS {
-            return Err(NetworkError::TooMany { count, path: self.path.clone() });
+            return Err(NetworkError::TooMany { count, path });
         }
         let mut devices = Vec::with_capacity(count);
         let mut passed = Vec::with_capacity(count);
         for link in &survey.links {
-            let device = self.join(&mut socket, link)?;
+            let device = joiner.join(&mut socket, link, &mut self.junctions.joined())?;
             passed.push(Passed { index: link.index, mac: device.mac });
             devices.push(device);
         }
         for route in &survey.routes.left_out {
-            logging::warn(format_args!("of the network namespace {}, {route}", self.path.display()));
+            logging::warn(format_args!("of the network namespace {}, {route}", path.display()));
         }
         let warned = survey.routes.left_out.clone();
         let told = request(survey, &passed);
-        let view = View { path: self.path.clone(), socket, passed, told: told.clone(), warned };
+        let (joiner, junctions) = (joiner.clone(), self.junctions.clone());
+        let room = SPARE_NETS.min(MAX_NETS - count);
+        let (told_last, given_up) = (told.clone(), Vec::new());
+        let view = View { joiner, junctions, socket, passed, given_up, room, told: told_last, warned };
         Ok((devices, told, Follower::new(events, view)))
-    }
-
-    fn check(&self, link: &Link) -> Result<(), NetworkError> {
-        let (name, path) = (link.name.clone(), self.path.clone());
-        if tap::is_one(link) {
-            return Err(NetworkError::InUse(path));
-        }
-        if !SUPPORTED.contains(&link.kind.as_str()) || link.hardware != libc::ARPHRD_ETHER || link.mac.len() != 6 {
-            let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
-            return Err(NetworkError::Unsupported { name, kind: kind.to_owned(), path });
-        }
-        if link.mtu < u32::from(MIN_MTU) {
-            return Err(NetworkError::Mtu { name, mtu: link.mtu, path });
-        }
-        Ok(())
-    }
-
-    fn join(&mut self, socket: &mut Socket, link: &Link) -> Result<Device, NetworkError> {
-        let name = tap::name(link.index);
-        let taps =
-            tap::make(&name, self.options.pairs).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
-        let index = tap::index(link.index).ok_or(io::ErrorKind::NotFound);
-        let index = index.map_err(self.cannot(&format!("find the tap {name}")))?;
-        let turned_on = tap::turn_on(socket, index, link.mtu);
-        turned_on.map_err(self.cannot(&format!("turn the tap {name} on")))?;
-        let doing = format!(
-            "join the interface {} and the tap {name} (modules sch_ingress, cls_matchall, act_mirred)",
-            link.name
-        );
-        let is_new = redirect::prepare(socket, link.index).map_err(self.cannot(&doing))?;
-        // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
-        let is_prepared = redirect::remove(socket, link.index).is_ok() || is_new;
-        self.joined.push(Joined { link: link.index, tap: index, is_prepared });
-        redirect::prepare(socket, index)
-            .and_then(|_| redirect::add(socket, index, link.index))
-            .and_then(|()| redirect::add(socket, link.index, index))
-            .map_err(self.cannot(&doing))?;
-        let mac = link.mac.as_slice().try_into().unwrap_or_default();
-        let limits = self.options.settings.limits;
-        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
-    }
-
-    fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {
-        let DeviceOptions { pairs, settings } = self.options;
-        match settings.vhost {
-            Some(false) => Ok(Vec::new()),
-            Some(true) => vhost::open(pairs).map_err(NetworkError::Vhost),
-            // It keeps to no limits.
-            None if settings.limits.are_set() => Ok(Vec::new()),
-            // Without it, the VMM does it.
-            None => Ok(vhost::open(pairs).unwrap_or_default()),
-        }
-    }
-
-    fn cannot<E: Into<io::Error>>(&self, doing: &str) -> impl FnOnce(E) -> NetworkError + use<E> {
-        let (doing, path) = (doing.to_owned(), self.path.clone());
-        move |source| NetworkError::Step { doing, path, source: source.into() }
     }
 }
 

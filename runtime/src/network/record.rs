@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Joined, Network, NetworkNamespace};
+use super::{Joined, Junctions, Network, NetworkNamespace};
 
 /// The record.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,15 +24,23 @@ struct RecordedLink {
     prepared: bool,
 }
 
-impl Network {
+impl Junctions {
     /// What is to be undone.
-    pub(crate) fn record(&self) -> NetworkRecord {
-        let links = self.joined.iter().map(|joined| RecordedLink {
+    pub(super) fn record(&self) -> NetworkRecord {
+        let joined = self.joined();
+        let links = joined.iter().map(|joined| RecordedLink {
             index: joined.link,
             tap: joined.tap,
             prepared: joined.is_prepared,
         });
         NetworkRecord { path: self.namespace.path().to_owned(), inode: self.namespace.inode(), links: links.collect() }
+    }
+}
+
+impl Network {
+    /// What is to be undone.
+    pub(crate) fn record(&self) -> NetworkRecord {
+        self.junctions.record()
     }
 
     /// The network that was written down; to be dropped, which undoes it. `None` if its namespace is gone.
@@ -41,6 +49,6 @@ impl Network {
             NetworkNamespace::open(&record.path).ok().filter(|namespace| namespace.inode() == record.inode)?;
         let joined =
             record.links.into_iter().map(|link| Joined { link: link.index, tap: link.tap, is_prepared: link.prepared });
-        Some(Self { namespace, joined: joined.collect(), claim: None })
+        Some(Self { junctions: Junctions::new(namespace, joined.collect()), claim: None })
     }
 }

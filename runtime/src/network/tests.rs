@@ -20,8 +20,8 @@ fn link(name: &str, kind: &str) -> Link {
 
 fn check(link: &Link) -> Result<(), String> {
     let options = DeviceOptions::new(NetSettings::default());
-    let connector = Connector { path: "/run/netns/x".into(), options, joined: &mut Vec::new(), claim: &mut None };
-    connector.check(link).map_err(|error| error.to_string())
+    let joiner = Joiner { path: "/run/netns/x".into(), options };
+    joiner.check(link).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn tunnels_that_nobody_made_are_passed_over() {
 #[test]
 fn what_was_written_down_is_undone_in_the_same_namespace_only() {
     let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
-    let network = Network { namespace, joined: Vec::new(), claim: None };
+    let network = Network { junctions: Junctions::new(namespace, Vec::new()), claim: None };
     let mut text = serde_json::to_string(&network.record()).unwrap();
 
     assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_some());

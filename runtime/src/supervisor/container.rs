@@ -9,17 +9,18 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, TracePoint};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::agent::{Agent, AgentError};
 use super::execs::Execs;
+use super::network::Settler;
 use super::signals;
 use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError};
@@ -124,6 +125,8 @@ pub(crate) struct Container {
     last_output: watch::Sender<LastOutput>,
     /// The hooks that follow a start by a call.
     poststart: Vec<Hook>,
+    /// Whom to ask before the start, so that the guest has what has been put into its network until then.
+    network: OnceLock<Settler>,
     /// The sandbox's, as long as it has one.
     cgroup: Weak<HostCgroup>,
     /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
@@ -154,6 +157,7 @@ impl Container {
             ended: watch::Sender::new(None),
             last_output: watch::Sender::new(LastOutput::NotYet),
             poststart,
+            network: OnceLock::new(),
             cgroup,
             sandbox_end: None,
             seccomp: init.seccomp.clone(),
@@ -283,6 +287,13 @@ impl Container {
             self.enter(Status::Running);
             return Ok(Vec::new());
         }
+        if let Some(network) = self.network.get() {
+            let (settled, is_settled) = oneshot::channel();
+            // Where the network is no longer followed, there is nothing to wait for.
+            if network.send(settled).await.is_ok() {
+                let _ = is_settled.await;
+            }
+        }
         // Where it fails, init ends, and so the container: whoever waits for init sees it.
         let started = self.agent.start().await?;
         self.enter(Status::Running);
@@ -292,6 +303,21 @@ impl Container {
             return Err(error.into());
         }
         Ok(started.trace)
+    }
+
+    /// From here on a start waits for the network.
+    pub(super) fn network_settles_by(&self, settler: Settler) {
+        // There is one network.
+        let _ = self.network.set(settler);
+    }
+
+    /// Who moves the frames of a device that the machine has been given, as far as the state does not tell of one yet.
+    pub(super) fn network_is_served_by(&self, backend: &str) {
+        let mut life = self.life();
+        if life.record.net_backend.is_none() {
+            life.record.net_backend = Some(backend.to_owned());
+            self.write(&life.record);
+        }
     }
 
     async fn run_poststart_hooks(&self) -> Result<(), HookError> {

@@ -39,7 +39,8 @@ impl Groundwork {
         make_mount_points(&translated.request, &translated.shares)?;
         let (state, cgroup) = places(options, &translated.cgroup)?;
         let hooks_first = translated.network.is_none() && !translated.hooks.create.is_empty();
-        if hooks_first {
+        // So may whoever has it created, before it is started.
+        if hooks_first || translated.network.is_none() && !options.mode.starts() {
             translated.network = Some(NetworkNamespace::enter_new().map_err(RunError::NetworkNamespace)?);
         } else if let Some(namespace) = &translated.network {
             namespace.enter().map_err(RunError::NetworkNamespace)?;

@@ -309,7 +309,8 @@ pub(super) fn boot(
 ) -> Result<Booted, RunError> {
     let net_options = DeviceOptions::new(machine.spec.net);
     let connected = machine.network.map(|namespace| connect(namespace, net_options, state, trace)).transpose()?;
-    let net_backend = connected.as_ref().map(|connected| connected.backend().to_owned());
+    let net_backend = connected.as_ref().and_then(Connected::backend).map(str::to_owned);
+    let spare_nets = connected.as_ref().map_or(0, Connected::spare_nets);
     let (network, nets, network_request, follower) = match connected {
         Some(Connected { network, devices, request, follower }) => {
             (Some(network), devices, Some(request), Some(follower))
@@ -322,6 +323,7 @@ pub(super) fn boot(
         shares: machine.shares,
         trees_grow: machine.trees_grow,
         nets: &nets,
+        spare_nets,
         vsock: state.bind_vsock()?,
         console: state.create_console_log()?,
         trace: trace.enabled(),
@@ -343,6 +345,6 @@ fn connect(
     let begin_ns = now_ns();
     let connected = Network::connect(namespace, options)?;
     state.record_network(&connected.network.record())?;
-    trace.since(&format!("network ({})", connected.backend()), begin_ns);
+    trace.since(&format!("network ({})", connected.backend().unwrap_or("empty")), begin_ns);
     Ok(connected)
 }

@@ -10,6 +10,7 @@
 //! | `caller` | who has asked for the container, and is told |
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
 //! | `state` | what lies under `--root` |
+//! | `network` | what changes in its network on the host, passed on |
 //! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
@@ -42,6 +43,7 @@ mod error;
 pub(crate) mod execs;
 mod groundwork;
 mod launch;
+mod network;
 mod pid_file;
 pub(crate) mod pod;
 mod proxy;

@@ -19,6 +19,7 @@ use super::container::{CallError, Container, Ended};
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
+use super::network::NetworkTask;
 use super::pid_file;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
@@ -30,7 +31,7 @@ use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
-use crate::network::{Follower, Following, Network};
+use crate::network::{Follower, Network};
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
 
@@ -86,6 +87,7 @@ pub(super) struct Sandbox {
 struct Events<'a> {
     vmm: UnboundedReceiver<VmmEvent>,
     signals: SignalStream,
+    control: VmmControl,
     /// Signals that did not arrive.
     failures: UnboundedReceiver<AgentError>,
     failed: UnboundedSender<AgentError>,
@@ -122,10 +124,10 @@ impl Sandbox {
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
-        let mut events = Events { vmm: vmm_events, signals, failures, failed, trace };
+        let control = VmmControl::new(sockets.control);
+        let mut events = Events { vmm: vmm_events, signals, control: control.clone(), failures, failed, trace };
         sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
-        let control = VmmControl::new(sockets.control);
         tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, control, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
         let container = Arc::new(Container::new(
@@ -171,8 +173,9 @@ impl Sandbox {
         self.create(&container.agent, start, events, parent).await?;
         self.phase = Phase::Running;
         if let Some(follower) = self.follower.take() {
-            let following = follower.follow().map_err(RunError::EventLoop)?;
-            self.tasks.spawn(follow_network(following, container.agent.clone()));
+            let (container, agent, control) = (Arc::clone(container), container.agent.clone(), events.control.clone());
+            let task = NetworkTask { container, agent, control, dir: self.state.handle()? };
+            task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
@@ -444,22 +447,6 @@ impl Sandbox {
                 let cause = "the guest's agent ended its connection".to_owned();
                 RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() })
             }
-        }
-    }
-}
-
-/// Tells the guest what changes in its network on the host. A change that the guest cannot follow is a warning.
-pub(super) async fn follow_network(mut following: Following, agent: Agent) {
-    loop {
-        let configured = match following.next().await {
-            Ok(request) => agent.configure_network(&request).await,
-            Err(error) => return logging::warn(format_args!("the network is no longer followed: {error}")),
-        };
-        match configured {
-            Ok(()) => logging::debug(format_args!("the guest's network has been changed")),
-            // The machine has gone, and whoever waits for it says so.
-            Err(AgentError::Lost) => return,
-            Err(error) => logging::warn(format_args!("a change of the network was not passed on: {error}")),
         }
     }
 }

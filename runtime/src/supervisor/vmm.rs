@@ -59,6 +59,8 @@ pub(crate) struct VmmOptions<'a> {
     /// Whether trees can be added later.
     pub(crate) trees_grow: bool,
     pub(crate) nets: &'a [Device],
+    /// How many network devices can be added later.
+    pub(crate) spare_nets: usize,
     pub(crate) vsock: UnixListener,
     pub(crate) console: File,
     pub(crate) trace: bool,
@@ -115,6 +117,7 @@ impl Vmm {
             shared_trees: options.shares.shared.clone(),
             trees_grow: options.trees_grow,
             nets: options.nets.iter().map(net_config).collect(),
+            spare_nets: options.spare_nets,
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
             control_fd: vmm_control.as_raw_fd(),

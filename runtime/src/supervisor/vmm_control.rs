@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bulkhead_vmm::config::ShareTree;
+use bulkhead_vmm::config::{MacAddress, ShareTree};
 use bulkhead_vmm::control::{self, Order, Request, ShareDevice};
 use bulkhead_vmm::tree::DetachedTree;
 use thiserror::Error;
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::logging;
+use crate::network::Device;
 use crate::text;
 
 /// How long the VMM may take to answer.
@@ -78,6 +79,13 @@ impl VmmControl {
     pub(crate) async fn remove_tree(&self, device: ShareDevice, name: &str) -> Result<(), ControlError> {
         let order = Order::RemoveTree { device, name: name.to_owned() };
         self.ask(order, &[], format!("take back the tree {name}")).await
+    }
+
+    /// Gives the machine a network device, for the interface of that name.
+    pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<(), ControlError> {
+        let order = Order::AttachNet { mac: MacAddress(device.mac), mtu: device.mtu, limits: device.limits };
+        let descriptors: Vec<_> = device.taps.iter().chain(&device.vhosts).map(AsFd::as_fd).collect();
+        self.ask(order, &descriptors, format!("attach the network interface {name}")).await
     }
 
     /// Has something done. `doing` completes "cannot …".

@@ -21,6 +21,7 @@ mod mounts;
 mod namespaces;
 mod net_device;
 mod network;
+mod network_later;
 mod podman;
 mod pods;
 mod process;
@@ -98,6 +99,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         user_namespace::CASES,
         network::CASES,
         net_device::CASES,
+        network_later::CASES,
         mounts::CASES,
         devices::CASES,
         machine::CASES,

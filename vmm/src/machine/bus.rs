@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The machine's devices, where the guest's accesses find them.
 //!
-//! An access that no device answers reads as all ones and is dropped when written, as on a real machine.
+//! An access that no device answers reads as all ones and is dropped when written, as on a real machine. A window that is
+//! kept for a device to come says that there is none in it yet (virtio 1.2, section 4.2.2: a `DeviceID` of 0).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,11 +18,24 @@ const RESET_PORT: u16 = 0x64;
 /// Its command: pulse the reset line.
 const RESET_COMMAND: u8 = 0xfe;
 
+/// What the first registers of an empty window say: `MagicValue`, and `Version`; all others, `DeviceID` among them, are 0.
+const EMPTY_WINDOW: [(u64, u32); 2] = [(0, u32::from_le_bytes(*b"virt")), (4, 2)];
+
 /// Every device of the machine. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Bus {
     console: Arc<Mutex<Console>>,
-    virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    virtio: Vec<Arc<Mutex<Window>>>,
+}
+
+/// A device's registers, in the order of their addresses.
+#[derive(Debug)]
+enum Window {
+    Device(Box<MmioTransport>),
+    /// For a device to come.
+    Empty,
+    /// For one that KVM refused.
+    Unusable,
 }
 
 impl Bus {
@@ -49,22 +63,56 @@ impl Bus {
     ///
     /// When KVM refuses, or the lines are used up.
     pub fn attach(&mut self, vm: &Vm, transport: MmioTransport) -> Result<(), KvmError> {
-        let (address, irq) = Self::window(self.virtio.len());
-        if irq > LAST_IRQ {
+        let index = self.reserve()?;
+        self.fill(vm, index, transport)
+    }
+
+    /// Keeps the next window and interrupt line for a device to come.
+    ///
+    /// # Errors
+    ///
+    /// The lines are used up.
+    pub fn reserve(&mut self) -> Result<usize, KvmError> {
+        let index = self.virtio.len();
+        if Self::window(index).1 > LAST_IRQ {
             return Err(KvmError::MissingCapability("an interrupt line for one more device"));
         }
+        self.virtio.push(Arc::new(Mutex::new(Window::Empty)));
+        Ok(index)
+    }
+
+    /// The first window that is kept for a device to come.
+    #[must_use]
+    pub fn first_empty(&self) -> Option<usize> {
+        self.virtio.iter().position(|window| matches!(*lock(window), Window::Empty))
+    }
+
+    /// Puts a device into an empty window, also while the machine runs, and tells KVM of its notifications and interrupt.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses: the window is of no use then.
+    pub fn fill(&self, vm: &Vm, index: usize, transport: MmioTransport) -> Result<(), KvmError> {
+        let Some(window) = self.virtio.get(index) else {
+            return Err(KvmError::MissingCapability("a window for one more device"));
+        };
+        let registered = Self::register(vm, index, &transport);
+        *lock(window) = if registered.is_ok() { Window::Device(Box::new(transport)) } else { Window::Unusable };
+        registered
+    }
+
+    fn register(vm: &Vm, index: usize, transport: &MmioTransport) -> Result<(), KvmError> {
+        let (address, irq) = Self::window(index);
         for (queue, event) in transport.queue_events() {
             vm.register_ioevent(event, address + QUEUE_NOTIFY_OFFSET, queue.into())?;
         }
         if let Some(event) = transport.acknowledged_event() {
             vm.register_ioevent(event, address + INTERRUPT_ACK_OFFSET, INTERRUPT_USED_RING)?;
         }
-        vm.register_irqfd(transport.interrupt_event(), irq)?;
-        self.virtio.push(Arc::new(Mutex::new(transport)));
-        Ok(())
+        vm.register_irqfd(transport.interrupt_event(), irq)
     }
 
-    fn virtio_at(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+    fn virtio_at(&self, address: u64) -> Option<(&Mutex<Window>, u64)> {
         let offset = address.checked_sub(VIRTIO_WINDOWS)?;
         let device = self.virtio.get(usize::try_from(offset / VIRTIO_WINDOW_LEN).ok()?)?;
         Some((device, offset % VIRTIO_WINDOW_LEN))
@@ -72,6 +120,19 @@ impl Bus {
 
     fn serial_register(port: u16) -> Option<u16> {
         port.checked_sub(SERIAL_PORT).filter(|offset| *offset < SERIAL_PORT_LEN)
+    }
+}
+
+impl Window {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match self {
+            Self::Device(transport) => transport.read(offset, data),
+            Self::Empty | Self::Unusable => {
+                let register = EMPTY_WINDOW.iter().find(|(at, _)| *at == offset).map_or(0, |(_, value)| *value);
+                data.fill(0);
+                data.iter_mut().zip(register.to_le_bytes()).for_each(|(to, from)| *to = from);
+            }
+        }
     }
 }
 
@@ -101,14 +162,16 @@ impl ExitIo for Bus {
 
     fn mmio_read(&mut self, address: u64, data: &mut [u8]) {
         match self.virtio_at(address) {
-            Some((device, offset)) => lock(device).read(offset, data),
+            Some((window, offset)) => lock(window).read(offset, data),
             None => data.fill(0xff),
         }
     }
 
     fn mmio_write(&mut self, address: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.virtio_at(address) {
-            lock(device).write(offset, data);
+        if let Some((window, offset)) = self.virtio_at(address)
+            && let Window::Device(transport) = &mut *lock(window)
+        {
+            transport.write(offset, data);
         }
     }
 }
@@ -129,6 +192,33 @@ mod tests {
         let mut data = [0u8; 8];
         bus().mmio_read(0xd000_0000, &mut data);
         assert_eq!(data, [0xff; 8]);
+    }
+
+    #[test]
+    fn an_empty_window_says_that_there_is_no_device() {
+        let mut bus = bus();
+        bus.reserve().unwrap();
+        assert_eq!(bus.first_empty(), Some(0));
+        let mut register = |offset| {
+            let mut data = [0xff; 4];
+            bus.mmio_read(VIRTIO_WINDOWS + offset, &mut data);
+            u32::from_le_bytes(data)
+        };
+
+        assert_eq!([register(0), register(4), register(8)], [0x7472_6976, 2, 0]);
+        bus.mmio_write(VIRTIO_WINDOWS + 0x70, &[1, 0, 0, 0]);
+        let mut long = [0xff; 8];
+        bus.mmio_read(VIRTIO_WINDOWS, &mut long);
+        assert_eq!(long, *b"virt\0\0\0\0");
+    }
+
+    #[test]
+    fn windows_end_with_the_interrupt_lines() {
+        let mut bus = bus();
+        for _ in FIRST_IRQ..=LAST_IRQ {
+            bus.reserve().unwrap();
+        }
+        assert!(bus.reserve().is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod console;
 mod orders;
 mod run;
 mod setup;
+mod spare;
 
 use std::sync::{Arc, Mutex};
 
@@ -64,6 +65,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no window for one more device.
+    #[error("the machine has no room for one more network device")]
+    NoRoom,
     /// A device could not be made.
     #[error("cannot make the {device} device")]
     Device {
@@ -79,7 +83,7 @@ pub enum MachineError {
 #[derive(Debug)]
 pub struct Machine {
     /// Kept for its memory and interrupt controller, which the vCPUs use.
-    _vm: Vm,
+    _vm: Arc<Vm>,
     vcpus: Vec<Vcpu>,
     bus: Bus,
     console: Arc<Mutex<Console>>,
@@ -96,8 +100,9 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         let allowed = format!("{MIN_MEM_SIZE_MIB} MiB or more");
         return Err(MachineError::Config { what: "guest memory in MiB", value: config.mem_size_mib, allowed });
     }
-    if config.nets.len() > MAX_NETS {
-        let value = config.nets.len() as u64;
+    let nets = config.nets.len().saturating_add(config.spare_nets);
+    if nets > MAX_NETS {
+        let value = nets as u64;
         let allowed = format!("at most {MAX_NETS}");
         return Err(MachineError::Config { what: "the number of network devices", value, allowed });
     }

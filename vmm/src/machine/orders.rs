@@ -5,6 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use bulkhead_virtio::fs::{AddedTrees, TreeError};
+use bulkhead_virtio::net::{Backend, NetConfig};
+
+use super::MachineError;
+use super::spare::SpareNets;
 
 use crate::control::{self, Order, Received, ShareDevice};
 use crate::report::{Report, Reporter};
@@ -16,8 +20,14 @@ enum OrderError {
     Descriptors { given: usize, needed: usize },
     #[error("no trees can be added to this machine")]
     NotGrowing,
+    #[error("the request has {0} descriptors, and needs 1 or 2")]
+    NetDescriptors(usize),
+    #[error("no network devices can be added to this machine")]
+    NoNets,
     #[error(transparent)]
     Tree(#[from] TreeError),
+    #[error(transparent)]
+    Net(#[from] MachineError),
 }
 
 /// What of a machine can be changed while it runs.
@@ -26,6 +36,8 @@ pub(super) struct Changeable {
     /// The trees of the private device, and of the shared one, if they can grow.
     pub(super) private: Option<AddedTrees>,
     pub(super) shared: Option<AddedTrees>,
+    /// Where further network devices go.
+    pub(super) nets: Option<SpareNets>,
 }
 
 /// The machine's end of the control socket.
@@ -68,6 +80,16 @@ impl Changeable {
                 let [] = exactly(descriptors)?;
                 Ok(self.trees(device)?.remove(&name)?)
             }
+            Order::AttachNet { mac, mtu, limits } => {
+                let given = descriptors.len();
+                let mut descriptors = descriptors.into_iter();
+                let Some(tap) = descriptors.next().filter(|_| given <= 2) else {
+                    return Err(OrderError::NetDescriptors(given));
+                };
+                let backend = Backend { taps: vec![tap], vhosts: descriptors.collect() };
+                let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
+                Ok(nets.attach(&NetConfig { mac, mtu: Some(mtu), pairs: 1, limits }, backend)?)
+            }
         }
     }
 
@@ -93,6 +115,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::config::{Limits, MacAddress};
     use crate::control::Request;
 
     /// Carries requests out, each with so many descriptors, and returns the failures.
@@ -129,7 +152,7 @@ mod tests {
     #[test]
     fn trees_come_and_go_in_the_order_of_the_requests() {
         let private = Some(AddedTrees::new([]).unwrap());
-        let machine = Changeable { private, shared: None };
+        let machine = Changeable { private, ..Changeable::default() };
         let device = ShareDevice::Private;
 
         let orders = vec![(add(device, "a"), 1), (add(device, "a"), 1), (remove("a"), 0), (remove("a"), 0)];
@@ -142,9 +165,19 @@ mod tests {
     }
 
     #[test]
+    fn a_network_device_needs_a_tap_and_room() {
+        let attach = || Order::AttachNet { mac: MacAddress([2, 0, 0, 0, 0, 1]), mtu: 1500, limits: Limits::default() };
+
+        let failures = answers(Changeable::default(), vec![(attach(), 0), (attach(), 1)]);
+
+        assert_eq!(failures[0].as_deref(), Some("the request has 0 descriptors, and needs 1 or 2"));
+        assert_eq!(failures[1].as_deref(), Some("no network devices can be added to this machine"));
+    }
+
+    #[test]
     fn requests_that_do_not_fit_are_refused() {
         let private = Some(AddedTrees::new([]).unwrap());
-        let machine = Changeable { private, shared: None };
+        let machine = Changeable { private, ..Changeable::default() };
 
         let failures = answers(
             machine,

@@ -14,7 +14,7 @@ use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, Net, NetConfig};
+use bulkhead_virtio::net::{Backend, NetConfig};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
@@ -22,6 +22,7 @@ use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 use super::bus::Bus;
 use super::console::Console;
 use super::orders::{Changeable, Orders};
+use super::spare::{self, SpareNets};
 use super::{Machine, MachineError, Parts, check};
 use crate::arch::x86_64::boot;
 use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
@@ -84,7 +85,7 @@ fn load_guest(config: &MachineConfig) -> Result<(GuestMemory, StartState), Machi
 
 fn device_count(config: &MachineConfig) -> u64 {
     let shares = u64::from(config.has_private()) + u64::from(config.has_shared());
-    2 + shares + config.nets.len() as u64
+    2 + shares + (config.nets.len() + config.spare_nets) as u64
 }
 
 fn command_line(config: &MachineConfig) -> String {
@@ -103,12 +104,17 @@ fn assemble(
     set_up_vcpus(&kvm, &vcpus, start)?;
     let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
     let mut bus = Bus::new(Arc::clone(&console));
-    let changeable = changeable(config)?;
+    let mut changeable = changeable(config)?;
     for (name, device) in devices(config, jail, &changeable)? {
         let transport = MmioTransport::new(device, memory.clone())
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
     }
+    for _ in 0..config.spare_nets {
+        bus.reserve()?;
+    }
+    let vm = Arc::new(vm);
+    changeable.nets = Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone() });
     let orders = Orders { socket: owned(config.control_fd), machine: changeable };
     Ok(Machine { _vm: vm, vcpus, bus, console, orders })
 }
@@ -130,7 +136,8 @@ fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
         AddedTrees::new(trees.iter().map(|tree| tree.name.clone()))
             .map_err(|source| MachineError::Host { doing: "make an eventfd", source })
     };
-    Ok(Changeable { private: Some(added(&config.private_trees)?), shared: Some(added(&config.shared_trees)?) })
+    let (private, shared) = (added(&config.private_trees)?, added(&config.shared_trees)?);
+    Ok(Changeable { private: Some(private), shared: Some(shared), nets: None })
 }
 
 /// A device, and what to call it.
@@ -161,12 +168,9 @@ fn devices(config: &MachineConfig, jail: Jail, changeable: &Changeable) -> Resul
     for net in &config.nets {
         let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
         let backend = Backend { taps: owned(&net.tap_fds), vhosts: owned(&net.vhost_fds) };
-        let name = format!("{} network", net.mac);
         let pairs = net.tap_fds.len() as u16; // checked to be at most MAX_NET_PAIRS
-        let device = Net::new(&NetConfig { mac: net.mac, mtu: Some(net.mtu), pairs, limits: net.limits })
-            .on(backend)
-            .map_err(|source| MachineError::Device { device: name.clone(), source: source.into() })?;
-        devices.push((name, Box::new(device)));
+        let config = NetConfig { mac: net.mac, mtu: Some(net.mtu), pairs, limits: net.limits };
+        devices.push((format!("{} network", net.mac), Box::new(spare::net(&config, backend)?)));
     }
     Ok(devices)
 }

@@ -13,6 +13,7 @@
 mod member;
 mod trees;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use super::error::{Loss, Phase, RunError};
 use super::execs;
 use super::groundwork;
 use super::launch::{self, Booted, Options};
-use super::sandbox::follow_network;
+use super::network::NetworkTask;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
 use super::task_service::{Calls, TaskServer, TaskService};
@@ -83,6 +84,9 @@ impl Pod {
 struct Setup {
     network: Option<ConfigureNetworkRequest>,
     sandbox: ConfigureSandboxRequest,
+    control: VmmControl,
+    /// The state directory.
+    dir: OwnedFd,
 }
 
 /// Makes a pod's machine, and supervises it to the sandbox's end; within an event loop. The caller is told once
@@ -121,6 +125,7 @@ async fn make(
     let cgroup = cgroup.map(Arc::new);
     let booted = launch::boot(options, &install, parts, machine, &state, &mut trace)?;
     let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
+    let control = VmmControl::new(sockets.control);
     let setup = Setup {
         network: network_request,
         sandbox: ConfigureSandboxRequest {
@@ -129,6 +134,8 @@ async fn make(
             sysctls: request.sysctls,
             ..ConfigureSandboxRequest::default()
         },
+        control: control.clone(),
+        dir: state.handle()?,
     };
     let namespaces = PodNamespaces { pid: process::id(), network: translated.network_path };
     let record = Record {
@@ -150,7 +157,6 @@ async fn make(
     sweep(&options.root);
 
     let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
-    let control = VmmControl::new(sockets.control);
     let (vmm_sender, vmm_events) = mpsc::unbounded_channel();
     sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
     let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
@@ -244,8 +250,14 @@ impl Life {
         logging::debug(format_args!("agent {agent} on Linux {kernel}"));
         self.phase = Phase::Running;
         if let Some(follower) = self.follower.take() {
-            let following = follower.follow().map_err(RunError::EventLoop)?;
-            self.tasks.spawn(follow_network(following, pod.agent.clone()));
+            let (container, agent) = (Arc::clone(&pod.sandbox), pod.agent.clone());
+            let task = NetworkTask {
+                container,
+                agent,
+                control: setup.control.clone(),
+                dir: setup.dir.try_clone().map_err(RunError::EventLoop)?,
+            };
+            task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
         pod.sandbox.enter(Status::Created);
         if let Some(ready) = ready.take() {

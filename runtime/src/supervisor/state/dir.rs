@@ -169,8 +169,7 @@ impl StateDir {
     }
 
     fn create_file(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+        create_file(&self.dir, name)
     }
 
     fn named(&self, doing: &'static str, name: &str) -> impl FnOnce(io::Error) -> StateDirError {
@@ -229,8 +228,7 @@ impl StateDir {
 
     /// Notes what is to be undone of the sandbox's network, for the same reason.
     pub(crate) fn record_network(&self, record: &NetworkRecord) -> Result<(), StateDirError> {
-        let written = self.create_file(NETWORK).and_then(|mut file| file.write_all(&serde_json::to_vec(record)?));
-        written.map_err(self.named("write the file", NETWORK))
+        record_network(&self.dir, record).map_err(self.named("write the file", NETWORK))
     }
 
     /// From here on the directory stays when this is dropped.
@@ -249,6 +247,17 @@ impl StateDir {
         let written = self.create_file(VMM).and_then(|mut file| writeln!(file, "{pid} {start_time}"));
         written.map_err(self.named("write the file", VMM))
     }
+}
+
+fn create_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// Notes what is to be undone of a sandbox's network in an open state directory.
+pub(crate) fn record_network(dir: &OwnedFd, record: &NetworkRecord) -> io::Result<()> {
+    let mut file = create_file(dir, NETWORK)?;
+    file.write_all(&serde_json::to_vec(record)?)
 }
 
 /// The path of a socket, for this process alone: through the open directory, since a socket's address is limited to 107

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Joining an interface and a tap, in the network namespace that the calling thread is in.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bulkhead_netlink::Socket;
+use bulkhead_vmm::config::MIN_MTU;
+
+use super::survey::Link;
+use super::{Device, DeviceOptions, Joined, NetworkError, SUPPORTED, redirect, tap, vhost};
+
+/// What is the same for all interfaces of a namespace.
+#[derive(Debug, Clone)]
+pub(super) struct Joiner {
+    /// The namespace's.
+    pub(super) path: PathBuf,
+    pub(super) options: DeviceOptions,
+}
+
+impl Joiner {
+    /// Whether an interface can be passed on.
+    pub(super) fn check(&self, link: &Link) -> Result<(), NetworkError> {
+        let (name, path) = (link.name.clone(), self.path.clone());
+        if tap::is_one(link) {
+            return Err(NetworkError::InUse(path));
+        }
+        if !SUPPORTED.contains(&link.kind.as_str()) || link.hardware != libc::ARPHRD_ETHER || link.mac.len() != 6 {
+            let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
+            return Err(NetworkError::Unsupported { name, kind: kind.to_owned(), path });
+        }
+        if link.mtu < u32::from(MIN_MTU) {
+            return Err(NetworkError::Mtu { name, mtu: link.mtu, path });
+        }
+        Ok(())
+    }
+
+    /// Joins it to a new tap, and adds to `joined` what is to be undone, also when it fails.
+    pub(super) fn join(
+        &self,
+        socket: &mut Socket,
+        link: &Link,
+        joined: &mut Vec<Joined>,
+    ) -> Result<Device, NetworkError> {
+        let name = tap::name(link.index);
+        let taps =
+            tap::make(&name, self.options.pairs).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
+        let index = tap::index(link.index).ok_or(io::ErrorKind::NotFound);
+        let index = index.map_err(self.cannot(&format!("find the tap {name}")))?;
+        let turned_on = tap::turn_on(socket, index, link.mtu);
+        turned_on.map_err(self.cannot(&format!("turn the tap {name} on")))?;
+        let doing = format!(
+            "join the interface {} and the tap {name} (modules sch_ingress, cls_matchall, act_mirred)",
+            link.name
+        );
+        let is_new = redirect::prepare(socket, link.index).map_err(self.cannot(&doing))?;
+        // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
+        let is_prepared = redirect::remove(socket, link.index).is_ok() || is_new;
+        joined.push(Joined { link: link.index, tap: index, is_prepared });
+        redirect::prepare(socket, index)
+            .and_then(|_| redirect::add(socket, index, link.index))
+            .and_then(|()| redirect::add(socket, link.index, index))
+            .map_err(self.cannot(&doing))?;
+        let mac = link.mac.as_slice().try_into().unwrap_or_default();
+        let limits = self.options.settings.limits;
+        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+    }
+
+    fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {
+        let DeviceOptions { pairs, settings } = self.options;
+        match settings.vhost {
+            Some(false) => Ok(Vec::new()),
+            Some(true) => vhost::open(pairs).map_err(NetworkError::Vhost),
+            // It keeps to no limits.
+            None if settings.limits.are_set() => Ok(Vec::new()),
+            // Without it, the VMM does it.
+            None => Ok(vhost::open(pairs).unwrap_or_default()),
+        }
+    }
+
+    pub(super) fn cannot<E: Into<io::Error>>(&self, doing: &str) -> impl FnOnce(E) -> NetworkError + use<E> {
+        let (doing, path) = (doing.to_owned(), self.path.clone());
+        move |source| NetworkError::Step { doing, path, source: source.into() }
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A running machine's network follows that of the host: further interfaces get devices, and the guest is told.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::agent::{Agent, AgentError};
+use super::container::Container;
+use super::state;
+use super::vmm_control::VmmControl;
+use crate::logging;
+use crate::network::{Change, Follower, Following};
+use crate::text;
+
+/// Whoever wants to know that the guest has what the host has by now.
+pub(crate) type Settler = mpsc::Sender<oneshot::Sender<()>>;
+
+/// How many may ask at once.
+const ASKERS: usize = 8;
+
+/// What follows needs beside what is followed.
+pub(super) struct NetworkTask {
+    pub(super) container: Arc<Container>,
+    pub(super) agent: Agent,
+    pub(super) control: VmmControl,
+    /// The state directory.
+    pub(super) dir: OwnedFd,
+}
+
+impl NetworkTask {
+    /// Follows the network until the machine is gone, as one of `tasks`. Who starts the container waits from here on for
+    /// what has come until then.
+    pub(super) fn start(self, follower: Follower, tasks: &mut JoinSet<()>) -> io::Result<()> {
+        let following = follower.follow()?;
+        let (settler, asked) = mpsc::channel(ASKERS);
+        self.container.network_settles_by(settler);
+        tasks.spawn(self.run(following, asked));
+        Ok(())
+    }
+
+    async fn run(self, mut following: Following, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
+        loop {
+            let asker = tokio::select! {
+                changed = following.changed() => match changed {
+                    Ok(()) => None,
+                    Err(error) => return given_up(&error),
+                },
+                Some(asker) = asked.recv() => Some(asker),
+            };
+            match self.catch_up(&mut following).await {
+                Ok(()) => {}
+                Err(CatchUpError::Host(error)) => return given_up(&error),
+                // The machine has gone, and whoever waits for it says so.
+                Err(CatchUpError::Agent(AgentError::Lost)) => return,
+                Err(CatchUpError::Agent(error)) => {
+                    logging::warn(format_args!("a change of the network was not passed on: {}", text::chain(&error)));
+                }
+            }
+            if let Some(asker) = asker {
+                // It may not wait any more.
+                let _ = asker.send(());
+            }
+        }
+    }
+
+    async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
+        let Change { late, mut request } = following.look()?;
+        if !late.is_empty() {
+            self.record(following);
+        }
+        for late in late {
+            match self.control.attach_net(&late.device, &late.name).await {
+                Ok(()) => self.container.network_is_served_by(late.device.backend()),
+                Err(error) => {
+                    request = following.give_up(&late, &text::chain(&error))?.or(request);
+                    self.record(following);
+                }
+            }
+        }
+        if let Some(request) = request {
+            self.agent.configure_network(&request).await?;
+            logging::debug(format_args!("the guest's network has been changed"));
+        }
+        Ok(())
+    }
+
+    /// Writes down what is to be undone.
+    fn record(&self, following: &Following) {
+        if let Err(error) = state::record_network(&self.dir, &following.record()) {
+            logging::warn(format_args!("cannot note what is to be undone of the network: {error}"));
+        }
+    }
+}
+
+/// Why the guest does not have what the host has.
+#[derive(Debug)]
+enum CatchUpError {
+    Host(io::Error),
+    Agent(AgentError),
+}
+
+impl From<io::Error> for CatchUpError {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl From<AgentError> for CatchUpError {
+    fn from(error: AgentError) -> Self {
+        Self::Agent(error)
+    }
+}
+
+fn given_up(error: &io::Error) {
+    logging::warn(format_args!("the network is no longer followed: {error}"));
+}

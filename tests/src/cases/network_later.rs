@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A network that is made when the container is there already: between `create` and `start`, as docker does it from version
+//! 26 on, and `ctr run --cni`; and when its program runs.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use super::network::host;
+use super::{Case, case};
+use crate::bundle::Bundle;
+use crate::detached::Detached;
+use crate::env::{Env, Kind};
+use crate::failure::{Context as _, Result, ensure, fail};
+
+pub(super) const CASES: &[Case] = &[case!(between_create_and_start_and_after)];
+
+/// How long the guest may take.
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// Gives the network namespace of a process an interface, with number 2 in 10.9.`net`.0/24; the host is number 1.
+fn give(pid: i32, name: &str, net: u8) -> Result {
+    let (end, inside) = (format!("bhl-{net}"), format!("nsenter --net=/proc/{pid}/ns/net"));
+    host(&format!("ip link add {end} type veth peer name {name} netns {pid} mtu 1400"))?;
+    host(&format!("ip addr add 10.9.{net}.1/24 dev {end}"))?;
+    host(&format!("ip link set {end} up"))?;
+    host(&format!("{inside} ip addr add 10.9.{net}.2/24 dev {name}"))?;
+    host(&format!("{inside} ip link set {name} up")).map(drop)
+}
+
+/// Waits for somebody who connects, and says where.
+fn greet(container: &Detached<'_>, listener: &TcpListener) -> Result {
+    listener.set_nonblocking(true)?;
+    let end = Instant::now() + LIMIT;
+    loop {
+        match listener.accept() {
+            Ok((mut stream, _)) => {
+                return stream.write_all(b"from the host\n").context(|| "greeting the container".to_owned());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => fail!("nobody connects: {error}; the container says {:?}", container.output()?),
+        }
+    }
+}
+
+fn between_create_and_start_and_after(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh(
+        "ls /sys/class/net; ip -o -4 addr show dev eth0; ip route; cat /sys/class/net/eth0/mtu; \
+         nc 10.9.30.1 4000 </dev/null; until ip -o -4 addr show dev net1 2>/dev/null | grep 10.9.31.2; do sleep 0.1; done; \
+         nc 10.9.31.1 4001 </dev/null",
+    );
+    // The container does not wait for them.
+    let (first, second) = (TcpListener::bind("0.0.0.0:4000")?, TcpListener::bind("0.0.0.0:4001")?);
+    let container = Detached::create(env, &bundle)?;
+    let own = std::fs::read_link("/proc/self/ns/net")?;
+    let its = std::fs::read_link(format!("/proc/{}/ns/net", container.pid))?;
+    ensure!(its != own, "the container's process is in the host's network");
+
+    give(container.pid, "eth0", 30)?;
+    host(&format!("nsenter --net=/proc/{}/ns/net ip route add default via 10.9.30.1", container.pid))?;
+    container.must(&["start"])?;
+    greet(&container, &first)?;
+    if env.kind == Kind::Bulkhead {
+        let state = container.state()?;
+        ensure!(state["annotations"]["io.bulkhead.net.backend"].is_string(), "nobody moves its frames: {state}");
+    }
+    give(container.pid, "net1", 31)?;
+    greet(&container, &second)?;
+
+    let status = container.wait()?;
+    let output = container.output()?;
+    ensure!(status == 0, "the status is {status}: {output:?}");
+    for part in ["eth0\nlo\n", "inet 10.9.30.2/24", "default via 10.9.30.1 dev eth0", "\n1400\n", "inet 10.9.31.2/24"] {
+        ensure!(output.contains(part), "no {part:?} in {output:?}");
+    }
+    ensure!(output.matches("from the host\n").count() == 2, "what came from the host: {output:?}");
+    Ok(())
+}
