@@ -56,6 +56,14 @@ impl BlockIo {
         !self.device_weights.is_empty() || !self.throttles.is_empty()
     }
 
+    /// The files without which what is asked for cannot be done: one of each list.
+    pub(super) fn needed_files(&self) -> impl Iterator<Item = &'static [&'static str]> {
+        let weights: &[_] = &["io.bfq.weight", "io.weight", "blkio.bfq.weight_device", "blkio.weight_device"];
+        let throttles: &[_] = &["io.max", "blkio.throttle.read_bps_device"];
+        let needed = [(weights, !self.device_weights.is_empty()), (throttles, !self.throttles.is_empty())];
+        needed.into_iter().filter_map(|(files, asked)| asked.then_some(files))
+    }
+
     /// File and value of each setting, for the cgroup in `folder`. Which files there are depends on the host's
     /// schedulers; a weight for all devices is left out where there is none, since there is nothing to weigh then.
     pub(crate) fn settings(&self, folder: &Path, version_2: bool) -> Vec<(&'static str, String)> {

@@ -21,7 +21,7 @@ mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use thiserror::Error;
@@ -31,9 +31,8 @@ pub(crate) use self::limits::Limits;
 pub(crate) use self::place::Place;
 use crate::logging;
 
-/// How often, and how long apart, removing is tried: a killed VMM is in its cgroup until the kernel has taken its machine
-/// apart.
-const REMOVE_ATTEMPTS: u32 = 400;
+/// How long removing is tried, and how often: a killed VMM is in its cgroup until the kernel has taken its machine apart.
+pub(crate) const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a configuration asks for.
@@ -82,12 +81,6 @@ struct Group {
     version_2: bool,
 }
 
-impl Group {
-    fn limits_block_io(&self) -> bool {
-        self.path.join(if self.version_2 { "io.max" } else { "blkio.throttle.read_bps_device" }).exists()
-    }
-}
-
 impl HostCgroup {
     /// Makes the cgroup for the sandbox `id` and sets its limits. `None` if none was asked for, or if the host has none
     /// to write in and no certain one was asked for.
@@ -130,9 +123,6 @@ impl HostCgroup {
         }
         if spec.limits.mems.is_some() && !cgroup.groups.iter().any(|group| group.version_2) {
             return Err(HostCgroupError::NoNodes);
-        }
-        if spec.limits.block_io.needs_host() && !cgroup.groups.iter().any(Group::limits_block_io) {
-            return Err(HostCgroupError::NoBlockIo);
         }
         cgroup.update(&spec.limits)?;
         Ok(cgroup)
@@ -188,6 +178,11 @@ impl HostCgroup {
 
     /// Sets the limits that are given.
     pub(crate) fn update(&self, limits: &Limits) -> Result<(), HostCgroupError> {
+        // In version 1 a file that is not there is passed over; what is asked for by name has to be in one.
+        let has = |file: &&str| self.groups.iter().any(|group| group.path.join(file).exists());
+        if limits.block_io.needed_files().any(|one_of| !one_of.iter().any(has)) {
+            return Err(HostCgroupError::NoBlockIo);
+        }
         for group in &self.groups {
             let mut settings = if group.version_2 { limits.version_2() } else { limits.version_1() };
             settings.extend(limits.block_io.settings(&group.path, group.version_2));
@@ -203,6 +198,15 @@ impl HostCgroup {
         Ok(())
     }
 
+    /// Removes it; what has processes still when the time is up is left, for whoever has its record.
+    pub(crate) fn remove(&mut self, patience: Duration) {
+        for group in self.groups.drain(..).rev() {
+            if let Err(error) = remove(&group, patience) {
+                logging::warn(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
+            }
+        }
+    }
+
     /// The directories: one, or in version 1 one a hierarchy.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.groups.iter().map(|group| group.path.as_path())
@@ -211,26 +215,22 @@ impl HostCgroup {
 
 impl Drop for HostCgroup {
     fn drop(&mut self) {
-        for group in self.groups.iter().rev() {
-            if let Err(error) = remove(group) {
-                logging::warn(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
-            }
-        }
+        self.remove(REMOVE_PATIENCE);
     }
 }
 
-fn remove(group: &Group) -> io::Result<()> {
-    let mut attempt = 0;
+fn remove(group: &Group, patience: Duration) -> io::Result<()> {
+    let end = Instant::now() + patience;
+    let mut origin = group.origin.as_deref();
     loop {
         match fs::remove_dir(&group.path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < REMOVE_ATTEMPTS => {
-                if let (0, Some(origin)) = (attempt, &group.origin) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && (origin.is_some() || Instant::now() < end) => {
+                if let Some(origin) = origin.take() {
                     // If this process is not in it, this changes nothing.
                     let _ = fs::write(origin.join("cgroup.procs"), std::process::id().to_string());
                 } else {
                     thread::sleep(REMOVE_PAUSE);
                 }
-                attempt += 1;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => return result,

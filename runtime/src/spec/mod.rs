@@ -268,7 +268,12 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
 
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
+    let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
+    if matches!(role, Role::Sandbox) {
+        // The sum is that of the containers which have a limit, and must not hold for those which have none. Where all have
+        // one, the kubelet sets it on the pod's cgroup, which is above this one.
+        (cgroup.limits.cpu_quota_us, cgroup.limits.cpu_period_us) = (None, None);
+    }
 
     let mut shares = match role {
         Role::Member { prefix, .. } => Shares::of_pod(prefix),

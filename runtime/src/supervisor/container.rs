@@ -386,6 +386,10 @@ impl Container {
     pub(crate) async fn update(&self, limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
         self.require_process()?;
+        if limits.host.needs_host() && self.cgroup.upgrade().is_none() {
+            let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
+            return Err(CallError::NotSupported(what));
+        }
         self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
         match self.cgroup.upgrade() {
             Some(cgroup) => Ok(cgroup.update(&limits.host)?),

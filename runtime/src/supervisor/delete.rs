@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::client;
 use super::container::{CallError, SIGKILL};
-use super::state::{Found, LookupError, Status};
+use super::state::{Found, LookupError, Status, sweep_one};
 use crate::hooks;
 use crate::logging;
 
@@ -39,7 +39,12 @@ pub(crate) enum DeleteError {
 /// not exist is no error. May be called any number of times, also at once.
 pub(crate) fn delete(root: &Path, id: &str, force: bool) -> Result<(), DeleteError> {
     match Found::open(root, id).map_err(DeleteError::from).and_then(|found| delete_found(&found, force)) {
-        Err(DeleteError::Lookup(LookupError::NotFound(_))) if force => Ok(()),
+        Err(DeleteError::Lookup(LookupError::NotFound(_))) if force => {
+            // A supervisor that was killed early has noted what is to be undone, but no container yet. What is in use, or
+            // none of ours, is left alone.
+            sweep_one(&root.join(id));
+            Ok(())
+        }
         result => result,
     }
 }

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::record::{Record, STATE, STATE_NEW};
-use super::sweep::{Swept, start_time, sweep_one};
+use super::sweep::{Swept, start_time, strike_undone, sweep_one};
 use crate::logging;
 use crate::network::NetworkRecord;
 
@@ -69,6 +69,8 @@ pub(crate) enum StateDirError {
     Foreign(PathBuf),
     #[error("cannot {doing} {}{}", path.display(), hint(source))]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("container with given ID has ended, but its processes are still in their cgroup: {0} (try again)")]
+    Unfinished(String),
     #[error("cannot make {}: it is removed again and again", .0.display())]
     Contended(PathBuf),
 }
@@ -151,6 +153,7 @@ impl StateDir {
                     }
                     Swept::Foreign => return Err(StateDirError::Foreign(path)),
                     Swept::Kept => return Err(StateDirError::InUse(id.to_owned())),
+                    Swept::Unfinished => return Err(StateDirError::Unfinished(id.to_owned())),
                     Swept::Removed => in_use = false,
                 },
                 Err(error) => return Err(io("rename to the container's id the folder")(error.into())),
@@ -274,6 +277,7 @@ pub(crate) fn vsock_path(dir: &OwnedFd) -> PathBuf {
 impl Drop for StateDir {
     fn drop(&mut self) {
         if self.keep {
+            strike_undone(&self.dir);
             return;
         }
         if let Err(error) = remove_locked(&self.dir, &self.path) {
@@ -298,15 +302,20 @@ pub(super) fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
-/// Removes Bulkhead's files and the directory, whose lock is held. The marker goes last.
-pub(super) fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<()> {
-    for name in FILES.iter().rev() {
+/// Removes Bulkhead's files and the directory, whose lock is held. The marker goes last. While there is a cgroup, the
+/// directory stays with its record, for a sweep; whether all is gone.
+pub(super) fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<bool> {
+    let all = strike_undone(dir);
+    for name in FILES.iter().rev().filter(|name| all || ![MARKER, CGROUP].contains(name)) {
         match unlinkat(dir.as_fd(), *name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    fs::remove_dir(path)
+    if all {
+        fs::remove_dir(path)?;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::dir::{CONSOLE, StateDirError, TASK, check_id, lock, remove_locked, short_path, vsock_path};
 use super::record::{Record, Status};
 use super::sweep::end_sandbox;
+use crate::cgroup::REMOVE_PATIENCE;
 
 /// A container that cannot be looked up. Engines look for the words "does not exist".
 #[derive(Debug, Error)]
@@ -103,7 +104,8 @@ impl Found {
         let failed = |error: io::Error| LookupError::Read(self.path.clone(), error);
         match lock(&self.path) {
             Ok(Some(dir)) => {
-                end_sandbox(&dir);
+                end_sandbox(&dir, REMOVE_PATIENCE);
+                // A cgroup that is left is a sweep's; without its state the container is none any more.
                 remove_locked(&dir, &self.path).map_err(failed)?;
                 Ok(true)
             }

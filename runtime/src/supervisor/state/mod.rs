@@ -9,4 +9,4 @@ mod sweep;
 pub(crate) use self::dir::{StateDir, StateDirError, check_id, record_network, vsock_path};
 pub(crate) use self::lookup::{Found, LookupError};
 pub(crate) use self::record::{Record, Status, now};
-pub(crate) use self::sweep::{collect, sweep};
+pub(crate) use self::sweep::{collect, sweep, sweep_one};

@@ -10,31 +10,37 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, VMM, check_id, lock, remove_locked};
 use super::record::{Record, Status};
-use crate::cgroup::HostCgroup;
+use crate::cgroup::{HostCgroup, REMOVE_PATIENCE};
 use crate::logging;
 use crate::network::Network;
 
 /// Most bytes of a cgroup's record that are read.
 const MAX_CGROUP_RECORD: u64 = 64 << 10;
+/// How long a sweep waits for the end of what it finds. Each start sweeps, and the next one comes back to what is left.
+const SWEEP_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Most bytes of a network's record that are read.
 const MAX_NETWORK_RECORD: u64 = 64 << 10;
 
 /// What became of a directory that was not ours.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Swept {
+pub(crate) enum Swept {
     /// Its supervisor lives.
     InUse,
     /// It is none of Bulkhead's.
     Foreign,
     /// Its container is to be deleted by those who created it.
     Kept,
+    /// Its container is gone, but not all of its processes.
+    Unfinished,
     /// It is gone.
     Removed,
 }
@@ -42,7 +48,7 @@ pub(super) enum Swept {
 /// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
 pub(crate) fn sweep(root: &Path) {
     for path in candidates(root) {
-        if sweep_one(&path) == Swept::Removed {
+        if sweep_with(&path, SWEEP_PATIENCE) == Swept::Removed {
             logging::debug(format_args!("swept the stale state directory {}", path.display()));
         }
     }
@@ -68,12 +74,12 @@ fn collect_one(path: &Path, dry_run: bool) -> bool {
     if dry_run {
         return true;
     }
-    end_sandbox(&dir);
+    end_sandbox(&dir, REMOVE_PATIENCE);
     let removed = remove_locked(&dir, path);
     if let Err(error) = &removed {
         logging::warn(format_args!("cannot remove {}: {error}", path.display()));
     }
-    removed.is_ok()
+    removed.is_ok_and(|all| all)
 }
 
 /// The directories under `root` whose names are those of state directories.
@@ -91,7 +97,12 @@ fn is_own(dir: &OwnedFd, path: &Path) -> bool {
     is_new || rustix::fs::statat(dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
-pub(super) fn sweep_one(path: &Path) -> Swept {
+/// Removes what a killed supervisor has left of one container, unless it is to be kept.
+pub(crate) fn sweep_one(path: &Path) -> Swept {
+    sweep_with(path, REMOVE_PATIENCE)
+}
+
+fn sweep_with(path: &Path, patience: Duration) -> Swept {
     let dir = match lock(path) {
         Ok(Some(dir)) => dir,
         Ok(None) => return Swept::InUse,
@@ -101,13 +112,14 @@ pub(super) fn sweep_one(path: &Path) -> Swept {
     if !is_own(&dir, path) {
         return Swept::Foreign;
     }
-    end_sandbox(&dir);
+    end_sandbox(&dir, patience);
     // A record that cannot be read is not one to believe in.
     if Record::read(&dir).ok().flatten().is_some_and(|record| record.kept && record.status != Status::Creating) {
         return Swept::Kept;
     }
     match remove_locked(&dir, path) {
-        Ok(()) => Swept::Removed,
+        Ok(true) => Swept::Removed,
+        Ok(false) => Swept::Unfinished,
         Err(error) => {
             logging::debug(format_args!("cannot sweep {}: {error}", path.display()));
             Swept::Foreign
@@ -115,8 +127,8 @@ pub(super) fn sweep_one(path: &Path) -> Swept {
     }
 }
 
-/// The cgroup that was noted; to be dropped, which removes it.
-fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
+/// The directories of the cgroup that was noted.
+fn cgroup_paths(dir: &OwnedFd) -> Vec<PathBuf> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mut record = Vec::new();
     if let Ok(file) = openat(dir, CGROUP, flags, Mode::empty()) {
@@ -124,7 +136,17 @@ fn recorded_cgroup(dir: &OwnedFd) -> HostCgroup {
         let _ = File::from(file).take(MAX_CGROUP_RECORD).read_to_end(&mut record);
     }
     let paths = record.split(|byte| *byte == 0).filter(|path| !path.is_empty());
-    HostCgroup::reopen(paths.map(|path| PathBuf::from(OsStr::from_bytes(path))))
+    paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
+}
+
+/// Strikes from a state directory what has been undone. A cgroup that is there still stays noted, so that it is found
+/// again; and what is gone is not looked for again, since by then it may be another container's.
+pub(super) fn strike_undone(dir: &OwnedFd) -> bool {
+    let is_left = cgroup_paths(dir).iter().any(|path| path.exists());
+    for name in [VMM, NETWORK].into_iter().chain((!is_left).then_some(CGROUP)) {
+        let _ = unlinkat(dir, name, AtFlags::empty());
+    }
+    !is_left
 }
 
 /// The network that was noted; to be dropped, which undoes it.
@@ -135,10 +157,11 @@ fn recorded_network(dir: &OwnedFd) -> Option<Network> {
 }
 
 /// Ends what is left of a sandbox whose supervisor is gone: its VMM, its cgroup and its network.
-pub(super) fn end_sandbox(dir: &OwnedFd) {
+pub(super) fn end_sandbox(dir: &OwnedFd, patience: Duration) {
     kill_recorded_vmm(dir);
-    drop(recorded_cgroup(dir));
+    HostCgroup::reopen(cgroup_paths(dir)).remove(patience);
     drop(recorded_network(dir));
+    strike_undone(dir);
 }
 
 /// Ends a VMM that has survived its supervisor: it ends by itself when its supervisor does, so this is for one that is
@@ -200,5 +223,43 @@ mod tests {
             assert!(root.path().join(id).exists(), "{id}");
         }
         assert!(collect(root.path(), false).is_empty());
+    }
+
+    #[test]
+    fn a_cgroup_that_is_in_use_stays_noted_until_it_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = tempfile::tempdir().unwrap();
+        let (path, process) = (cgroup.path().join("c1"), cgroup.path().join("c1/process"));
+        fs::create_dir(&path).unwrap();
+        fs::write(&process, "").unwrap();
+        let state = StateDir::create(root.path(), "c1").unwrap();
+        state.record(&record("c1", Status::Running, false)).unwrap();
+        state.record_cgroup([path.as_path()].into_iter()).unwrap();
+        drop(state);
+
+        let left = |folder: &Path| fs::read_dir(folder).unwrap().count();
+        assert_eq!(left(&root.path().join("c1")), 2);
+        assert_eq!(sweep_with(&root.path().join("c1"), Duration::ZERO), Swept::Unfinished);
+        fs::remove_file(&process).unwrap();
+        sweep(root.path());
+
+        assert_eq!((left(root.path()), path.exists()), (0, false));
+    }
+
+    #[test]
+    fn a_container_that_is_kept_after_its_end_lays_no_claim_to_its_cgroup() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = tempfile::tempdir().unwrap();
+        let path = cgroup.path().join("shared");
+        let mut state = StateDir::create(root.path(), "c1").unwrap();
+        state.record(&record("c1", Status::Stopped, true)).unwrap();
+        state.record_cgroup([path.as_path()].into_iter()).unwrap();
+        state.keep();
+        drop(state);
+
+        fs::create_dir(&path).unwrap();
+        sweep(root.path());
+
+        assert!(path.exists());
     }
 }
