@@ -12,11 +12,12 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, TracePoint};
+use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, StartContainerResponse, TracePoint};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use super::agent::{Agent, AgentError};
 use super::execs::Execs;
@@ -30,6 +31,16 @@ use crate::spec::NewLimits;
 
 /// The number of the signal that nothing survives.
 pub(crate) const SIGKILL: u32 = 9;
+
+/// How long init may take to execute its program: its start hooks run before.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long init may take to end after SIGKILL, and then once its output is not waited for any more.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is said of an init that was not seen to end in that time.
+pub(super) const DEFIANT: &str = "the guest did not tell of the container's end after SIGKILL";
 
 /// A call that does not fit the container's state, or failed. The words are those of runc, which engines look for.
 #[derive(Debug, Error)]
@@ -123,6 +134,8 @@ pub(crate) struct Container {
     dir: OwnedFd,
     ended: watch::Sender<Option<Ended>>,
     last_output: watch::Sender<LastOutput>,
+    /// Whether init was sent SIGKILL, or was to be.
+    killed: watch::Sender<bool>,
     /// The hooks that follow a start by a call.
     poststart: Vec<Hook>,
     /// Whom to ask before the start, so that the guest has what has been put into its network until then.
@@ -156,6 +169,7 @@ impl Container {
             dir,
             ended: watch::Sender::new(None),
             last_output: watch::Sender::new(LastOutput::NotYet),
+            killed: watch::Sender::new(false),
             poststart,
             network: OnceLock::new(),
             cgroup,
@@ -187,6 +201,24 @@ impl Container {
         let wanted = wanted.subscribe().wait_for(Option::is_some).await.ok().and_then(|status| *status);
         // The sender is this very container's: it lives.
         wanted.unwrap_or_default()
+    }
+
+    /// Ends a sandbox with that exit status, and the machine with it.
+    pub(super) fn end(&self, status: u8) {
+        if let Some(end) = &self.sandbox_end {
+            end.send_replace(Some(status));
+        }
+    }
+
+    /// Returns when init has had all its time to end after SIGKILL: what the guest says about it is not waited for any
+    /// longer. `give_up` is called before, to end its output streams.
+    pub(super) async fn defies_kill(&self, give_up: impl FnOnce()) {
+        // The sender is this very container's: it lives.
+        let _ = self.killed.subscribe().wait_for(|killed| *killed).await;
+        sleep(KILL_PATIENCE).await;
+        // The guest tells of an end once the output is delivered: a reader that has stopped is not to cost the machine.
+        give_up();
+        sleep(LAST_PATIENCE).await;
     }
 
     /// Confines a further process as init is.
@@ -287,6 +319,22 @@ impl Container {
             self.enter(Status::Running);
             return Ok(Vec::new());
         }
+        let Ok(started) = timeout(START_TIMEOUT, self.start_init()).await else {
+            // It must not run later, when nobody expects it any more.
+            let _ = self.kill_init().await;
+            return Err(AgentError::Timeout.into());
+        };
+        let started = started?;
+        self.enter(Status::Running);
+        if let Err(error) = self.run_poststart_hooks().await {
+            // It must not go on: whoever waits for init sees its end.
+            self.kill_init().await?;
+            return Err(error.into());
+        }
+        Ok(started.trace)
+    }
+
+    async fn start_init(&self) -> Result<StartContainerResponse, AgentError> {
         if let Some(network) = self.network.get() {
             let (settled, is_settled) = oneshot::channel();
             // Where the network is no longer followed, there is nothing to wait for.
@@ -295,14 +343,12 @@ impl Container {
             }
         }
         // Where it fails, init ends, and so the container: whoever waits for init sees it.
-        let started = self.agent.start().await?;
-        self.enter(Status::Running);
-        if let Err(error) = self.run_poststart_hooks().await {
-            // It must not go on: whoever waits for init sees its end.
-            self.agent.signal("", SIGKILL, true).await?;
-            return Err(error.into());
-        }
-        Ok(started.trace)
+        self.agent.start().await
+    }
+
+    async fn kill_init(&self) -> Result<(), AgentError> {
+        self.killed.send_replace(true);
+        self.agent.signal("", SIGKILL, true).await
     }
 
     /// From here on a start waits for the network.
@@ -357,6 +403,10 @@ impl Container {
             }
             _ => signal,
         };
+        if signal == SIGKILL {
+            // Whatever the agent says to it.
+            self.killed.send_replace(true);
+        }
         Ok(self.agent.signal("", signal, all).await?)
     }
 

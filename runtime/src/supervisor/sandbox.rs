@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::agent::{Agent, AgentError};
 use super::caller::Caller;
-use super::container::{CallError, Container, Ended};
+use super::container::{CallError, Container, DEFIANT, Ended};
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
@@ -36,7 +36,7 @@ use crate::text;
 use crate::trace::{Trace, Track, now_ns};
 
 /// How long a VMM may take to be gone after its connections are.
-const GONE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a sandbox is started with besides what it owns.
 pub(super) struct Launched {
@@ -323,7 +323,9 @@ impl Sandbox {
         // A change of size while the container was being made has been missed.
         self.resize(&container.agent);
         let wait = container.agent.wait("");
-        tokio::pin!(wait);
+        let streams = self.outputs.as_ref().map(Outputs::streams).unwrap_or_default();
+        let defies_kill = container.defies_kill(|| streams.give_up());
+        tokio::pin!(wait, defies_kill);
         loop {
             let error = tokio::select! {
                 result = &mut wait => match result {
@@ -337,6 +339,10 @@ impl Sandbox {
                 signal = events.signals.next() => {
                     self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
                     continue;
+                }
+                () = &mut defies_kill => {
+                    let (phase, cause, console) = (self.phase, DEFIANT.to_owned(), self.vmm.console_tail());
+                    return Err(RunError::Lost(Loss { phase, cause, console }));
                 }
                 Some(error) = events.failures.recv() => RunError::Agent(error),
             };

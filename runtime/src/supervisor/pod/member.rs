@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
-use bulkhead_protocol::agent::{CreateContainerRequest, ShareDevice};
+use bulkhead_protocol::agent::{CreateContainerRequest, ShareDevice, WaitProcessResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -17,11 +17,12 @@ use crate::hooks::{self, Hook};
 use crate::logging;
 use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
-use crate::supervisor::container::{Container, Ended};
+use crate::supervisor::container::{Container, DEFIANT, Ended};
 use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::execs;
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
+use crate::supervisor::sandbox::GONE_TIMEOUT;
 use crate::supervisor::state::{self, Record, StateDir, Status};
 use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
 use crate::supervisor::task_service::{Calls, TaskServer, TaskService};
@@ -182,14 +183,33 @@ fn rename(request: &mut CreateContainerRequest, renamed: &[(String, String)]) {
     }
 }
 
+/// How init has ended; `None` once it is gone with the machine, which ends here where its agent does not do its part.
+async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Option<WaitProcessResponse> {
+    let streams = outputs.streams();
+    let why = tokio::select! {
+        exit = container.agent.wait("") => match exit {
+            Ok(exit) => return Some(exit),
+            Err(error) => {
+                // The connection is lost a moment before the machine is known to be.
+                if timeout(GONE_TIMEOUT, pod.machine_gone()).await.is_ok() {
+                    return None;
+                }
+                text::chain(&error)
+            }
+        },
+        () = container.defies_kill(|| streams.give_up()) => DEFIANT.to_owned(),
+        () = pod.machine_gone() => return None,
+    };
+    logging::error(format_args!("{}: {why}; the pod's machine is ended", container.id()));
+    pod.sandbox.end(LOST);
+    pod.machine_gone().await;
+    None
+}
+
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
     let Held { pod, taken, state, mut outputs, server, poststop, gone, _alive } = held;
-    let ended = tokio::select! {
-        exit = container.agent.wait("") => exit.ok(),
-        () = pod.machine_gone() => None,
-    };
-    let status = match ended {
+    let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
             if exit.oom_killed {
                 logging::warn(format_args!("{}: the guest's kernel killed a process: out of memory", container.id()));
@@ -216,11 +236,7 @@ async fn live(container: Arc<Container>, held: Held) {
             // The guest's word is only believed as far as an exit status goes.
             u8::try_from(exit.exit_status).unwrap_or(u8::MAX)
         }
-        None => {
-            // The connection is lost a moment before the machine is known to be.
-            pod.machine_gone().await;
-            LOST
-        }
+        None => LOST,
     };
     pod.trees.take_back(taken).await;
     let hook_state = container.record().hook_state();

@@ -14,8 +14,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use bulkhead_protocol::STREAM_PORT;
@@ -97,6 +97,7 @@ fn is_null_device(fd: BorrowedFd<'_>) -> bool {
 #[derive(Debug)]
 pub(crate) struct Outputs {
     ended: Vec<oneshot::Receiver<()>>,
+    streams: OutputStreams,
     first_output_ns: Arc<AtomicU64>,
     /// See [`GivenEnds::held`].
     held: Vec<OwnedFd>,
@@ -104,7 +105,26 @@ pub(crate) struct Outputs {
     stdin: Option<UnixStream>,
 }
 
+/// The guest's ends of the output streams, as long as their pumps have them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OutputStreams(Vec<Weak<UnixStream>>);
+
+impl OutputStreams {
+    /// Ends them, so that the guest learns that nobody takes its output any more, though a pump may wait for its reader.
+    pub(crate) fn give_up(&self) {
+        for stream in self.0.iter().filter_map(Weak::upgrade) {
+            // One that the guest has ended already needs no end.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 impl Outputs {
+    /// What ends the streams whatever their pumps wait for.
+    pub(crate) fn streams(&self) -> OutputStreams {
+        self.streams.clone()
+    }
+
     /// Returns when all output has been delivered, or has nobody left to take it.
     pub(crate) async fn drained(&mut self) {
         // From here on a reader that goes is gone.
@@ -144,7 +164,13 @@ impl Opened {
     /// Starts the pumps between the streams and their ends on the host.
     pub(crate) fn pump(self, ends: Ends) -> Result<Outputs, OpenStreamError> {
         let Self { stdin, stdout, stderr } = self;
-        let mut outputs = Outputs { ended: Vec::new(), first_output_ns: Arc::default(), held: Vec::new(), stdin: None };
+        let mut outputs = Outputs {
+            ended: Vec::new(),
+            streams: OutputStreams::default(),
+            first_output_ns: Arc::default(),
+            held: Vec::new(),
+            stdin: None,
+        };
         match ends {
             Ends::Own => {
                 outputs.start("stdout", stdout, Some(stdio::stdout()), end_own_stdout)?;
@@ -181,6 +207,8 @@ impl Outputs {
             return Ok(());
         };
         let (sender, ended) = oneshot::channel();
+        let stream = Arc::new(stream);
+        self.streams.0.push(Arc::downgrade(&stream));
         let first_output_ns = Arc::clone(&self.first_output_ns);
         start(name, move || {
             // Closing the stream is how the guest learns that nobody takes its output any more.
