@@ -176,7 +176,8 @@ impl Shared {
         let bundle = Path::new(&request.bundle);
         // Nobody looks into a sandbox's root file system.
         let mounts = if role == Role::Sandbox { &[] } else { request.rootfs.as_slice() };
-        let rootfs = Rootfs::mount(bundle, mounts).map_err(|error| CallError::Create(text::chain(&error)))?;
+        let mounted = Rootfs::mount_apart(bundle, mounts).await;
+        let rootfs = mounted.map_err(|error| CallError::Create(text::chain(&error)))?;
         let options = self.options(request, bundle);
         if role == Role::Sandbox {
             let (container, gone) = self.order_pod(options).await?;

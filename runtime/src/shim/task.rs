@@ -171,7 +171,10 @@ impl Task {
         let ended = self.wait().await?;
         // Its sender lives as long as the server.
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
-        lock(&self.rootfs).take();
+        let rootfs = lock(&self.rootfs).take();
+        if let Some(rootfs) = rootfs {
+            rootfs.unmount_apart().await;
+        }
         let (pid, exit_status) = (self.container.record().pid, u32::from(ended.status));
         Ok(DeleteResponse { pid, exit_status, exited_at: timestamp(&ended), ..DeleteResponse::default() })
     }
