@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteResponse, StateResponse};
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::events::Publisher;
 use super::exec::ExecProcess;
@@ -17,6 +19,9 @@ use crate::supervisor::container::{CallError, Container, Ended, SIGKILL};
 use crate::supervisor::state::Status;
 use crate::supervisor::streams::InputCloser;
 use crate::supervisor::task_service::{container_state, timestamp};
+
+/// Between two events of memory that ran out: a guest that tells of many must not crowd out the others.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// The topics of events.
 pub(super) mod topics {
@@ -103,6 +108,7 @@ impl Task {
                     return;
                 }
                 seen = kills.count;
+                sleep(OOM_PAUSE).await;
             }
         });
     }
