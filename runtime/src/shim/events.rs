@@ -2,7 +2,6 @@
 //! Events for containerd, sent one after the other in the order in which they happened.
 
 use std::env;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +11,7 @@ use containerd_shim_protos::shim_async::EventsClient;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -134,7 +134,7 @@ async fn forward(
 ) -> Result<(), ttrpc::Error> {
     let client = match connection {
         Some(client) => client,
-        None => connection.insert(connect(address)?),
+        None => connection.insert(connect(address).await?),
     };
     match client.forward(context::with_duration(FORWARD_TIMEOUT), request).await {
         Err(ttrpc::Error::RpcStatus(status)) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
@@ -146,11 +146,10 @@ async fn forward(
     }
 }
 
-fn connect(address: &Path) -> Result<EventsClient, ttrpc::Error> {
+async fn connect(address: &Path) -> Result<EventsClient, ttrpc::Error> {
     let failed = |error: std::io::Error| ttrpc::Error::Socket(error.to_string());
-    let stream = UnixStream::connect(address).map_err(failed)?;
-    stream.set_nonblocking(true).map_err(failed)?;
-    let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
+    let connected = timeout(FORWARD_TIMEOUT, UnixStream::connect(address)).await;
+    let stream = connected.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     Ok(EventsClient::new(Client::new(Socket::new(stream))))
 }
 
