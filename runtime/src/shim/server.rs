@@ -46,12 +46,11 @@ enum ServerError {
 /// Serves until containerd ends it; the process' exit status. The reporter is told once calls are taken.
 pub(super) fn run(arguments: &Arguments, socket: &Path, listener: UnixListener, reporter: Reporter) -> u8 {
     let mut reporter = Some(reporter);
+    let socket = SocketFile(socket);
     let served = set_up(arguments).and_then(|()| {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(ServerError::EventLoop)?;
-        runtime.block_on(serve(arguments, listener, &mut reporter))
+        runtime.block_on(serve(arguments, socket, listener, &mut reporter))
     });
-    // Who connects from here on learns that nobody is there.
-    let _ = std::fs::remove_file(socket);
     let Err(error) = served else {
         return 0;
     };
@@ -61,6 +60,15 @@ pub(super) fn run(arguments: &Arguments, socket: &Path, listener: UnixListener, 
         None => logging::error(format_args!("{message}")),
     }
     1
+}
+
+/// The file of the socket, which is removed once: a later server of the same container may have made another.
+struct SocketFile<'a>(&'a Path);
+
+impl Drop for SocketFile<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0);
+    }
 }
 
 /// Leaves the caller, but for containerd's log.
@@ -83,6 +91,7 @@ fn open_log(bundle: &Path) -> Option<File> {
 
 async fn serve(
     arguments: &Arguments,
+    socket: SocketFile<'_>,
     listener: UnixListener,
     reporter: &mut Option<Reporter>,
 ) -> Result<(), ServerError> {
@@ -113,6 +122,8 @@ async fn serve(
         // Whatever runs still ends here: its supervision is dropped.
         _ = is_ending.wait_for(|ending| *ending) => {}
     }
+    // Who connects from here on learns that nobody is there, and a `start` makes a new server.
+    drop(socket);
     // Containerd's first: when its connection ends, it calls `delete`, which ends what is still there.
     events.flush().await;
     server.stop().await;
