@@ -17,6 +17,7 @@ use super::{rootfs, socket};
 use crate::logging;
 use crate::supervisor;
 use crate::supervisor::container::Ended;
+use crate::supervisor::state::start_time;
 use crate::supervisor::task_service::timestamp;
 
 /// The status of a container that was killed.
@@ -63,17 +64,23 @@ fn is_served(path: &Path) -> bool {
 
 /// Ends a server that lives; the VMM dies with it. Its process id, or 0 if it is not known.
 fn end_server(bundle: &Path) -> u32 {
-    let recorded = fs::read_to_string(bundle.join(PID)).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    let Some(pid) = recorded.and_then(Pid::from_raw) else {
+    let recorded = fs::read_to_string(bundle.join(PID)).unwrap_or_default();
+    let mut words = recorded.split_whitespace();
+    let Some(pid) = words.next().and_then(|word| word.parse().ok()).and_then(Pid::from_raw) else {
         return 0;
     };
+    let number = pid.as_raw_nonzero().get().unsigned_abs();
+    // Without a start time, which older versions did not write, nothing tells whose the id is.
+    let started = words.next().and_then(|word| word.parse::<u64>().ok());
     // The descriptor is taken first, so that what is looked at is what is killed: the id may be another process' by now.
     if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+        && started.is_some()
+        && start_time(number) == started
         && is_own_program(pid)
     {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
-    pid.as_raw_nonzero().get().unsigned_abs()
+    number
 }
 
 fn is_own_program(pid: Pid) -> bool {
@@ -86,6 +93,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
+    use super::super::start::pid_record;
     use super::*;
 
     #[test]
@@ -103,7 +111,7 @@ mod tests {
     fn only_a_server_is_killed() {
         let bundle = tempfile::tempdir().unwrap();
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
-        fs::write(bundle.path().join(PID), other.id().to_string()).unwrap();
+        fs::write(bundle.path().join(PID), pid_record(other.id())).unwrap();
 
         assert_eq!(end_server(bundle.path()), other.id());
 
@@ -111,5 +119,17 @@ mod tests {
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(end_server(Path::new("/no/such")), 0);
+    }
+
+    #[test]
+    fn an_id_alone_or_of_another_time_kills_nobody() {
+        let bundle = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+
+        // Were it believed, this very process would end.
+        for record in [own.to_string(), format!("{own} 1")] {
+            fs::write(bundle.path().join(PID), record).unwrap();
+            assert_eq!(end_server(bundle.path()), own);
+        }
     }
 }

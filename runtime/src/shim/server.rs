@@ -80,7 +80,7 @@ fn set_up(arguments: &Arguments) -> Result<(), ServerError> {
     }
     logging::init_with(open_log(&arguments.bundle), LogFormat::Text, arguments.debug);
     rootfs::separate().map_err(ServerError::Namespace)?;
-    start::write(&arguments.bundle, PID, &process::id().to_string())?;
+    start::write(&arguments.bundle, PID, &start::pid_record(process::id()))?;
     Ok(())
 }
 

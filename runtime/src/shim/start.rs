@@ -13,6 +13,7 @@ use super::pod::Role;
 use super::{server, socket};
 use crate::spec::{self, SpecError};
 use crate::supervisor::daemon::{self, DetachError};
+use crate::supervisor::state;
 
 /// In the bundle: the server's address, and its process id. Containerd reads the one, `delete` the other.
 pub(super) const ADDRESS: &str = "address";
@@ -56,6 +57,11 @@ pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
         })?;
     }
     Ok(address)
+}
+
+/// What is noted of a server's process: its id, and when it started, as the id may be another shim's later.
+pub(super) fn pid_record(pid: u32) -> String {
+    format!("{pid} {}", state::start_time(pid).unwrap_or(0))
 }
 
 /// Writes a file of the bundle so that whoever reads it sees all of it.

@@ -60,7 +60,8 @@ impl<'a> Shim<'a> {
     fn delete(&self, address: &str) -> Result {
         let Some(socket) = address.strip_prefix("unix://") else { fail!("{address:?} is no address") };
         UnixStream::connect(socket)?;
-        let pid = fs::read_to_string(self.bundle.join("shim.pid"))?.trim().parse::<i32>()?;
+        let record = fs::read_to_string(self.bundle.join("shim.pid"))?;
+        let pid = record.split_whitespace().next().unwrap_or_default().parse::<i32>()?;
         let bundle = self.bundle.display().to_string();
         let output = self.call(&[self.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?;
         output.expect_code(0)?;
