@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From the command line to a booting sandbox: in this process, or in one that lives on.
 
-use std::io;
 use std::path::{PathBuf, absolute};
-use std::process;
+use std::{io, mem, process};
 
-use bulkhead_protocol::agent::{ConfigureNetworkRequest, NamespaceKind};
+use bulkhead_protocol::agent::{
+    ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, NamespaceKind,
+};
 
 use super::caller::Caller;
 use super::console;
@@ -240,10 +241,7 @@ fn launch(
     let machine = Machine { spec: &machine, shares: &shares, network, trees_grow: false };
     let booted = boot(options, &install, parts, machine, &state, trace)?;
     let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
-    if network.is_some() {
-        // The interfaces are in the guest's own namespace.
-        request.namespaces.retain(|namespace| namespace.kind != NamespaceKind::NETWORK.into());
-    }
+    let shared = if network.is_some() { share_network(&mut request) } else { None };
     record.net_backend = net_backend;
     trace.since("vmm spawn", begin_ns);
 
@@ -271,10 +269,23 @@ fn launch(
     let task = state.bind_task()?;
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
-    let start = Start { request, network: network_request, hooks, hook_state, boot_timeout };
+    let start = Start { request, network: network_request, shared, hooks, hook_state, boot_timeout };
     let launched = Launched { start, record, sockets, signals, task, ends, follower };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
+}
+
+/// Has the container in the guest's own network namespace, where the interfaces are. With a user namespace, it may not change
+/// what is there: that is to be done before it is made.
+fn share_network(request: &mut CreateContainerRequest) -> Option<ConfigureSandboxRequest> {
+    request.namespaces.retain(|namespace| namespace.kind != NamespaceKind::NETWORK.into());
+    if !request.namespaces.iter().any(|namespace| namespace.kind == NamespaceKind::USER.into()) {
+        return None;
+    }
+    let is_of_network = |key: &str| key.starts_with("net.") || key.starts_with("net/");
+    let (sysctls, own) = mem::take(&mut request.sysctls).into_iter().partition(|(key, _)| is_of_network(key));
+    request.sysctls = own;
+    Some(ConfigureSandboxRequest { sysctls, ..Default::default() })
 }
 
 /// What a machine is made from.
@@ -347,4 +358,33 @@ fn connect(
     state.record_network(&connected.network.record())?;
     trace.since(&format!("network ({})", connected.backend().unwrap_or("empty")), begin_ns);
     Ok(connected)
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_protocol::agent::Namespace;
+
+    use super::*;
+
+    fn request(kinds: &[NamespaceKind]) -> CreateContainerRequest {
+        let namespace = |kind: &NamespaceKind| Namespace { kind: (*kind).into(), ..Default::default() };
+        let sysctls = ["net.core.somaxconn", "net/ipv4/ip_forward", "kernel.sem"].map(|key| (key.into(), "1".into()));
+        CreateContainerRequest {
+            namespaces: kinds.iter().map(namespace).collect(),
+            sysctls: sysctls.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_a_user_namespace_may_not_change_is_set_before() {
+        let mut plain = request(&[NamespaceKind::NETWORK, NamespaceKind::IPC]);
+        assert!(share_network(&mut plain).is_none());
+        assert_eq!((plain.namespaces.len(), plain.sysctls.len()), (1, 3));
+
+        let mut with_user = request(&[NamespaceKind::NETWORK, NamespaceKind::USER]);
+        let shared = share_network(&mut with_user).unwrap();
+        assert_eq!(shared.sysctls.len(), 2);
+        assert!(with_user.sysctls.keys().eq(["kernel.sem"]));
+    }
 }

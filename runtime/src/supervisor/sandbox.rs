@@ -6,7 +6,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{ConfigureNetworkRequest, CreateContainerRequest, WaitProcessResponse};
+use bulkhead_protocol::agent::{
+    ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, WaitProcessResponse,
+};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -55,6 +57,8 @@ pub(super) struct Start {
     pub(super) request: CreateContainerRequest,
     /// What the guest's network is to be; `None` for a loopback of the container's own.
     pub(super) network: Option<ConfigureNetworkRequest>,
+    /// What is to be set in the guest's own namespaces before, if anything.
+    pub(super) shared: Option<ConfigureSandboxRequest>,
     pub(super) hooks: Hooks,
     /// What hooks are told of the container.
     pub(super) hook_state: State,
@@ -222,7 +226,7 @@ impl Sandbox {
         events: &mut Events<'_>,
         parent: Option<UnixStream>,
     ) -> Result<(), RunError> {
-        let Start { request, network, boot_timeout, .. } = start;
+        let Start { request, network, shared, boot_timeout, .. } = start;
         let boot_timeout = *boot_timeout;
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
@@ -239,6 +243,9 @@ impl Sandbox {
             let created = async {
                 if let Some(network) = network {
                     agent.configure_network(network).await.map_err(RunError::ConfigureNetwork)?;
+                }
+                if let Some(shared) = shared {
+                    agent.configure_sandbox(shared).await.map_err(RunError::ConfigureNetwork)?;
                 }
                 agent.create(request).await.map_err(RunError::Create)
             };

@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     case!(read_only_root_of_a_user_namespace),
     case!(mounts_have_mapped_ids),
     case!(mount_has_its_own_mapping),
+    case!(network_of_a_created_container),
 ];
 
 /// What the container's root is outside.
@@ -155,5 +156,19 @@ fn mount_has_its_own_mapping(env: &Env) -> Result {
     env.run(&bundle)?.output()?.expect_stdout("1000:1000\n1000:1000\n")?;
 
     ensure_eq!(owner(&folder.join("mine"))?, (0, 0), "the owner on the host");
+    Ok(())
+}
+
+/// Its network is the guest's, as somebody may still put an interface there: not the container's to change, but set up.
+fn network_of_a_created_container(env: &Env) -> Result {
+    let mut bundle = bundle(env)?;
+    bundle.set("/linux/sysctl", json!({ "net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "1234567" }));
+    bundle.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmax; echo hello | nc -l -p 80 & \
+               until nc 127.0.0.1 80 </dev/null 2>/dev/null; do sleep 0.1; done");
+    let container = Detached::create(env, &bundle)?;
+    container.must(&["start"])?;
+
+    ensure_eq!(container.wait()?, 0, "the status");
+    ensure_eq!(container.output()?, "0\n1234567\nhello\n", "the output");
     Ok(())
 }
