@@ -24,6 +24,8 @@ struct Wanted {
     /// The numbers of the interfaces, in their order.
     indices: Vec<i32>,
     request: wire::ConfigureNetworkRequest,
+    /// The numbers of interfaces that were wanted once: their devices are of no use any more.
+    gone: Vec<i32>,
 }
 
 impl Network {
@@ -33,9 +35,10 @@ impl Network {
         // Nothing panics while the lock is held.
         let mut before = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let mut socket = Socket::open().map_err(|error| NetworkError::new("open a netlink socket", error))?;
-        let known: Vec<_> = before.request.interfaces.iter().zip(before.indices.iter().copied()).collect();
-        let indices = link::set_up(&mut socket, &request.interfaces, &known)?;
-        let after = Wanted { indices, request };
+        let Wanted { indices, request: wanted, gone } = &mut *before;
+        let wanted = wanted.interfaces.iter().zip(indices.iter().copied()).collect();
+        let indices = link::set_up(&mut socket, &request.interfaces, link::Before { wanted, gone })?;
+        let after = Wanted { indices, request, gone: before.gone.clone() };
         let old = before.settings()?;
         let new = after.settings()?;
         // In reverse: a route goes before the address that it needs.
@@ -108,7 +111,7 @@ impl Setting {
 impl Wanted {
     /// What there is to be, in the order in which it can be made.
     fn settings(&self) -> Result<Vec<Setting>, NetworkError> {
-        let Self { indices, request } = self;
+        let Self { indices, request, .. } = self;
         let mut settings = Vec::new();
         let mut add = |kind, name: String, content: io::Result<Message>| {
             let content = content.map_err(|error| NetworkError::new(format!("add {name}"), error))?.into_content();
@@ -292,7 +295,7 @@ mod tests {
             ..Default::default()
         };
 
-        let settings = Wanted { indices: vec![2], request }.settings().unwrap();
+        let settings = Wanted { indices: vec![2], request, gone: Vec::new() }.settings().unwrap();
 
         let kinds: Vec<_> = settings.iter().map(|setting| setting.kind).collect();
         assert_eq!(kinds, [Kind::Address, Kind::Rule, Kind::Route, Kind::Route]);

@@ -34,60 +34,61 @@ pub(super) fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
     Ok(links)
 }
 
+/// What is known of the interfaces from before.
+#[derive(Debug)]
+pub(super) struct Before<'a> {
+    /// Those that were wanted, and their numbers.
+    pub(super) wanted: Vec<(&'a NetworkInterface, i32)>,
+    /// The numbers of those that are of no use any more. Their devices stay.
+    pub(super) gone: &'a mut Vec<i32>,
+}
+
+impl Before<'_> {
+    /// An interface of before, by its number, that is still of use.
+    fn by_index(&self, index: i32) -> Option<&NetworkInterface> {
+        let found = self.wanted.iter().find(|(_, old)| *old == index && !self.gone.contains(old));
+        found.map(|(interface, _)| *interface)
+    }
+
+    /// The number that an interface has from before.
+    fn index_of(&self, interface: &NetworkInterface) -> Option<i32> {
+        let is_it = |(old, index): &&(&NetworkInterface, i32)| is_one(old, interface) && !self.gone.contains(index);
+        self.wanted.iter().find(is_it).map(|(_, index)| *index)
+    }
+
+    /// Turns those off that are not among `wanted`, and takes their names away.
+    fn let_go(&mut self, socket: &mut Socket, wanted: &[NetworkInterface]) -> Result<(), NetworkError> {
+        for (old, index) in &self.wanted {
+            if self.gone.contains(index) || wanted.iter().any(|interface| is_one(old, interface)) {
+                continue;
+            }
+            turn_off(socket, *index, &old.name)?;
+            rename(socket, *index, &old.name, &format!("gone{index}"))?;
+            self.gone.push(*index);
+        }
+        Ok(())
+    }
+}
+
 /// Gives each of `wanted` its name, its MTU and its state; returns the numbers of the interfaces, in that order. Those that
 /// were wanted before have their numbers; if they are no longer wanted, they are turned off.
 pub(super) fn set_up(
     socket: &mut Socket,
     wanted: &[NetworkInterface],
-    before: &[(&NetworkInterface, i32)],
+    mut before: Before<'_>,
 ) -> Result<Vec<i32>, NetworkError> {
-    let list = |socket: &mut Socket| {
-        list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))
-    };
-    let mut links = list(socket)?;
-    // One that came when the machine ran is found by looking again.
-    let count = |links: &[Link], mac: &[u8]| links.iter().filter(|link| link.mac == mac).count();
-    let is_short = |interface: &NetworkInterface| {
-        wanted.iter().filter(|other| other.mac == interface.mac).count() > count(&links, &interface.mac)
-    };
-    if wanted.iter().any(is_short) {
-        // What is not found is told below.
-        let _ = late::look_again(SYS.as_ref());
-        links = list(socket)?;
-    }
-    let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
-    for interface in wanted {
-        let name = &interface.name;
-        if name.is_empty() || name.len() > NAME_MAX {
-            let doing = format!("call a network interface {name:?}");
-            return Err(NetworkError::new(doing, io::ErrorKind::InvalidInput));
-        }
-        // Several may share an address: their devices are in the order of the interfaces, and those of others are taken.
-        let known = |(old, _): &&(&NetworkInterface, i32)| old.mac == interface.mac && old.name == *name;
-        let known = before.iter().find(known).map(|(_, index)| *index);
-        let is_others = |link: &Link| before.iter().any(|(old, index)| *index == link.index && is_wanted(old, wanted));
-        let fits = |link: &&Link| match known {
-            Some(index) => link.index == index,
-            None => link.mac == interface.mac && !found.contains(link) && !is_others(link),
-        };
-        let Some(link) = links.iter().find(fits) else {
-            let doing = format!("find the device of network interface {name}");
-            return Err(NetworkError::new(doing, io::ErrorKind::NotFound));
-        };
-        found.push(link);
-    }
+    before.let_go(socket, wanted)?;
+    let links = present(socket, wanted, &before)?;
+    let found = find(&links, wanted, &before)?;
     // A name that is wanted may still be another's: such a one gets out of the way first.
     for (link, interface) in found.iter().zip(wanted) {
         let is_wanted = wanted.iter().any(|other| other.name == link.name);
         if link.name != interface.name && is_wanted {
-            let aside = format!("aside{}", link.index);
-            let message = change(link.index, 0).with_text(libc::IFLA_IFNAME, &aside);
-            let renamed = socket.request(message);
-            renamed.map_err(|error| NetworkError::new(format!("rename network interface {}", link.name), error))?;
+            rename(socket, link.index, &link.name, &format!("aside{}", link.index))?;
         }
     }
     for (link, interface) in found.iter().zip(wanted) {
-        let old = before.iter().find(|(_, index)| *index == link.index).map(|(old, _)| *old);
+        let old = before.by_index(link.index);
         if old.is_some_and(|old| is_same(old, interface)) {
             continue;
         }
@@ -102,14 +103,63 @@ pub(super) fn set_up(
         let changed = socket.request(message);
         changed.map_err(|error| NetworkError::new(format!("set up network interface {}", interface.name), error))?;
     }
-    for (old, index) in before.iter().filter(|(_, index)| found.iter().all(|link| link.index != *index)) {
-        turn_off(socket, *index, &old.name)?;
-    }
     Ok(found.iter().map(|link| link.index).collect())
 }
 
-fn is_wanted(interface: &NetworkInterface, wanted: &[NetworkInterface]) -> bool {
-    wanted.iter().any(|other| other.mac == interface.mac && other.name == interface.name)
+/// The interfaces that are there and of use, after another look for those that came when the machine ran.
+fn present(socket: &mut Socket, wanted: &[NetworkInterface], before: &Before<'_>) -> Result<Vec<Link>, NetworkError> {
+    let list = |socket: &mut Socket| {
+        let mut links =
+            list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))?;
+        links.retain(|link| !before.gone.contains(&link.index));
+        Ok(links)
+    };
+    let links = list(socket)?;
+    let is_short = |interface: &NetworkInterface| {
+        let count = links.iter().filter(|link| link.mac == interface.mac).count();
+        wanted.iter().filter(|other| other.mac == interface.mac).count() > count
+    };
+    // A container may have made one with the same address; but at boot all are there.
+    let is_new = |interface: &NetworkInterface| !before.wanted.is_empty() && before.index_of(interface).is_none();
+    if wanted.iter().any(|interface| is_short(interface) || is_new(interface)) {
+        // What is not found is told later.
+        let _ = late::look_again(SYS.as_ref());
+        return list(socket);
+    }
+    Ok(links)
+}
+
+/// The interface of the guest for each of `wanted`.
+fn find<'a>(
+    links: &'a [Link],
+    wanted: &[NetworkInterface],
+    before: &Before<'_>,
+) -> Result<Vec<&'a Link>, NetworkError> {
+    let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
+    for interface in wanted {
+        let name = &interface.name;
+        if name.is_empty() || name.len() > NAME_MAX {
+            let doing = format!("call a network interface {name:?}");
+            return Err(NetworkError::new(doing, io::ErrorKind::InvalidInput));
+        }
+        // Several may share an address: their devices are in the order of the interfaces, and those of others are taken.
+        let known = before.index_of(interface);
+        let fits = |link: &&Link| match known {
+            Some(index) => link.index == index,
+            None => link.mac == interface.mac && !found.contains(link) && before.by_index(link.index).is_none(),
+        };
+        let Some(link) = links.iter().find(fits) else {
+            let doing = format!("find the device of network interface {name}");
+            return Err(NetworkError::new(doing, io::ErrorKind::NotFound));
+        };
+        found.push(link);
+    }
+    Ok(found)
+}
+
+/// Whether both are the same interface of the host.
+fn is_one(before: &NetworkInterface, after: &NetworkInterface) -> bool {
+    (before.id, &before.mac) == (after.id, &after.mac)
 }
 
 /// Whether nothing of the interface itself differs.
@@ -123,6 +173,11 @@ fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkEr
     turned_off.map_err(|error| NetworkError::new(format!("turn network interface {name} off"), error))
 }
 
+fn rename(socket: &mut Socket, index: i32, from: &str, to: &str) -> Result<(), NetworkError> {
+    let renamed = socket.request(change(index, 0).with_text(libc::IFLA_IFNAME, to));
+    renamed.map_err(|error| NetworkError::new(format!("rename network interface {from}"), error))
+}
+
 /// A request to change an interface; it is on from then on if `flags` say so.
 fn change(index: i32, flags: u32) -> Message {
     Message::new(libc::RTM_NEWLINK, 0, &LinkHeader { index, flags, change: flags, ..Default::default() })
@@ -132,15 +187,41 @@ fn change(index: i32, flags: u32) -> Message {
 mod tests {
     use super::*;
 
+    fn interface(name: &str, id: i32) -> NetworkInterface {
+        NetworkInterface { name: name.into(), mac: vec![2, 9, 9, 9, 9, 9], id, ..Default::default() }
+    }
+
+    fn link(name: &str, index: i32) -> Link {
+        Link { index, name: name.into(), mac: vec![2, 9, 9, 9, 9, 9] }
+    }
+
     #[test]
     fn an_interface_without_device_is_named() {
         let mut socket = Socket::open().unwrap();
-        let mut wanted = NetworkInterface { name: "eth0".into(), mac: vec![2, 9, 9, 9, 9, 9], ..Default::default() };
+        let mut try_for = |wanted: NetworkInterface| {
+            set_up(&mut socket, &[wanted], Before { wanted: Vec::new(), gone: &mut Vec::new() })
+        };
 
-        let error = set_up(&mut socket, std::slice::from_ref(&wanted), &[]).unwrap_err();
+        let error = try_for(interface("eth0", 2)).unwrap_err();
         assert_eq!(error.to_string(), "cannot find the device of network interface eth0");
 
-        wanted.name = "a-name-too-long-for-it".into();
-        assert!(set_up(&mut socket, &[wanted], &[]).is_err());
+        assert!(try_for(interface("a-name-too-long-for-it", 2)).is_err());
+    }
+
+    #[test]
+    fn one_that_comes_in_the_place_of_another_has_a_device_of_its_own() {
+        let (old, new) = (interface("eth0", 2), interface("eth0", 5));
+        let links = [link("gone2", 2), link("eth1", 3)];
+        let indices = |wanted: &[NetworkInterface], gone: &mut Vec<i32>| {
+            let before = Before { wanted: vec![(&old, 2)], gone };
+            let found = find(&links, wanted, &before).unwrap();
+            found.iter().map(|link| link.index).collect::<Vec<_>>()
+        };
+
+        assert_eq!(indices(std::slice::from_ref(&old), &mut Vec::new()), [2]);
+        assert_eq!(indices(&[interface("renamed", 2)], &mut Vec::new()), [2]);
+        assert_eq!(indices(std::slice::from_ref(&new), &mut Vec::new()), [3]);
+        let before = Before { wanted: vec![(&old, 2)], gone: &mut vec![2] };
+        assert!(before.index_of(&old).is_none() && before.by_index(2).is_none());
     }
 }

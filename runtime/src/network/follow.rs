@@ -73,6 +73,7 @@ impl View {
     /// What is to be done, if anything.
     fn look(&mut self) -> io::Result<Change> {
         let survey = Survey::take(&mut self.socket)?;
+        self.forget_gone(&survey);
         let mut late = Vec::new();
         for link in &survey.links {
             let is_known =
@@ -95,6 +96,14 @@ impl View {
             }
         }
         Ok(Change { late, request: self.news(survey) })
+    }
+
+    /// Forgets the interfaces that are no longer there. What they have used of the machine's room stays used.
+    fn forget_gone(&mut self, survey: &Survey) {
+        let is_there = |index: i32| survey.links.iter().any(|link| link.index == index);
+        self.given_up.retain(|index| is_there(*index));
+        self.passed.retain(|passed| is_there(passed.index));
+        self.junctions.undo(|joined| !is_there(joined.link));
     }
 
     /// What the guest does not know yet.

@@ -306,8 +306,8 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
         let mac = mac_of(&link)?;
-        let Link { name, mtu, up, addresses, .. } = link;
-        Some(NetworkInterface { name, mac, mtu, up, addresses, ..Default::default() })
+        let Link { index: id, name, mtu, up, addresses, .. } = link;
+        Some(NetworkInterface { name, mac, mtu, up, addresses, id, ..Default::default() })
     };
     let interfaces: Vec<_> = links.into_iter().filter_map(interface).collect();
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);

@@ -69,7 +69,7 @@ impl NetworkTask {
 
     async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
         let Change { late, mut request } = following.look()?;
-        if !late.is_empty() {
+        if request.is_some() {
             self.record(following);
         }
         for late in late {

@@ -14,15 +14,20 @@ use crate::detached::Detached;
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 
-pub(super) const CASES: &[Case] = &[case!(between_create_and_start_and_after)];
+pub(super) const CASES: &[Case] = &[case!(between_create_and_start_and_after), case!(gone_and_back)];
 
 /// How long the guest may take.
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// Gives the network namespace of a process an interface, with number 2 in 10.9.`net`.0/24; the host is number 1.
 fn give(pid: i32, name: &str, net: u8) -> Result {
+    give_with(pid, name, net, "")
+}
+
+/// The same, with more words about it.
+fn give_with(pid: i32, name: &str, net: u8, words: &str) -> Result {
     let (end, inside) = (format!("bhl-{net}"), format!("nsenter --net=/proc/{pid}/ns/net"));
-    host(&format!("ip link add {end} type veth peer name {name} netns {pid} mtu 1400"))?;
+    host(&format!("ip link add {end} type veth peer name {name} netns {pid} mtu 1400 {words}"))?;
     host(&format!("ip addr add 10.9.{net}.1/24 dev {end}"))?;
     host(&format!("ip link set {end} up"))?;
     host(&format!("{inside} ip addr add 10.9.{net}.2/24 dev {name}"))?;
@@ -78,5 +83,33 @@ fn between_create_and_start_and_after(env: &Env) -> Result {
         ensure!(output.contains(part), "no {part:?} in {output:?}");
     }
     ensure!(output.matches("from the host\n").count() == 2, "what came from the host: {output:?}");
+    Ok(())
+}
+
+/// An engine that disconnects a container and connects it again makes the interface anew: with its name, and maybe its address.
+fn gone_and_back(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh(
+        "for port in 4002 4003 4004; do until nc 10.9.32.1 $port </dev/null 2>/dev/null; do sleep 0.1; done; done; \
+         ip -o -4 addr show | grep -c 10.9.32.2/; ls /sys/class/net | grep -c eth",
+    );
+    let container = Detached::create(env, &bundle)?;
+    let rounds = [(4002, "02:09:09:09:09:01"), (4003, "02:09:09:09:09:02"), (4004, "02:09:09:09:09:02")];
+    for (port, address) in rounds {
+        if port == 4002 {
+            give_with(container.pid, "eth0", 32, &format!("address {address}"))?;
+            container.must(&["start"])?;
+        } else {
+            // So fast that both may be one change.
+            host(&format!("nsenter --net=/proc/{}/ns/net ip link delete eth0", container.pid))?;
+            give_with(container.pid, "eth0", 32, &format!("address {address}"))?;
+        }
+        greet(&container, &TcpListener::bind(("0.0.0.0", port))?)?;
+    }
+
+    let status = container.wait()?;
+    let output = container.output()?;
+    ensure!(status == 0, "the status is {status}: {output:?}");
+    ensure!(output == format!("{}1\n1\n", "from the host\n".repeat(3)), "the output is {output:?}");
     Ok(())
 }
