@@ -46,8 +46,8 @@ pub(super) struct View {
     pub(super) given_up: Vec<i32>,
     /// How many more it can be given.
     pub(super) room: usize,
-    /// What its guest was told.
-    pub(super) told: ConfigureNetworkRequest,
+    /// What its guest was told; `None` if it is not known to have what it was told last.
+    pub(super) told: Option<ConfigureNetworkRequest>,
     /// What has been warned of.
     pub(super) warned: Vec<String>,
 }
@@ -109,10 +109,10 @@ impl View {
     /// What the guest does not know yet.
     fn news(&mut self, survey: Survey) -> Option<ConfigureNetworkRequest> {
         let wanted = request(survey, &self.passed);
-        if wanted == self.told {
+        if self.told.as_ref() == Some(&wanted) {
             return None;
         }
-        self.told = wanted.clone();
+        self.told = Some(wanted.clone());
         Some(wanted)
     }
 
@@ -214,6 +214,11 @@ impl Following {
         self.view.give_up(late.index, &late.name, why);
         let survey = Survey::take(&mut self.view.socket)?;
         Ok(self.view.news(survey))
+    }
+
+    /// The guest does not have what it was told last: it is told again with the next look.
+    pub(crate) fn was_not_told(&mut self) {
+        self.view.told = None;
     }
 
     /// What is to be undone by now.

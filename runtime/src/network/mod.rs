@@ -293,7 +293,7 @@ impl Connector<'_> {
         let told = request(survey, &passed);
         let (joiner, junctions) = (joiner.clone(), self.junctions.clone());
         let room = SPARE_NETS.min(MAX_NETS - count);
-        let (told_last, given_up) = (told.clone(), Vec::new());
+        let (told_last, given_up) = (Some(told.clone()), Vec::new());
         let view = View { joiner, junctions, socket, passed, given_up, room, told: told_last, warned };
         Ok((devices, told, Follower::new(events, view)))
     }

@@ -29,6 +29,9 @@ use crate::text;
 /// How long a call may take that has nothing to wait for.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a guest may take for a change of its network, which it may first have to find devices for.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long a guest may take to write its dirty pages back: all of its memory, to a slow disk.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -110,6 +113,12 @@ impl Agent {
 
     pub(crate) async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
         self.client.configure_network(Context::default(), request).await?;
+        Ok(())
+    }
+
+    /// The same while containers are there.
+    pub(crate) async fn change_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
+        within(NETWORK_TIMEOUT, self.client.configure_network(Context::default(), request)).await?;
         Ok(())
     }
 

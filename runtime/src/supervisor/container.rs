@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, StartContainerResponse, TracePoint};
+use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, TracePoint};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
@@ -42,6 +42,9 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 /// What is said of an init that was not seen to end in that time.
 pub(super) const DEFIANT: &str = "the guest did not tell of the container's end after SIGKILL";
 
+/// How long a start waits for the network: for a change that is on its way, and for the one that it needs.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(70);
+
 /// A call that does not fit the container's state, or failed. The words are those of runc, which engines look for.
 #[derive(Debug, Error)]
 pub(crate) enum CallError {
@@ -66,6 +69,8 @@ pub(crate) enum CallError {
     StartPaused,
     #[error("cannot start a container that has stopped")]
     StartStopped,
+    #[error("cannot set the guest's network up: {0}")]
+    Network(String),
     #[error("container not running")]
     NotRunning,
     #[error("container not paused")]
@@ -319,7 +324,13 @@ impl Container {
             self.enter(Status::Running);
             return Ok(Vec::new());
         }
-        let Ok(started) = timeout(START_TIMEOUT, self.start_init()).await else {
+        if let Err(error) = self.network_is_there().await {
+            // It may be tried again.
+            self.life().start_taken = false;
+            return Err(error);
+        }
+        // Where it fails, init ends, and so the container: whoever waits for init sees it.
+        let Ok(started) = timeout(START_TIMEOUT, self.agent.start()).await else {
             // It must not run later, when nobody expects it any more.
             let _ = self.kill_init().await;
             return Err(AgentError::Timeout.into());
@@ -334,21 +345,27 @@ impl Container {
         Ok(started.trace)
     }
 
-    async fn start_init(&self) -> Result<StartContainerResponse, AgentError> {
-        if let Some(network) = self.network.get() {
-            let (settled, is_settled) = oneshot::channel();
-            // Where the network is no longer followed, there is nothing to wait for.
-            if network.send(settled).await.is_ok() {
-                let _ = is_settled.await;
-            }
-        }
-        // Where it fails, init ends, and so the container: whoever waits for init sees it.
-        self.agent.start().await
-    }
-
     async fn kill_init(&self) -> Result<(), AgentError> {
         self.killed.send_replace(true);
         self.agent.signal("", SIGKILL, true).await
+    }
+
+    /// Waits until the guest has the network that the host has.
+    async fn network_is_there(&self) -> Result<(), CallError> {
+        let Some(network) = self.network.get() else {
+            return Ok(());
+        };
+        let answer = async {
+            let (settled, is_settled) = oneshot::channel();
+            network.send(settled).await.ok()?;
+            is_settled.await.ok()
+        };
+        match timeout(NETWORK_TIMEOUT, answer).await {
+            Ok(Some(Err(why))) => Err(CallError::Network(why)),
+            // Where the network is no longer followed, there is nothing to wait for.
+            Ok(_) => Ok(()),
+            Err(_) => Err(CallError::Network("the guest takes too long".to_owned())),
+        }
     }
 
     /// From here on a start waits for the network.

@@ -16,8 +16,9 @@ use crate::logging;
 use crate::network::{Change, Follower, Following};
 use crate::text;
 
-/// Whoever wants to know that the guest has what the host has by now.
-pub(crate) type Settler = mpsc::Sender<oneshot::Sender<()>>;
+/// Whoever wants to know that the guest has what the host has by now, or why not.
+pub(crate) type Settler = mpsc::Sender<Asker>;
+type Asker = oneshot::Sender<Result<(), String>>;
 
 /// How many may ask at once.
 const ASKERS: usize = 8;
@@ -42,7 +43,7 @@ impl NetworkTask {
         Ok(())
     }
 
-    async fn run(self, mut following: Following, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
+    async fn run(self, mut following: Following, mut asked: mpsc::Receiver<Asker>) {
         loop {
             let asker = tokio::select! {
                 changed = following.changed() => match changed {
@@ -51,18 +52,26 @@ impl NetworkTask {
                 },
                 Some(asker) = asked.recv() => Some(asker),
             };
-            match self.catch_up(&mut following).await {
-                Ok(()) => {}
-                Err(CatchUpError::Host(error)) => return given_up(&error),
+            let result = self.catch_up(&mut following).await;
+            let told = match &result {
+                Ok(()) => Ok(()),
+                Err(CatchUpError::Host(error)) => Err(error.to_string()),
                 // The machine has gone, and whoever waits for it says so.
                 Err(CatchUpError::Agent(AgentError::Lost)) => return,
                 Err(CatchUpError::Agent(error)) => {
-                    logging::warn(format_args!("a change of the network was not passed on: {}", text::chain(&error)));
+                    following.was_not_told();
+                    Err(text::chain(error))
                 }
+            };
+            if let (Err(why), None) = (&told, &asker) {
+                logging::warn(format_args!("a change of the network was not passed on: {why}"));
             }
             if let Some(asker) = asker {
                 // It may not wait any more.
-                let _ = asker.send(());
+                let _ = asker.send(told);
+            }
+            if let Err(CatchUpError::Host(error)) = result {
+                return given_up(&error);
             }
         }
     }
@@ -82,7 +91,7 @@ impl NetworkTask {
             }
         }
         if let Some(request) = request {
-            self.agent.configure_network(&request).await?;
+            self.agent.change_network(&request).await?;
             logging::debug(format_args!("the guest's network has been changed"));
         }
         Ok(())

@@ -147,7 +147,7 @@ pub(crate) fn status(error: CallError) -> ttrpc::Error {
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
         CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
-        CallError::Create(_) => Code::UNKNOWN,
+        CallError::Create(_) | CallError::Network(_) => Code::UNKNOWN,
         CallError::Cgroup(_)
         | CallError::Hook(_)
         | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
