@@ -165,7 +165,8 @@ impl Junctions {
         }
         let result = self.namespace.inside(|| {
             let mut socket = Socket::open()?;
-            undone.into_iter().try_for_each(|joined: Joined| joined.undo(&mut socket))
+            // All of them, also after one that fails.
+            undone.into_iter().map(|joined: Joined| joined.undo(&mut socket)).fold(Ok(()), Result::and)
         });
         if let Err(error) = result.and_then(|result| result) {
             logging::debug(format_args!("filters are left in {}: {error}", self.namespace.path().display()));
