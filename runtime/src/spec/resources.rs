@@ -18,7 +18,8 @@ pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
 ///
-/// `devices` are [`super::device_filter`]'s, a block device's limits [`super::block_io`]'s, `cpu.cpus` and `cpu.mems` the supervisor's to honour.
+/// `devices` are [`super::device_filter`]'s, a block device's limits [`super::block_io`]'s, `cpu.cpus` and `cpu.mems` the
+/// supervisor's to honour.
 pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, FieldError> {
     refuse_unsupported(resources)?;
     let mut settings = Vec::new();
