@@ -76,6 +76,16 @@ pub(crate) fn warn(message: fmt::Arguments<'_>) {
     }
 }
 
+/// Tells something that is not about what the caller has asked for: in the log file, or, under `--debug`, on stderr.
+pub(crate) fn aside(message: fmt::Arguments<'_>) {
+    if !to_file(Level::Warning, message) && debug_enabled() {
+        to_stderr(format_args!("bulkhead: warning: {message}"));
+    }
+}
+
+/// One of these ways to tell something.
+pub(crate) type Tell = fn(fmt::Arguments<'_>);
+
 /// Whether [`debug`] writes anything.
 pub(crate) fn debug_enabled() -> bool {
     LOG.get().is_some_and(|log| log.debug)

@@ -198,11 +198,11 @@ impl HostCgroup {
         Ok(())
     }
 
-    /// Removes it; what has processes still when the time is up is left, for whoever has its record.
-    pub(crate) fn remove(&mut self, patience: Duration) {
+    /// Removes it; what has processes still when the time is up is left, for whoever has its record, and told of.
+    pub(crate) fn remove(&mut self, patience: Duration, tell: logging::Tell) {
         for group in self.groups.drain(..).rev() {
             if let Err(error) = remove(&group, patience) {
-                logging::warn(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
+                tell(format_args!("cannot remove the cgroup {}: {error}", group.path.display()));
             }
         }
     }
@@ -215,7 +215,7 @@ impl HostCgroup {
 
 impl Drop for HostCgroup {
     fn drop(&mut self) {
-        self.remove(REMOVE_PATIENCE);
+        self.remove(REMOVE_PATIENCE, logging::warn);
     }
 }
 

@@ -11,15 +11,23 @@ use thiserror::Error;
 
 use super::client;
 use super::container::{CallError, SIGKILL};
-use super::state::{Found, LookupError, Status, sweep_one};
+use super::state::{Found, LookupError, Record, Status, sweep_one};
 use crate::hooks;
 use crate::logging;
 
-/// How long a killed container may take to end in good order: its files are written back.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// A killed container, to end in good order: its files are written back.
+    end: Duration,
+    /// A supervisor, to be gone once the kernel ends it.
+    kill: Duration,
+    /// A container of a pod, besides: what defies SIGKILL in it costs the pod its machine, which its supervisor sees to.
+    member: Duration,
+}
 
-/// How long a supervisor may take to be gone once the kernel ends it.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+const PATIENCE: Patience =
+    Patience { end: Duration::from_secs(10), kill: Duration::from_secs(10), member: Duration::from_secs(50) };
 
 /// How often it is looked whether a supervisor is gone.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -33,12 +41,16 @@ pub(crate) enum DeleteError {
     NotStopped { id: String, status: Status },
     #[error("cannot delete container {id}: its supervisor, process {pid}, does not end")]
     Stuck { id: String, pid: u32 },
+    #[error(
+        "cannot delete container {id}: it does not end, and its supervisor, process {pid}, is that of all of pod {sandbox}"
+    )]
+    StuckInPod { id: String, pid: u32, sandbox: String },
 }
 
 /// Deletes a container that has ended, or that was never started. With `force` one that runs is killed, and one that does
 /// not exist is no error. May be called any number of times, also at once.
 pub(crate) fn delete(root: &Path, id: &str, force: bool) -> Result<(), DeleteError> {
-    match Found::open(root, id).map_err(DeleteError::from).and_then(|found| delete_found(&found, force)) {
+    match Found::open(root, id).map_err(DeleteError::from).and_then(|found| delete_found(&found, force, PATIENCE)) {
         Err(DeleteError::Lookup(LookupError::NotFound(_))) if force => {
             // A supervisor that was killed early has noted what is to be undone, but no container yet. What is in use, or
             // none of ours, is left alone.
@@ -49,32 +61,46 @@ pub(crate) fn delete(root: &Path, id: &str, force: bool) -> Result<(), DeleteErr
     }
 }
 
-fn delete_found(found: &Found, force: bool) -> Result<(), DeleteError> {
+fn delete_found(found: &Found, force: bool, patience: Patience) -> Result<(), DeleteError> {
     if remove(found)? {
         return Ok(());
     }
     let (id, status) = (found.record().id.clone(), found.status());
     match status {
         Status::Stopped => {}
-        Status::Created => kill(found),
-        _ if force => kill(found),
+        Status::Created => kill(found, patience),
+        _ if force => kill(found, patience),
         _ => return Err(DeleteError::NotStopped { id, status }),
     }
-    if removed_within(found, END_TIMEOUT)? {
+    if removed_within(found, patience.end)? {
         return Ok(());
     }
-    // The VMM dies with it.
-    logging::debug(format_args!("{id} does not end, so its supervisor is killed"));
     let pid = found.record().pid;
-    kill_supervisor(found, pid);
-    if removed_within(found, KILL_TIMEOUT)? { Ok(()) } else { Err(DeleteError::Stuck { id, pid }) }
+    match may_be_killed(found.record()) {
+        Ok(()) => {
+            // The VMM dies with it.
+            logging::debug(format_args!("{id} does not end, so its supervisor is killed"));
+            kill_supervisor(found, pid);
+            if removed_within(found, patience.kill)? { Ok(()) } else { Err(DeleteError::Stuck { id, pid }) }
+        }
+        Err(sandbox) if removed_within(found, patience.member)? => {
+            logging::debug(format_args!("{id} has ended late, in the pod {sandbox}"));
+            Ok(())
+        }
+        Err(sandbox) => Err(DeleteError::StuckInPod { id, pid, sandbox: sandbox.to_owned() }),
+    }
+}
+
+/// Whether a container's supervisor is its own; else the pod's sandbox whose it is.
+fn may_be_killed(record: &Record) -> Result<(), &str> {
+    record.sandbox.as_deref().map_or(Ok(()), Err)
 }
 
 /// Asks the supervisor to kill the container. Where that fails, there is another way.
-fn kill(found: &Found) {
+fn kill(found: &Found, patience: Patience) {
     let killed = client::call(found, CallError::NotRunning, async |task, id| {
         task.kill(
-            ttrpc::context::with_duration(END_TIMEOUT),
+            ttrpc::context::with_duration(patience.end),
             &KillRequest { id, signal: SIGKILL, ..Default::default() },
         )
         .await
@@ -116,7 +142,7 @@ fn kill_supervisor(found: &Found, pid: u32) {
     };
     // The descriptor is taken first: as long as the lock is held, its holder is who wrote the record.
     if let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty())
-        && found.is_alive()
+        && found.is_in_use()
     {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
@@ -124,7 +150,10 @@ fn kill_supervisor(found: &Found, pid: u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Record, StateDir};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::super::state::StateDir;
     use super::*;
 
     fn kept(root: &Path, id: &str, status: Status) -> StateDir {
@@ -142,6 +171,7 @@ mod tests {
             memory_mib: 0,
             net_backend: None,
             poststop: Vec::new(),
+            sandbox: None,
         };
         state.record(&record).unwrap();
         state.keep();
@@ -158,6 +188,30 @@ mod tests {
             delete(root.path(), id, false).unwrap();
             assert!(matches!(delete(root.path(), id, false), Err(DeleteError::Lookup(LookupError::NotFound(_)))));
             delete(root.path(), id, true).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_supervisor_that_does_not_end_is_killed_unless_it_is_a_pods() {
+        let root = tempfile::tempdir().unwrap();
+        let short = Duration::from_millis(20);
+        let patience = Patience { end: short, kill: short, member: short };
+        for (id, sandbox) in [("alone", None), ("member", Some("pod".to_owned()))] {
+            let mut supervisor = Command::new("sleep").arg("60").spawn().unwrap();
+            let state = kept(root.path(), id, Status::Running);
+            let found = Found::open(root.path(), id).unwrap();
+            let record = Record { pid: supervisor.id(), sandbox: sandbox.clone(), ..found.record().clone() };
+            state.record(&record).unwrap();
+
+            // The lock is this process', and stays.
+            let error = delete_found(&Found::open(root.path(), id).unwrap(), true, patience).unwrap_err();
+
+            assert_eq!(matches!(error, DeleteError::StuckInPod { .. }), sandbox.is_some(), "{error}");
+            if sandbox.is_some() {
+                assert!(supervisor.try_wait().unwrap().is_none());
+                supervisor.kill().unwrap();
+            }
+            assert_eq!(supervisor.wait().unwrap().signal(), Some(9));
         }
     }
 

@@ -58,6 +58,7 @@ impl Groundwork {
             memory_mib: translated.machine.mem_size_mib,
             net_backend: None,
             poststop: translated.hooks.poststop.clone(),
+            sandbox: None,
         };
         Ok(Self { translated, state, cgroup, record, hooks_first, begin_ns })
     }

@@ -117,6 +117,7 @@ impl Pod {
             memory_mib,
             net_backend,
             poststop: hooks.poststop.clone(),
+            sandbox: Some(self.sandbox.id().to_owned()),
         };
         state.record(&record)?;
         let (task, dir) = (state.bind_task()?, state.handle()?);

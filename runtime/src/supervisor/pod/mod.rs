@@ -151,6 +151,7 @@ async fn make(
         memory_mib: translated.machine.mem_size_mib,
         net_backend,
         poststop: Vec::new(),
+        sandbox: None,
     };
     state.record(&record)?;
     let task = state.bind_task()?;

@@ -5,6 +5,9 @@
 //! with the process, however it ends. So a directory whose lock is free is stale, and whoever gets that lock may remove
 //! it. A new directory is made and locked under a name that cannot be an id (`.new-…`), and then renamed, so that there
 //! is no moment at which a live sandbox's directory is unlocked.
+//!
+//! The supervisor alone holds a lock on the marker as well: so whoever asks whether it lives is not misled by somebody who
+//! removes what it has left.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -104,6 +107,8 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// Holds the lock.
     dir: OwnedFd,
+    /// Holds the supervisor's own lock, once it is there.
+    marker: Option<File>,
     keep: bool,
 }
 
@@ -139,7 +144,10 @@ impl StateDir {
             let Some(mut state) = Self::lock_new(&new).map_err(|error| io("lock the folder")(error.into()))? else {
                 continue;
             };
-            state.create_file(MARKER).map_err(io("write into the folder"))?;
+            let marker = state.create_file(MARKER).map_err(io("write into the folder"))?;
+            flock(&marker, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|error| io("lock the marker in the folder")(error.into()))?;
+            state.marker = Some(marker);
             match renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE) {
                 Ok(()) => {
                     state.path = path;
@@ -165,7 +173,7 @@ impl StateDir {
     /// Locks a directory that was just made; `None` when a sweep was faster.
     fn lock_new(path: &Path) -> Result<Option<Self>, Errno> {
         match lock(path) {
-            Ok(Some(dir)) => Ok(Some(Self { path: path.to_owned(), dir, keep: false })),
+            Ok(Some(dir)) => Ok(Some(Self { path: path.to_owned(), dir, marker: None, keep: false })),
             Ok(None) | Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -334,10 +342,10 @@ mod tests {
 
     /// Leaves a state directory as a killed supervisor does.
     fn abandon(state: StateDir) {
-        let dir = state.dir.try_clone().unwrap();
-        std::mem::forget(state);
-        // The lock belongs to the open file, which the forgotten descriptor shares: drop it by hand.
-        flock(&dir, FlockOperation::Unlock).unwrap();
+        let mut state = std::mem::ManuallyDrop::new(state);
+        state.marker = None;
+        // The lock belongs to the open file: drop it by hand.
+        flock(&state.dir, FlockOperation::Unlock).unwrap();
     }
 
     #[test]

@@ -10,10 +10,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::dir::{CONSOLE, StateDirError, TASK, check_id, lock, remove_locked, short_path, vsock_path};
+use super::dir::{CONSOLE, MARKER, StateDirError, TASK, check_id, lock, remove_locked, short_path, vsock_path};
 use super::record::{Record, Status};
 use super::sweep::end_sandbox;
 use crate::cgroup::REMOVE_PATIENCE;
+use crate::logging;
 
 /// A container that cannot be looked up. Engines look for the words "does not exist".
 #[derive(Debug, Error)]
@@ -66,16 +67,19 @@ impl Found {
         &self.record
     }
 
-    /// Whether its supervisor lives: whether the lock is held.
+    /// Whether its supervisor lives: whether the lock is held that nobody else takes.
     pub(crate) fn is_alive(&self) -> bool {
-        // A shared lock does not disturb others who ask. It is let go of at once: a deleter waits for it.
-        match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => {
-                let _ = flock(&self.dir, FlockOperation::Unlock);
-                false
-            }
-            Err(_) => true,
-        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // Without the file, it is being removed. A shared lock does not disturb others who ask.
+        openat(&self.dir, MARKER, flags, Mode::empty())
+            .is_ok_and(|marker| flock(&marker, FlockOperation::NonBlockingLockShared).is_err())
+    }
+
+    /// Whether the state is in use: by its supervisor, which may be about to end, or by who removes it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        // Let go of at once: a deleter waits for it.
+        let free = flock(&self.dir, FlockOperation::NonBlockingLockShared);
+        free.is_err() || flock(&self.dir, FlockOperation::Unlock).is_err()
     }
 
     /// Where the container is in its life: without its supervisor it has none.
@@ -104,7 +108,7 @@ impl Found {
         let failed = |error: io::Error| LookupError::Read(self.path.clone(), error);
         match lock(&self.path) {
             Ok(Some(dir)) => {
-                end_sandbox(&dir, REMOVE_PATIENCE);
+                end_sandbox(&dir, REMOVE_PATIENCE, logging::warn);
                 // A cgroup that is left is a sweep's; without its state the container is none any more.
                 remove_locked(&dir, &self.path).map_err(failed)?;
                 Ok(true)
@@ -138,6 +142,21 @@ mod tests {
         assert_eq!(found.status(), Status::Stopped);
         assert!(found.remove().unwrap());
         assert!(matches!(found.remove(), Err(LookupError::NotFound(_))));
+    }
+
+    #[test]
+    fn a_dead_container_does_not_come_to_life_while_it_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let mut state = StateDir::create(root.path(), "c1").unwrap();
+        state.record(&record("c1", Status::Running, true)).unwrap();
+        state.keep();
+        drop(state);
+        let found = Found::open(root.path(), "c1").unwrap();
+
+        let _deleter = lock(&root.path().join("c1")).unwrap().unwrap();
+
+        assert!(found.is_in_use());
+        assert_eq!(found.status(), Status::Stopped);
     }
 
     #[test]

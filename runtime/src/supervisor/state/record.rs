@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Mode, OFlags, openat, renameat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::{Hook, State};
@@ -21,6 +23,13 @@ pub(super) const STATE_NEW: &str = ".state.json";
 
 /// Most bytes that are read: annotations are bounded by the configuration's size.
 const MAX_SIZE: u64 = 32 << 20;
+
+/// By how much a later record may be longer and still fit in its place.
+const RESERVE: usize = 64;
+
+/// How often a record that makes no sense is read, and how far apart.
+const READ_ATTEMPTS: u32 = 4;
+const READ_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where a container is in its life, in the specification's words and runc's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +89,9 @@ pub(crate) struct Record {
     /// The hooks that `delete` is to run.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
+    /// The id of the pod's sandbox that it is in: its supervisor is that of the pod's other containers, too.
+    #[serde(default)]
+    pub(crate) sandbox: Option<String>,
 }
 
 impl Record {
@@ -90,26 +102,67 @@ impl Record {
 
     /// Reads the record of a state directory; `None` if it has none yet.
     pub(super) fn read(dir: impl AsFd) -> io::Result<Option<Self>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = match openat(dir, STATE, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let mut text = Vec::new();
-        file.take(MAX_SIZE).read_to_end(&mut text)?;
-        Ok(Some(serde_json::from_slice(&text)?))
+        let dir = dir.as_fd();
+        let mut attempts = READ_ATTEMPTS;
+        loop {
+            let Some(text) = read_text(dir)? else { return Ok(None) };
+            attempts -= 1;
+            match serde_json::from_slice(&text) {
+                Ok(record) => return Ok(Some(record)),
+                Err(error) if attempts == 0 => return Err(error.into()),
+                // On a full disk it is written in place.
+                Err(_) => thread::sleep(READ_PAUSE),
+            }
+        }
     }
 
-    /// Writes the record so that whoever reads it sees the old one or this, whole.
+    /// Writes the record so that whoever reads it sees the old one or this, whole. Where the disk is full, it is written in
+    /// place of the old one: a state that is not true is worse than one that has to be read twice.
     pub(crate) fn write(&self, dir: impl AsFd) -> io::Result<()> {
         let dir = dir.as_fd();
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mut file = File::from(openat(dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?);
-        file.write_all(&serde_json::to_vec(self)?)?;
-        drop(file);
-        Ok(renameat(dir, STATE_NEW, dir, STATE)?)
+        let mut text = serde_json::to_vec(self)?;
+        text.resize(text.len() + RESERVE, b' ');
+        match replace(dir, &text) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                overwrite(dir, text.trim_ascii_end()).map_err(|_| error)
+            }
+            result => result,
+        }
     }
+}
+
+fn read_text(dir: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match openat(dir, STATE, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = Vec::new();
+    file.take(MAX_SIZE).read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
+fn replace(dir: BorrowedFd<'_>, text: &[u8]) -> io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut file = File::from(openat(dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(text).inspect_err(|_| {
+        let _ = unlinkat(dir, STATE_NEW, AtFlags::empty());
+    })?;
+    drop(file);
+    Ok(renameat(dir, STATE_NEW, dir, STATE)?)
+}
+
+/// Writes over the old record, in the space that it has.
+fn overwrite(dir: BorrowedFd<'_>, text: &[u8]) -> io::Result<()> {
+    let file = File::from(openat(dir, STATE, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?);
+    let space = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    if text.len() > space {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let mut padded = text.to_vec();
+    padded.resize(space, b' ');
+    file.write_all_at(&padded, 0)
 }
 
 /// This moment, as RFC 3339 with nanoseconds.
@@ -137,6 +190,7 @@ pub(super) mod tests {
             memory_mib: 0,
             net_backend: None,
             poststop: Vec::new(),
+            sandbox: None,
         }
     }
 
@@ -155,6 +209,26 @@ pub(super) mod tests {
 
         assert_eq!(Record::read(&dir).unwrap(), Some(first));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_record_is_written_in_place_of_the_old_one_and_never_beyond_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = File::open(folder.path()).unwrap();
+        record("c1", Status::Creating, true).write(&dir).unwrap();
+        let size = dir_size(&folder);
+        let ended = Record { exit_status: Some(137), ..record("c1", Status::Stopped, true) };
+
+        overwrite(dir.as_fd(), &serde_json::to_vec(&ended).unwrap()).unwrap();
+
+        assert_eq!(Record::read(&dir).unwrap(), Some(ended));
+        assert_eq!(dir_size(&folder), size);
+        let longer = Record { id: "x".repeat(200), ..record("", Status::Stopped, true) };
+        assert!(overwrite(dir.as_fd(), &serde_json::to_vec(&longer).unwrap()).is_err());
+    }
+
+    fn dir_size(folder: &tempfile::TempDir) -> u64 {
+        std::fs::metadata(folder.path().join(STATE)).unwrap().len()
     }
 
     #[test]

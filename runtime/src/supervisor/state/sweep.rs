@@ -48,7 +48,7 @@ pub(crate) enum Swept {
 /// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
 pub(crate) fn sweep(root: &Path) {
     for path in candidates(root) {
-        if sweep_with(&path, SWEEP_PATIENCE) == Swept::Removed {
+        if sweep_with(&path, SWEEP_PATIENCE, logging::aside) == Swept::Removed {
             logging::debug(format_args!("swept the stale state directory {}", path.display()));
         }
     }
@@ -74,7 +74,7 @@ fn collect_one(path: &Path, dry_run: bool) -> bool {
     if dry_run {
         return true;
     }
-    end_sandbox(&dir, REMOVE_PATIENCE);
+    end_sandbox(&dir, REMOVE_PATIENCE, logging::warn);
     let removed = remove_locked(&dir, path);
     if let Err(error) = &removed {
         logging::warn(format_args!("cannot remove {}: {error}", path.display()));
@@ -99,10 +99,11 @@ fn is_own(dir: &OwnedFd, path: &Path) -> bool {
 
 /// Removes what a killed supervisor has left of one container, unless it is to be kept.
 pub(crate) fn sweep_one(path: &Path) -> Swept {
-    sweep_with(path, REMOVE_PATIENCE)
+    sweep_with(path, REMOVE_PATIENCE, logging::warn)
 }
 
-fn sweep_with(path: &Path, patience: Duration) -> Swept {
+/// `tell` is how to tell of what cannot be removed.
+fn sweep_with(path: &Path, patience: Duration, tell: logging::Tell) -> Swept {
     let dir = match lock(path) {
         Ok(Some(dir)) => dir,
         Ok(None) => return Swept::InUse,
@@ -112,7 +113,7 @@ fn sweep_with(path: &Path, patience: Duration) -> Swept {
     if !is_own(&dir, path) {
         return Swept::Foreign;
     }
-    end_sandbox(&dir, patience);
+    end_sandbox(&dir, patience, tell);
     // A record that cannot be read is not one to believe in.
     if Record::read(&dir).ok().flatten().is_some_and(|record| record.kept && record.status != Status::Creating) {
         return Swept::Kept;
@@ -157,9 +158,9 @@ fn recorded_network(dir: &OwnedFd) -> Option<Network> {
 }
 
 /// Ends what is left of a sandbox whose supervisor is gone: its VMM, its cgroup and its network.
-pub(super) fn end_sandbox(dir: &OwnedFd, patience: Duration) {
+pub(super) fn end_sandbox(dir: &OwnedFd, patience: Duration, tell: logging::Tell) {
     kill_recorded_vmm(dir);
-    HostCgroup::reopen(cgroup_paths(dir)).remove(patience);
+    HostCgroup::reopen(cgroup_paths(dir)).remove(patience, tell);
     drop(recorded_network(dir));
     strike_undone(dir);
 }
@@ -239,7 +240,7 @@ mod tests {
 
         let left = |folder: &Path| fs::read_dir(folder).unwrap().count();
         assert_eq!(left(&root.path().join("c1")), 2);
-        assert_eq!(sweep_with(&root.path().join("c1"), Duration::ZERO), Swept::Unfinished);
+        assert_eq!(sweep_with(&root.path().join("c1"), Duration::ZERO, logging::aside), Swept::Unfinished);
         fs::remove_file(&process).unwrap();
         sweep(root.path());
 
