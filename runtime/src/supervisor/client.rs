@@ -67,11 +67,15 @@ pub(crate) fn call<T>(
         return Err(ended.into());
     }
     event_loop()?.block_on(async {
-        match connect(found) {
-            Ok(client) => Ok(work(&client, found.record().id.clone()).await?),
-            // It has ended since.
-            Err(ClientError::Connect(_)) if found.status() == Status::Stopped => Err(ended.into()),
-            Err(error) => Err(error),
-        }
+        let client = connect_unless_ended(found, ended)?;
+        Ok(work(&client, found.record().id.clone()).await?)
     })
+}
+
+/// Connects to the supervisor of a container that may just have ended; `ended` is the error if it has.
+pub(crate) fn connect_unless_ended(found: &Found, ended: CallError) -> Result<TaskClient, ClientError> {
+    match connect(found) {
+        Err(ClientError::Connect(_)) if found.status() == Status::Stopped => Err(ended.into()),
+        result => result,
+    }
 }

@@ -115,6 +115,8 @@ struct Life {
     record: Record,
     /// A start is under way or has been: there is no second one.
     start_taken: bool,
+    /// Its program has been executed.
+    started: bool,
 }
 
 /// What becomes of what a container has written last.
@@ -135,6 +137,8 @@ pub(crate) struct Container {
     pub(crate) execs: Execs,
     id: String,
     life: Mutex<Life>,
+    /// Held while it is started, frozen or thawed in the guest: what is written down last is what was done last.
+    turn: tokio::sync::Mutex<()>,
     /// Where the record is written.
     dir: OwnedFd,
     ended: watch::Sender<Option<Ended>>,
@@ -165,12 +169,13 @@ impl Container {
         dir: OwnedFd,
     ) -> Self {
         let id = record.id.clone();
-        let life = Mutex::new(Life { record, start_taken: false });
+        let life = Mutex::new(Life { record, start_taken: false, started: false });
         Self {
             agent,
             execs: Execs::default(),
             id,
             life,
+            turn: tokio::sync::Mutex::default(),
             dir,
             ended: watch::Sender::new(None),
             last_output: watch::Sender::new(LastOutput::NotYet),
@@ -261,6 +266,7 @@ impl Container {
             return;
         }
         life.start_taken |= status == Status::Running;
+        life.started |= status == Status::Running;
         life.record.status = status;
         self.write(&life.record);
     }
@@ -324,7 +330,11 @@ impl Container {
             self.enter(Status::Running);
             return Ok(Vec::new());
         }
-        if let Err(error) = self.network_is_there().await {
+        let network = self.network_is_there().await;
+        let turn = self.turn.lock().await;
+        // It may have been frozen meanwhile.
+        let frozen = if self.status() == Status::Paused { Err(CallError::StartPaused) } else { Ok(()) };
+        if let Err(error) = network.and(frozen) {
             // It may be tried again.
             self.life().start_taken = false;
             return Err(error);
@@ -337,6 +347,7 @@ impl Container {
         };
         let started = started?;
         self.enter(Status::Running);
+        drop(turn);
         if let Err(error) = self.run_poststart_hooks().await {
             // It must not go on: whoever waits for init sees its end.
             self.kill_init().await?;
@@ -430,6 +441,7 @@ impl Container {
     /// Freezes all processes.
     pub(crate) async fn pause(&self) -> Result<(), CallError> {
         self.require_process()?;
+        let _turn = self.turn.lock().await;
         if !matches!(self.status(), Status::Running | Status::Created) {
             return Err(CallError::NotRunning);
         }
@@ -440,11 +452,12 @@ impl Container {
 
     /// Lets all processes go on.
     pub(crate) async fn resume(&self) -> Result<(), CallError> {
+        let _turn = self.turn.lock().await;
         if self.status() != Status::Paused {
             return Err(CallError::NotPaused);
         }
         self.agent.resume().await?;
-        let started = self.life().start_taken;
+        let started = self.life().started;
         self.enter(if started { Status::Running } else { Status::Created });
         Ok(())
     }

@@ -2,20 +2,25 @@
 //! The processes that were added to a container, from the call that describes one to the call that forgets it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bulkhead_protocol::agent::Process;
+use bulkhead_protocol::agent::{ExecProcessResponse, Process};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::agent::AgentError;
-use super::container::{CallError, Container, Ended};
+use super::container::{CallError, Container, Ended, SIGKILL};
+use super::state::Status;
 use super::streams::StreamIds;
 
 /// How long, after the container's end, those who attend to its other processes may take to fetch their last output.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a guest may take to make a process in a container that is not frozen, and how often it is looked whether it is.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Streams with smaller numbers are init's.
 const FIRST_STREAM: u32 = 16;
@@ -56,6 +61,8 @@ pub(crate) struct Exec {
     ended: watch::Sender<Option<Ended>>,
     /// Whether somebody pumps its streams, and is to be given time at the end.
     attended: Mutex<bool>,
+    /// Whether whoever waited for its end is gone.
+    abandoned: AtomicBool,
 }
 
 impl Exec {
@@ -115,6 +122,7 @@ impl Execs {
             pid: watch::Sender::new(None),
             ended: watch::Sender::new(None),
             attended: Mutex::new(false),
+            abandoned: AtomicBool::new(false),
         };
         let mut table = self.table();
         if exec_id.is_empty() || table.contains_key(exec_id) {
@@ -167,7 +175,7 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
     let Some(process) = process else {
         return Err(CallError::ProcessExists(exec_id.to_owned()));
     };
-    let started = match container.agent.exec(exec_id, process).await {
+    let started = match make(container, exec_id, process).await {
         Ok(started) => started,
         Err(error) => {
             container.execs.remove(exec_id);
@@ -185,8 +193,34 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
             Err(AgentError::Lost | AgentError::Timeout | AgentError::Refused { .. }) => KILLED,
         };
         exec.ended.send_replace(Some(Ended::now(status)));
+        if exec.abandoned.load(Ordering::Acquire) {
+            // Nobody else will: it is gone, or the container is.
+            let _ = delete(&container, &exec_id).await;
+        }
     });
     Ok(pid)
+}
+
+/// Has the guest make a process. While its container is frozen it cannot be made, which is no fault of the guest's.
+async fn make(container: &Container, exec_id: &str, process: Process) -> Result<ExecProcessResponse, AgentError> {
+    let (agent, id) = (container.agent.clone(), exec_id.to_owned());
+    let mut made = Box::pin(async move { agent.exec(&id, process).await });
+    let mut left = START_TIMEOUT;
+    while !left.is_zero() {
+        match timeout(LOOK_INTERVAL, &mut made).await {
+            Ok(result) => return result,
+            Err(_) if container.status() == Status::Paused => {}
+            Err(_) => left = left.saturating_sub(LOOK_INTERVAL),
+        }
+    }
+    let (agent, id) = (container.agent.clone(), exec_id.to_owned());
+    tokio::spawn(async move {
+        // It must not run on when nobody expects it any more.
+        if made.await.is_ok() && agent.signal(&id, SIGKILL, false).await.is_ok() && agent.wait(&id).await.is_ok() {
+            let _ = agent.delete_process(&id).await;
+        }
+    });
+    Err(AgentError::Timeout)
 }
 
 /// Waits for the end of a process, which may not have been started yet. Who waits attends to it; who gives up waiting has no
@@ -227,6 +261,7 @@ struct Attention<'a> {
 impl Drop for Attention<'_> {
     fn drop(&mut self) {
         if !self.kept {
+            self.exec.abandoned.store(true, Ordering::Release);
             self.container.execs.unattend(self.exec);
         }
     }

@@ -13,8 +13,9 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
     let mut temporary_name = OsString::from(".");
     temporary_name.push(name);
     let temporary = path.with_file_name(temporary_name);
-    fs::write(&temporary, process::id().to_string())?;
-    fs::rename(&temporary, path).inspect_err(|_| {
+    // Also where the disk is full, when the file is there, and empty.
+    let written = fs::write(&temporary, process::id().to_string()).and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
     })
 }

@@ -146,7 +146,7 @@ fn attend(found: &Found, options: &mut ExecOptions, reporter: &mut Option<Report
     }
     client::event_loop()?.block_on(async {
         let proxy = Arc::new(Proxy {
-            task: client::connect(found)?,
+            task: client::connect_unless_ended(found, CallError::ExecStopped)?,
             id: found.record().id.clone(),
             // Unique on this host, also where several pid namespaces share it.
             exec_id: format!("exec-{}-{}", process::id(), now_ns()),
@@ -154,6 +154,10 @@ fn attend(found: &Found, options: &mut ExecOptions, reporter: &mut Option<Report
         });
         proxy.add(options).await?;
         let result = proxy.attend(found, options, signals.into_stream().map_err(ExecError::Signals)?, reporter).await;
+        if result.is_err() {
+            // Where it runs, nobody stands for it.
+            let _ = proxy.kill(Signal::SIGKILL.into()).await;
+        }
         proxy.forget().await;
         result
     })

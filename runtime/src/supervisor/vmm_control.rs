@@ -22,8 +22,8 @@ use crate::logging;
 use crate::network::Device;
 use crate::text;
 
-/// How long the VMM may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the VMM may take to answer; in the unit tests, none that is to answer waits.
+const ANSWER_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
 /// A request that did not succeed.
 #[derive(Debug, Error)]
@@ -71,8 +71,26 @@ impl VmmControl {
     pub(crate) async fn add_tree(&self, device: ShareDevice, tree: &ShareTree) -> Result<(), ControlError> {
         let detached = DetachedTree::open(tree)
             .map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })?;
-        let order = Order::AddTree { device, name: tree.name.clone() };
-        self.ask(order, &[detached.mount()], format!("share {}", tree.source.display())).await
+        self.hand_over(device, &tree.name, &[detached.mount()], format!("share {}", tree.source.display())).await
+    }
+
+    async fn hand_over(
+        &self,
+        device: ShareDevice,
+        name: &str,
+        mount: &[BorrowedFd<'_>],
+        doing: String,
+    ) -> Result<(), ControlError> {
+        let added = self.ask(Order::AddTree { device, name: name.to_owned() }, mount, doing).await;
+        if matches!(added, Err(ControlError::NoAnswer { .. }))
+            && let Some((sequence, _)) = self.expect()
+        {
+            // What may still come to be is taken back right after, since orders are carried out in turn. Nobody waits for it.
+            let order = Order::RemoveTree { device, name: name.to_owned() };
+            let _ = control::send(&self.0.socket, &Request { sequence, order }, &[]);
+            self.waiting().answers.remove(&sequence);
+        }
+        added
     }
 
     /// Takes a tree back that was added. What the guest still has of it is void.
@@ -181,6 +199,21 @@ mod tests {
         first.unwrap();
         let refused = second.unwrap_err().to_string();
         assert_eq!(refused, "the VMM cannot take back the tree b: no\u{fffd} tree");
+    }
+
+    #[tokio::test]
+    async fn a_tree_whose_adding_is_not_answered_is_taken_back() {
+        let (control, vmm) = control();
+
+        let added = control.hand_over(ShareDevice::Private, "t", &[], "share /t".to_owned()).await;
+
+        assert!(matches!(added, Err(ControlError::NoAnswer { .. })), "{added:?}");
+        let orders = [(); 2].map(|()| match control::receive(&vmm).unwrap() {
+            Received::Request(request, _) => request.order,
+            other => panic!("{other:?}"),
+        });
+        let (device, name) = (ShareDevice::Private, "t".to_owned());
+        assert_eq!(orders, [Order::AddTree { device, name: name.clone() }, Order::RemoveTree { device, name }]);
     }
 
     #[tokio::test]
