@@ -36,39 +36,42 @@ pub(super) enum Column {
     Command,
 }
 
+/// A column, and what stands above it.
+pub(super) type Titled = (&'static str, Column);
+
 /// The columns by ps(1)'s names for them.
-const NAMES: [(&str, Column); 15] = [
-    ("user", Column::User),
-    ("uid", Column::User),
-    ("euser", Column::User),
-    ("pid", Column::Pid),
-    ("ppid", Column::Parent),
-    ("c", Column::Usage),
-    ("stime", Column::Started),
-    ("tty", Column::Terminal),
-    ("tname", Column::Terminal),
-    ("time", Column::Time),
-    ("s", Column::State),
-    ("state", Column::State),
-    ("cmd", Column::Command),
-    ("args", Column::Command),
-    ("command", Column::Command),
+const NAMES: [(&str, Titled); 15] = [
+    ("user", ("USER", Column::User)),
+    ("uid", ("UID", Column::User)),
+    ("euser", ("EUSER", Column::User)),
+    ("pid", ("PID", Column::Pid)),
+    ("ppid", ("PPID", Column::Parent)),
+    ("c", ("C", Column::Usage)),
+    ("stime", ("STIME", Column::Started)),
+    ("tty", ("TT", Column::Terminal)),
+    ("tname", ("TTY", Column::Terminal)),
+    ("time", ("TIME", Column::Time)),
+    ("s", ("S", Column::State)),
+    ("state", ("S", Column::State)),
+    ("cmd", ("CMD", Column::Command)),
+    ("args", ("COMMAND", Column::Command)),
+    ("command", ("COMMAND", Column::Command)),
 ];
 
 /// Those of `ps -ef`.
-const DEFAULT: [Column; 8] = [
-    Column::User,
-    Column::Pid,
-    Column::Parent,
-    Column::Usage,
-    Column::Started,
-    Column::Terminal,
-    Column::Time,
-    Column::Command,
+const DEFAULT: [Titled; 8] = [
+    ("UID", Column::User),
+    ("PID", Column::Pid),
+    ("PPID", Column::Parent),
+    ("C", Column::Usage),
+    ("STIME", Column::Started),
+    ("TTY", Column::Terminal),
+    ("TIME", Column::Time),
+    ("CMD", Column::Command),
 ];
 
 /// The columns that the options ask for.
-pub(super) fn parse(options: &[String]) -> Result<Vec<Column>, OptionError> {
+pub(super) fn parse(options: &[String]) -> Result<Vec<Titled>, OptionError> {
     let mut columns = Vec::new();
     let mut rest = options.iter();
     while let Some(option) = rest.next() {
@@ -89,28 +92,15 @@ pub(super) fn parse(options: &[String]) -> Result<Vec<Column>, OptionError> {
 }
 
 /// The line of the columns' names.
-pub(super) fn header(columns: &[Column]) -> String {
-    line(columns, |column| {
-        let name = match column {
-            Column::User => "UID",
-            Column::Pid => "PID",
-            Column::Parent => "PPID",
-            Column::Usage => "C",
-            Column::Started => "STIME",
-            Column::Terminal => "TTY",
-            Column::Time => "TIME",
-            Column::State => "S",
-            Column::Command => "CMD",
-        };
-        name.to_owned()
-    })
+pub(super) fn header(columns: &[Titled]) -> String {
+    line(columns, |(title, _)| title.to_owned())
 }
 
 /// The line of a process. Users are numbers: the names are the container's own business.
-pub(super) fn row(columns: &[Column], process: &ProcessInfo, now: SystemTime) -> String {
+pub(super) fn row(columns: &[Titled], process: &ProcessInfo, now: SystemTime) -> String {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let cpu_seconds = process.cpu_ms / 1000;
-    line(columns, |column| match column {
+    line(columns, |(_, column)| match column {
         Column::User => process.uid.to_string(),
         Column::Pid => process.pid.to_string(),
         Column::Parent => process.parent_pid.to_string(),
@@ -127,10 +117,10 @@ pub(super) fn row(columns: &[Column], process: &ProcessInfo, now: SystemTime) ->
 }
 
 /// Cells as wide as ps(1) makes them; the last one is open.
-fn line(columns: &[Column], cell: impl Fn(Column) -> String) -> String {
+fn line(columns: &[Titled], cell: impl Fn(Titled) -> String) -> String {
     let mut line = String::new();
-    for (index, column) in columns.iter().enumerate() {
-        let text = cell(*column);
+    for (index, titled) in columns.iter().enumerate() {
+        let (text, (_, column)) = (cell(*titled), titled);
         if index > 0 {
             line.push(' ');
         }
@@ -187,6 +177,7 @@ mod tests {
         let some = parse(&words("-o pid,s -ocmd")).unwrap();
         assert_eq!(header(&some), "    PID S CMD");
         assert_eq!(row(&some, &process, at(0)), "     41 S sleep | 9");
+        assert_eq!(header(&parse(&words("-o ppid,args")).unwrap()), "   PPID COMMAND");
     }
 
     #[test]
