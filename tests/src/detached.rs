@@ -15,6 +15,7 @@ use crate::bundle::Bundle;
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::output::Output;
+use crate::processes::{self, Process};
 use crate::run::Run;
 
 /// How long what is waited for may take.
@@ -141,6 +142,18 @@ impl<'a> Detached<'a> {
             WaitStatus::Signaled(_, signal, _) => Ok(128 + signal as i32),
             other => fail!("the process that stands for the container: {other:?}"),
         }
+    }
+
+    /// The same where its processes are, without a process that stands for them, orphans of this one: their namespace ends when
+    /// all of them have been reaped. No run may be going on.
+    pub(crate) fn wait_with_orphans(&self) -> Result<i32> {
+        let end = Instant::now() + LIMIT;
+        while Process::of(self.pid).is_some_and(|process| process.state != 'Z') {
+            ensure!(Instant::now() < end, "process {} does not end", self.pid);
+            processes::reap_orphans(&[self.pid]);
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.wait()
     }
 }
 

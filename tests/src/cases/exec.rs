@@ -69,7 +69,7 @@ fn process_is_in_the_container(env: &Env) -> Result {
 
 fn options_change_the_process(env: &Env) -> Result {
     let container = sleeping(env)?;
-    let options = ["exec", "--cwd", "/tmp", "--env", "A=b", "-e", "C=d", "--user", "1000:1001", "-g", "7"];
+    let options = ["exec", "--cwd", "/tmp", "--env", "A=b", "--env", "C=d", "--user", "1000:1001", "-g", "7"];
 
     container
         .verb_with(&options, &["sh", "-c", "pwd; echo $A $C; id -u; id -g; id -G"])

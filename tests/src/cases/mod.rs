@@ -7,6 +7,7 @@ mod cleanup;
 mod command_line;
 mod containerd;
 mod control;
+mod crash;
 mod debian;
 mod devices;
 mod docker;
@@ -110,6 +111,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         bad_host::CASES,
         guest_failure::CASES,
         cleanup::CASES,
+        crash::CASES,
         debian::CASES,
         podman::CASES,
         docker::CASES,
