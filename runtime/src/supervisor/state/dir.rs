@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, openat, renameat_with, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, openat, renameat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 use thiserror::Error;
@@ -49,8 +49,10 @@ pub(super) const TASK: &str = "task.sock";
 pub(super) const CGROUP: &str = "cgroup";
 /// What is to be undone of the sandbox's network, as JSON.
 pub(super) const NETWORK: &str = "network";
+/// Its name while it is being written.
+const NETWORK_NEW: &str = ".network";
 
-const FILES: [&str; 9] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, NETWORK, STATE, STATE_NEW];
+const FILES: [&str; 10] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, NETWORK, NETWORK_NEW, STATE, STATE_NEW];
 pub(super) const NEW_PREFIX: &str = ".new-";
 
 /// Tells apart the directories that one process makes.
@@ -260,15 +262,23 @@ impl StateDir {
     }
 }
 
-fn create_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
+fn create_file(dir: impl AsFd, name: &str) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// Notes what is to be undone of a sandbox's network in an open state directory.
 pub(crate) fn record_network(dir: &OwnedFd, record: &NetworkRecord) -> io::Result<()> {
-    let mut file = create_file(dir, NETWORK)?;
-    file.write_all(&serde_json::to_vec(record)?)
+    replace_file(dir, (NETWORK_NEW, NETWORK), &serde_json::to_vec(record)?)
+}
+
+/// Writes a file of an open state directory, by way of a new one, so that whoever reads it sees the old content or this, whole.
+pub(super) fn replace_file(dir: impl AsFd, (new, name): (&str, &str), content: &[u8]) -> io::Result<()> {
+    let dir = dir.as_fd();
+    create_file(dir, new)?.write_all(content).inspect_err(|_| {
+        let _ = unlinkat(dir, new, AtFlags::empty());
+    })?;
+    Ok(renameat(dir, new, dir, name)?)
 }
 
 /// The path of a socket, for this process alone: through the open directory, since a socket's address is limited to 107
@@ -338,6 +348,21 @@ mod tests {
 
     fn names(root: &Path) -> Vec<String> {
         fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_is_never_seen_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = File::open(folder.path()).unwrap();
+        let path = folder.path().join(NETWORK);
+        replace_file(&dir, (NETWORK_NEW, NETWORK), b"the first, and longer").unwrap();
+        let reader = File::open(&path).unwrap();
+
+        replace_file(&dir, (NETWORK_NEW, NETWORK), b"the second").unwrap();
+
+        assert_eq!(io::read_to_string(reader).unwrap(), "the first, and longer");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "the second");
+        assert_eq!(names(folder.path()), [NETWORK]);
     }
 
     /// Leaves a state directory as a killed supervisor does.

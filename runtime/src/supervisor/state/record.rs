@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
+use super::dir::replace_file;
 use crate::hooks::{Hook, State};
 use crate::logging;
 
@@ -122,7 +123,7 @@ impl Record {
         let dir = dir.as_fd();
         let mut text = serde_json::to_vec(self)?;
         text.resize(text.len() + RESERVE, b' ');
-        match replace(dir, &text) {
+        match replace_file(dir, (STATE_NEW, STATE), &text) {
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 overwrite(dir, text.trim_ascii_end()).map_err(|_| error)
             }
@@ -141,16 +142,6 @@ fn read_text(dir: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     file.take(MAX_SIZE).read_to_end(&mut text)?;
     Ok(Some(text))
-}
-
-fn replace(dir: BorrowedFd<'_>, text: &[u8]) -> io::Result<()> {
-    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut file = File::from(openat(dir, STATE_NEW, flags, Mode::RUSR | Mode::WUSR)?);
-    file.write_all(text).inspect_err(|_| {
-        let _ = unlinkat(dir, STATE_NEW, AtFlags::empty());
-    })?;
-    drop(file);
-    Ok(renameat(dir, STATE_NEW, dir, STATE)?)
 }
 
 /// Writes over the old record, in the space that it has.
