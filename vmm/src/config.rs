@@ -47,6 +47,9 @@ pub struct MachineConfig {
     /// How many network devices can be added while the machine runs; with those of the beginning, at most [`MAX_NETS`].
     #[serde(default)]
     pub spare_nets: usize,
+    /// Whether the machine is to end rather than have the VMM move frames that vhost-net was to move.
+    #[serde(default)]
+    pub needs_vhost: bool,
     /// A file that receives the guest's console output, at most [`CONSOLE_LOG_MAX`] bytes of it.
     pub console_fd: RawFd,
     /// A pipe or socket that receives one [`crate::report::Report`] a line, as JSON. When its other end closes, the
@@ -101,8 +104,6 @@ pub struct NetConfig {
     pub limits: Limits,
     /// The guest's address, by which the agent knows the device.
     pub mac: MacAddress,
-    /// The longest packet without its Ethernet header, 68 or more.
-    pub mtu: u16,
 }
 
 /// A directory or a file of the host that the guest sees at the top of a share device.
@@ -131,9 +132,6 @@ pub const MAX_NETS: usize = 8;
 
 /// Most pairs of queues of a network device.
 pub const MAX_NET_PAIRS: usize = bulkhead_virtio::net::MAX_PAIRS as usize;
-
-/// Least MTU of a network device (that of IPv4).
-pub const MIN_MTU: u16 = 68;
 
 /// Most bytes of console output that are kept; what comes after is counted, not kept, but the last 4 KiB always are.
 pub const CONSOLE_LOG_MAX: usize = 256 * 1024;

@@ -16,13 +16,13 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Limits, MacAddress};
+use crate::config::{Limits, MAX_NET_PAIRS, MacAddress};
 
 /// Longest request.
 pub const MAX_REQUEST_LEN: usize = 4096;
 
 /// Most descriptors of a request.
-pub const MAX_DESCRIPTORS: usize = 2;
+pub const MAX_DESCRIPTORS: usize = 2 * MAX_NET_PAIRS;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,13 +53,13 @@ pub enum Order {
         /// The tree.
         name: String,
     },
-    /// Adds a network device of one pair of queues, where the machine has room for one more (see
-    /// [`crate::config::MachineConfig::spare_nets`]). With the tap's descriptor, and then vhost-net's, if there is one.
+    /// Adds a network device, where the machine has room for one more (see [`crate::config::MachineConfig::spare_nets`]).
+    /// With descriptors as [`crate::config::NetConfig`] has them: the tap's, and then vhost-net's, if there are any.
     AttachNet {
         /// The guest's address, by which the agent knows the device.
         mac: MacAddress,
-        /// The longest packet without its Ethernet header, [`crate::config::MIN_MTU`] or more.
-        mtu: u16,
+        /// How many pairs of queues it has, 1 to [`MAX_NET_PAIRS`].
+        pairs: u16,
         /// How much may go; not with vhost-net.
         limits: Limits,
     },
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn send_raw(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 2))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::empty()).unwrap();
@@ -198,7 +198,7 @@ mod tests {
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
 
         assert!(send(&ours, &add(&"x".repeat(MAX_REQUEST_LEN)), &[]).is_err());
-        assert!(send(&ours, &add("c1"), &[pipe.as_fd(); 3]).is_err());
+        assert!(send(&ours, &add("c1"), &[pipe.as_fd(); MAX_DESCRIPTORS + 1]).is_err());
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let packet = serde_json::to_vec(&add("c1")).unwrap();
 
-        send_raw(&ours, &packet, &[writer.as_fd(); 4]);
+        send_raw(&ours, &packet, &[writer.as_fd(); MAX_DESCRIPTORS + 2]);
         drop(writer);
 
         assert!(matches!(receive(&theirs).unwrap(), Received::Bad(7, _)));

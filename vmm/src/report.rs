@@ -29,6 +29,11 @@ pub enum Report {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<String>,
     },
+    /// A network device that vhost-net was to serve is served by the VMM. Sent once, for the first one.
+    NoVhost {
+        /// Why.
+        reason: String,
+    },
     /// The machine has ended, or never began; the last line. The process exits after it.
     End(End),
 }

@@ -70,7 +70,7 @@ impl Before<'_> {
     }
 }
 
-/// Gives each of `wanted` its name, its MTU and its state; returns the numbers of the interfaces, in that order. Those that
+/// Gives each of `wanted` its name, its hardware address, its MTU and its state; returns the numbers of the interfaces, in that order. Those that
 /// were wanted before have their numbers; if they are no longer wanted, they are turned off.
 pub(super) fn set_up(
     socket: &mut Socket,
@@ -99,6 +99,11 @@ pub(super) fn set_up(
         let mut message = change(link.index, flags.cast_unsigned()).with_number(libc::IFLA_MTU, interface.mtu);
         if link.name != interface.name {
             message = message.with_text(libc::IFLA_IFNAME, &interface.name);
+        }
+        // One that a container has given it stays until the host's changes.
+        let is_news = old.is_none_or(|old| old.hardware_address != interface.hardware_address);
+        if is_news && link.mac != interface.hardware_address {
+            message = message.with(libc::IFLA_ADDRESS, &interface.hardware_address);
         }
         let changed = socket.request(message);
         changed.map_err(|error| NetworkError::new(format!("set up network interface {}", interface.name), error))?;
@@ -164,7 +169,8 @@ fn is_one(before: &NetworkInterface, after: &NetworkInterface) -> bool {
 
 /// Whether nothing of the interface itself differs.
 fn is_same(before: &NetworkInterface, after: &NetworkInterface) -> bool {
-    (&before.name, before.mtu, before.up) == (&after.name, after.mtu, after.up)
+    (&before.name, before.mtu, before.up, &before.hardware_address)
+        == (&after.name, after.mtu, after.up, &after.hardware_address)
 }
 
 fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkError> {

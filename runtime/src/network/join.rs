@@ -6,10 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use bulkhead_netlink::Socket;
-use bulkhead_vmm::config::MIN_MTU;
 
 use super::survey::Link;
-use super::{Device, DeviceOptions, Joined, NetworkError, SUPPORTED, redirect, tap, vhost};
+use super::{Device, DeviceOptions, Joined, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
 
 /// What is the same for all interfaces of a namespace.
 #[derive(Debug, Clone)]
@@ -26,11 +25,13 @@ impl Joiner {
         if tap::is_one(link) {
             return Err(NetworkError::InUse(path));
         }
-        if !SUPPORTED.contains(&link.kind.as_str()) || link.hardware != libc::ARPHRD_ETHER || link.mac.len() != 6 {
+        let is_ethernet = link.hardware == libc::ARPHRD_ETHER && link.mac.len() == 6;
+        if !SUPPORTED.contains(&link.kind.as_str()) || !is_ethernet {
             let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
-            return Err(NetworkError::Unsupported { name, kind: kind.to_owned(), path });
+            let without = if is_ethernet { "" } else { " without Ethernet frames" };
+            return Err(NetworkError::Unsupported { name, kind: format!("{kind}{without}"), path });
         }
-        if link.mtu < u32::from(MIN_MTU) {
+        if link.mtu < MIN_MTU {
             return Err(NetworkError::Mtu { name, mtu: link.mtu, path });
         }
         Ok(())
@@ -64,7 +65,7 @@ impl Joiner {
             .map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();
         let limits = self.options.settings.limits;
-        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac, mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX) })
+        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac })
     }
 
     fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {

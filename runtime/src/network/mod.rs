@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_netlink::Socket;
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
-use bulkhead_vmm::config::{Limits, MAX_NETS};
+use bulkhead_vmm::config::{Limits, MAX_NET_PAIRS, MAX_NETS};
 use thiserror::Error;
 
 use self::claim::Claim;
@@ -57,6 +57,9 @@ const SUPPORTED: [&str; 6] = ["veth", "macvlan", "ipvlan", "vlan", "dummy", "tun
 
 /// How many interfaces a machine can be given that come when it runs, as far as it has room for them.
 const SPARE_NETS: usize = 4;
+
+/// Least MTU of an interface (that of IPv4).
+const MIN_MTU: u32 = 68;
 
 /// A network that cannot be had.
 #[derive(Debug, Error)]
@@ -92,9 +95,9 @@ pub(crate) struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    /// One pair of queues: the guest is not given more yet.
-    pub(crate) fn new(settings: NetSettings) -> Self {
-        Self { pairs: 1, settings }
+    /// A pair of queues for each vCPU, as far as there are so many.
+    pub(crate) fn new(settings: NetSettings, vcpus: u8) -> Self {
+        Self { pairs: usize::from(vcpus).clamp(1, MAX_NET_PAIRS), settings }
     }
 }
 
@@ -107,7 +110,6 @@ pub(crate) struct Device {
     pub(crate) vhosts: Vec<OwnedFd>,
     pub(crate) limits: Limits,
     pub(crate) mac: [u8; 6],
-    pub(crate) mtu: u16,
 }
 
 /// An interface of the host that is joined to a tap.
@@ -202,7 +204,7 @@ struct Passed {
 
 /// Who moves frames.
 const VHOST_NET: &str = "vhost-net";
-const TAP: &str = "tap";
+pub(crate) const TAP: &str = "tap";
 
 impl Device {
     /// Who moves its frames.
@@ -307,8 +309,8 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
         let mac = mac_of(&link)?;
-        let Link { index: id, name, mtu, up, addresses, .. } = link;
-        Some(NetworkInterface { name, mac, mtu, up, addresses, id, ..Default::default() })
+        let Link { index: id, name, mac: hardware_address, mtu, up, addresses, .. } = link;
+        Some(NetworkInterface { name, mac, mtu, up, addresses, id, hardware_address, ..Default::default() })
     };
     let interfaces: Vec<_> = links.into_iter().filter_map(interface).collect();
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);

@@ -19,7 +19,7 @@ fn link(name: &str, kind: &str) -> Link {
 }
 
 fn check(link: &Link) -> Result<(), String> {
-    let options = DeviceOptions::new(NetSettings::default());
+    let options = DeviceOptions::new(NetSettings::default(), 1);
     let joiner = Joiner { path: "/run/netns/x".into(), options };
     joiner.check(link).map_err(|error| error.to_string())
 }
@@ -43,7 +43,11 @@ fn what_cannot_be_passed_on_is_named() {
             .unwrap_err()
             .contains("wg0 of the network namespace /run/netns/x: it is wireguard")
     );
-    assert!(check(&Link { hardware: libc::ARPHRD_NONE, ..link("tun0", "tun") }).is_err());
+    let error = check(&Link { hardware: libc::ARPHRD_NONE, ..link("tun0", "tun") }).unwrap_err();
+    assert!(
+        error.contains("tun0 of the network namespace /run/netns/x: it is tun without Ethernet frames;"),
+        "{error}"
+    );
     assert!(check(&Link { mtu: 60, ..link("eth0", "veth") }).unwrap_err().ends_with("its MTU of 60 is too small"));
 }
 

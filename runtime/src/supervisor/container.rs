@@ -394,6 +394,13 @@ impl Container {
         }
     }
 
+    /// The VMM moves frames that vhost-net was to move.
+    pub(super) fn network_is_without_vhost(&self) {
+        let mut life = self.life();
+        life.record.net_backend = Some(crate::network::TAP.to_owned());
+        self.write(&life.record);
+    }
+
     async fn run_poststart_hooks(&self) -> Result<(), HookError> {
         if self.poststart.is_empty() {
             return Ok(());

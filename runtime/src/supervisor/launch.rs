@@ -318,7 +318,7 @@ pub(super) fn boot(
     state: &StateDir,
     trace: &mut Trace,
 ) -> Result<Booted, RunError> {
-    let net_options = DeviceOptions::new(machine.spec.net);
+    let net_options = DeviceOptions::new(machine.spec.net, machine.spec.vcpus);
     let connected = machine.network.map(|namespace| connect(namespace, net_options, state, trace)).transpose()?;
     let net_backend = connected.as_ref().and_then(Connected::backend).map(str::to_owned);
     let spare_nets = connected.as_ref().map_or(0, Connected::spare_nets);

@@ -132,7 +132,6 @@ impl Sandbox {
         let mut events = Events { vmm: vmm_events, signals, control: control.clone(), failures, failed, trace };
         sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
-        tokio::spawn(vmm::follow(report, self.vmm.watch().map_err(RunError::EventLoop)?, control, vmm_sender));
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
         let container = Arc::new(Container::new(
             agent,
@@ -142,6 +141,8 @@ impl Sandbox {
             self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
             self.state.handle()?,
         ));
+        let (watched, told) = (self.vmm.watch().map_err(RunError::EventLoop)?, Arc::clone(&container));
+        tokio::spawn(vmm::follow(report, watched, control, vmm_sender, move || told.network_is_without_vhost()));
         let calls = Calls::default();
         let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
         let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;

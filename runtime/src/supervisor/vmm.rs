@@ -25,6 +25,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::vmm_control::VmmControl;
 use crate::install::{Install, OpenParts};
+use crate::logging;
 use crate::network::Device;
 use crate::spec::Machine;
 use crate::storage::Shares;
@@ -118,6 +119,7 @@ impl Vmm {
             trees_grow: options.trees_grow,
             nets: options.nets.iter().map(net_config).collect(),
             spare_nets: options.spare_nets,
+            needs_vhost: options.machine.net.vhost == Some(true),
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
             control_fd: vmm_control.as_raw_fd(),
@@ -213,7 +215,7 @@ impl Drop for Vmm {
 fn net_config(device: &Device) -> NetConfig {
     let raw = |fds: &[OwnedFd]| fds.iter().map(AsRawFd::as_raw_fd).collect();
     let (tap_fds, vhost_fds) = (raw(&device.taps), raw(&device.vhosts));
-    NetConfig { tap_fds, vhost_fds, limits: device.limits, mac: MacAddress(device.mac), mtu: device.mtu }
+    NetConfig { tap_fds, vhost_fds, limits: device.limits, mac: MacAddress(device.mac) }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.
@@ -262,13 +264,14 @@ pub(crate) enum VmmEvent {
     Gone(Option<End>),
 }
 
-/// Follows a VMM until it is gone, which is the last event; answers go to who waits for them. Lines that cannot be understood are skipped: the VMM is not
-/// trusted.
+/// Follows a VMM until it is gone, which is the last event; answers go to who waits for them, and `without_vhost` is called when
+/// the VMM moves frames that vhost-net was to move. Lines that cannot be understood are skipped: the VMM is not trusted.
 pub(crate) async fn follow(
     report: tokio::net::UnixStream,
     pidfd: OwnedFd,
     control: VmmControl,
     events: UnboundedSender<VmmEvent>,
+    without_vhost: impl Fn(),
 ) {
     let mut lines = BufReader::new(report);
     let mut end = None;
@@ -283,6 +286,11 @@ pub(crate) async fn follow(
             // The receiver is gone only when nobody cares any more.
             Ok(Report::Trace { name, begin_ns, end_ns }) => {
                 let _ = events.send(VmmEvent::Trace { name, begin_ns, end_ns });
+            }
+            Ok(Report::NoVhost { reason }) => {
+                let reason = text::one_line(&reason);
+                logging::warn(format_args!("the VMM moves the network's frames instead of vhost-net: {reason}"));
+                without_vhost();
             }
             Ok(Report::Answer { sequence, failure }) => control.answered(sequence, failure),
             Ok(Report::End(said)) => end = Some(said),
@@ -324,6 +332,8 @@ pub(crate) fn describe_end(end: Option<End>, status: io::Result<ExitStatus>, std
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -366,17 +376,20 @@ mod tests {
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).unwrap();
         let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
         theirs.write_all(b"{\"report\":\"trace\",\"name\":\"x\",\"begin_ns\":1,\"end_ns\":2}\nnonsense\n").unwrap();
+        theirs.write_all(b"{\"report\":\"no-vhost\",\"reason\":\"x\"}\n").unwrap();
         theirs.write_all(b"{\"report\":\"end\",\"reason\":\"triple-fault\"}\n").unwrap();
         drop(theirs);
 
         let (control, _vmm) = control::pair().unwrap();
 
         let report = tokio::net::UnixStream::from_std(ours).unwrap();
-        follow(report, pidfd, VmmControl::new(control), sender).await;
+        let fallbacks = Cell::new(0);
+        follow(report, pidfd, VmmControl::new(control), sender, || fallbacks.set(fallbacks.get() + 1)).await;
 
         assert!(matches!(events.recv().await, Some(VmmEvent::Trace { name, .. }) if name == "x"));
         assert!(matches!(events.recv().await, Some(VmmEvent::Gone(Some(End::TripleFault)))));
         assert!(events.recv().await.is_none());
+        assert_eq!(fallbacks.get(), 1);
         child.wait().unwrap();
     }
 }

@@ -101,7 +101,11 @@ impl VmmControl {
 
     /// Gives the machine a network device, for the interface of that name.
     pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<(), ControlError> {
-        let order = Order::AttachNet { mac: MacAddress(device.mac), mtu: device.mtu, limits: device.limits };
+        let order = Order::AttachNet {
+            mac: MacAddress(device.mac),
+            pairs: device.taps.len() as u16, // a number of vCPUs
+            limits: device.limits,
+        };
         let descriptors: Vec<_> = device.taps.iter().chain(&device.vhosts).map(AsFd::as_fd).collect();
         self.ask(order, &descriptors, format!("attach the network interface {name}")).await
     }

@@ -20,9 +20,10 @@ mod spare;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
+use bulkhead_virtio::net::Fallback;
 
 use crate::arch::x86_64::boot::BootError;
-use crate::config::{MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MIN_MTU, MachineConfig};
+use crate::config::{MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
 use crate::jail::JailError;
 use bus::Bus;
 use console::Console;
@@ -65,6 +66,12 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// The VMM would have to move frames that are vhost-net's by the configuration.
+    #[error("vhost-net does not serve a network device, as it is asked to: {reason}")]
+    NoVhost {
+        /// Why it does not.
+        reason: String,
+    },
     /// There is no window for one more device.
     #[error("the machine has no room for one more network device")]
     NoRoom,
@@ -88,6 +95,16 @@ pub struct Machine {
     bus: Bus,
     console: Arc<Mutex<Console>>,
     orders: Orders,
+    network: NetworkWatch,
+}
+
+/// What is to be known of the network devices.
+#[derive(Debug)]
+struct NetworkWatch {
+    /// That one does without vhost-net.
+    fallback: Fallback,
+    /// Whether none may.
+    needs_vhost: bool,
 }
 
 /// Checks what the type of the configuration does not.
@@ -105,10 +122,6 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         let value = nets as u64;
         let allowed = format!("at most {MAX_NETS}");
         return Err(MachineError::Config { what: "the number of network devices", value, allowed });
-    }
-    if let Some(net) = config.nets.iter().find(|net| net.mtu < MIN_MTU) {
-        let allowed = format!("{MIN_MTU} or more");
-        return Err(MachineError::Config { what: "a network device's MTU", value: net.mtu.into(), allowed });
     }
     if let Some(net) = config.nets.iter().find(|net| !(1..=MAX_NET_PAIRS).contains(&net.tap_fds.len())) {
         let value = net.tap_fds.len() as u64;

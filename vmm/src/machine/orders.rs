@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use bulkhead_virtio::fs::{AddedTrees, TreeError};
-use bulkhead_virtio::net::{Backend, NetConfig};
+use bulkhead_virtio::net::{Backend, MAX_PAIRS, NetConfig};
 
 use super::MachineError;
 use super::spare::SpareNets;
@@ -20,8 +20,10 @@ enum OrderError {
     Descriptors { given: usize, needed: usize },
     #[error("no trees can be added to this machine")]
     NotGrowing,
-    #[error("the request has {0} descriptors, and needs 1 or 2")]
-    NetDescriptors(usize),
+    #[error(
+        "the request has {given} descriptors for {pairs} pairs of queues: it needs one or two for each of 1 to {MAX_PAIRS}"
+    )]
+    NetDescriptors { given: usize, pairs: u16 },
     #[error("no network devices can be added to this machine")]
     NoNets,
     #[error(transparent)]
@@ -80,15 +82,11 @@ impl Changeable {
                 let [] = exactly(descriptors)?;
                 Ok(self.trees(device)?.remove(&name)?)
             }
-            Order::AttachNet { mac, mtu, limits } => {
-                let given = descriptors.len();
-                let mut descriptors = descriptors.into_iter();
-                let Some(tap) = descriptors.next().filter(|_| given <= 2) else {
-                    return Err(OrderError::NetDescriptors(given));
-                };
-                let backend = Backend { taps: vec![tap], vhosts: descriptors.collect() };
+            Order::AttachNet { mac, pairs, limits } => {
+                let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
-                Ok(nets.attach(&NetConfig { mac, mtu: Some(mtu), pairs: 1, limits }, backend)?)
+                let backend = Backend { taps, vhosts, fallback: nets.fallback.clone() };
+                Ok(nets.attach(&NetConfig { mac, pairs, limits }, backend)?)
             }
         }
     }
@@ -100,6 +98,16 @@ impl Changeable {
         };
         trees.as_ref().ok_or(OrderError::NotGrowing)
     }
+}
+
+/// The descriptors of a network device of `pairs` pairs of queues: a tap's, and vhost-net's, if there are any.
+fn net_descriptors(pairs: u16, mut taps: Vec<OwnedFd>) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), OrderError> {
+    let (given, needed) = (taps.len(), usize::from(pairs));
+    if pairs == 0 || pairs > MAX_PAIRS || (given != needed && given != 2 * needed) {
+        return Err(OrderError::NetDescriptors { given, pairs });
+    }
+    let vhosts = taps.split_off(needed);
+    Ok((taps, vhosts))
 }
 
 /// As many descriptors as a request needs; others are closed.
@@ -166,12 +174,18 @@ mod tests {
 
     #[test]
     fn a_network_device_needs_a_tap_and_room() {
-        let attach = || Order::AttachNet { mac: MacAddress([2, 0, 0, 0, 0, 1]), mtu: 1500, limits: Limits::default() };
+        let attach = |pairs| Order::AttachNet { mac: MacAddress([2, 0, 0, 0, 0, 1]), pairs, limits: Limits::default() };
+        let (wrong, right) = ([(0, 0), (1, 0), (1, 3), (2, 3), (9, 9)], [(1, 1), (1, 2), (8, 16)]);
+        let orders = wrong.iter().chain(&right).map(|(pairs, descriptors)| (attach(*pairs), *descriptors));
 
-        let failures = answers(Changeable::default(), vec![(attach(), 0), (attach(), 1)]);
+        let failures = answers(Changeable::default(), orders.collect());
 
-        assert_eq!(failures[0].as_deref(), Some("the request has 0 descriptors, and needs 1 or 2"));
-        assert_eq!(failures[1].as_deref(), Some("no network devices can be added to this machine"));
+        let (wrong, right) = failures.split_at(wrong.len());
+        let is_wrong =
+            |failure: &Option<String>| failure.as_ref().is_some_and(|why| why.contains("it needs one or two"));
+        assert!(wrong.iter().all(is_wrong), "{wrong:?}");
+        let no_room = Some("no network devices can be added to this machine".to_owned());
+        assert!(right.iter().all(|failure| *failure == no_room), "{right:?}");
     }
 
     #[test]

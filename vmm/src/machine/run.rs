@@ -14,8 +14,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use super::bus::Bus;
 use super::console::Console;
 use super::orders::Orders;
-use super::{Machine, MachineError};
-use crate::report::{End, Reporter};
+use super::{Machine, MachineError, NetworkWatch};
+use crate::report::{End, Report, Reporter};
 
 /// How a vCPU thread ended.
 type VcpuEnd = Result<Stop, VcpuError>;
@@ -29,14 +29,15 @@ pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Reporter) ->
     let host = |doing: &'static str| move |source| MachineError::Host { doing, source };
     let ended = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("make an eventfd"))?);
     let (sender, receiver) = channel();
-    let Machine { _vm, vcpus, bus, console, orders } = machine;
+    let Machine { _vm, vcpus, bus, console, orders, network } = machine;
     reporter.phase("vcpu threads", || {
         vcpus.into_iter().try_for_each(|vcpu| {
             start_vcpu(vcpu, bus.clone(), sender.clone(), Arc::clone(&ended)).map_err(host("start a vCPU thread"))
         })
     })?;
     reporter.phase("kernel entry", || ());
-    let end = match wait(supervisor, &orders, reporter, &ended, &receiver).map_err(host("wait for the machine"))? {
+    let watched = Watched { orders: &orders, network: &network, ended: &ended, receiver: &receiver };
+    let end = match watched.wait(supervisor, reporter)? {
         None => End::Abandoned,
         Some(vcpu_end) => interpret(vcpu_end, &console),
     };
@@ -59,29 +60,43 @@ fn start_vcpu(
     Ok(())
 }
 
-/// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`); does what that asks for meanwhile.
-fn wait(
-    supervisor: BorrowedFd<'_>,
-    orders: &Orders,
-    reporter: &Reporter,
-    ended: &EventFd,
-    receiver: &Receiver<VcpuEnd>,
-) -> std::io::Result<Option<VcpuEnd>> {
-    loop {
-        let mut fds = [
-            PollFd::new(supervisor, PollFlags::empty()),
-            PollFd::new(borrow(ended), PollFlags::POLLIN),
-            PollFd::new(orders.socket.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            result => result?,
-        };
-        if let Ok(end) = receiver.try_recv() {
-            return Ok(Some(end));
-        }
-        if fds[0].any() == Some(true) || (fds[2].any() == Some(true) && !orders.serve(reporter)?) {
-            return Ok(None);
+/// What the main thread waits for, besides the supervisor's end.
+struct Watched<'a> {
+    orders: &'a Orders,
+    network: &'a NetworkWatch,
+    ended: &'a EventFd,
+    receiver: &'a Receiver<VcpuEnd>,
+}
+
+impl Watched<'_> {
+    /// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`); does meanwhile what that asks for.
+    fn wait(&self, supervisor: BorrowedFd<'_>, reporter: &Reporter) -> Result<Option<VcpuEnd>, MachineError> {
+        let host = |source| MachineError::Host { doing: "wait for the machine", source };
+        loop {
+            let mut fds = [
+                PollFd::new(supervisor, PollFlags::empty()),
+                PollFd::new(borrow(self.ended), PollFlags::POLLIN),
+                PollFd::new(self.orders.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.network.fallback.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                result => result.map_err(|error| host(error.into()))?,
+            };
+            if let Ok(end) = self.receiver.try_recv() {
+                return Ok(Some(end));
+            }
+            if let Some(reason) = self.network.fallback.take() {
+                if self.network.needs_vhost {
+                    return Err(MachineError::NoVhost { reason });
+                }
+                reporter.send(&Report::NoVhost { reason });
+            }
+            if fds[0].any() == Some(true)
+                || (fds[2].any() == Some(true) && !self.orders.serve(reporter).map_err(host)?)
+            {
+                return Ok(None);
+            }
         }
     }
 }
@@ -114,6 +129,8 @@ pub fn describe(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_virtio::net::Fallback;
+
     use super::super::orders::Changeable;
     use super::*;
     use crate::control;
@@ -143,15 +160,40 @@ mod tests {
         assert!(message.contains("suberror 1, at instruction 0x1000"), "{message}");
     }
 
-    #[test]
-    fn a_supervisor_that_hangs_up_ends_the_wait() {
+    /// Waits for a machine until its supervisor hangs up; returns how that went, and what was reported.
+    fn wait(needs_vhost: bool, fallback: Option<&str>) -> (Result<Option<VcpuEnd>, MachineError>, String) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (_sender, receiver) = channel();
         let (_supervisor, socket) = control::pair().unwrap();
         let orders = Orders { socket, machine: Changeable::default() };
-        let reporter = Reporter::new(tempfile::tempfile().unwrap(), false);
+        let report = tempfile::NamedTempFile::new().unwrap();
+        let reporter = Reporter::new(report.reopen().unwrap(), false);
+        let network = NetworkWatch { fallback: Fallback::new().unwrap(), needs_vhost };
+        if let Some(reason) = fallback {
+            network.fallback.tell(&reason);
+        }
         drop(theirs);
-        let end = wait(ours.as_fd(), &orders, &reporter, &EventFd::new(0).unwrap(), &receiver).unwrap();
-        assert!(end.is_none());
+        let ended = EventFd::new(0).unwrap();
+        let watched = Watched { orders: &orders, network: &network, ended: &ended, receiver: &receiver };
+        let end = watched.wait(ours.as_fd(), &reporter);
+        (end, std::fs::read_to_string(report.path()).unwrap())
+    }
+
+    #[test]
+    fn a_supervisor_that_hangs_up_ends_the_wait() {
+        let (end, report) = wait(true, None);
+        assert!(matches!(end, Ok(None)));
+        assert_eq!(report, "");
+    }
+
+    #[test]
+    fn a_network_without_vhost_is_told_or_ends_the_machine() {
+        let (end, report) = wait(false, Some("no room"));
+        assert!(matches!(end, Ok(None)));
+        assert_eq!(report, "{\"report\":\"no-vhost\",\"reason\":\"no room\"}\n");
+
+        let (end, report) = wait(true, Some("no room"));
+        assert!(matches!(end, Err(MachineError::NoVhost { reason }) if reason == "no room"));
+        assert_eq!(report, "");
     }
 }

@@ -14,7 +14,7 @@ use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, NetConfig};
+use bulkhead_virtio::net::{Backend, Fallback, NetConfig};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
@@ -23,7 +23,7 @@ use super::bus::Bus;
 use super::console::Console;
 use super::orders::{Changeable, Orders};
 use super::spare::{self, SpareNets};
-use super::{Machine, MachineError, Parts, check};
+use super::{Machine, MachineError, NetworkWatch, Parts, check};
 use crate::arch::x86_64::boot;
 use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
 use crate::jail::{self, Jail};
@@ -105,18 +105,23 @@ fn assemble(
     let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
     let mut bus = Bus::new(Arc::clone(&console));
     let mut changeable = changeable(config)?;
-    for (name, device) in devices(config, jail, &changeable)? {
+    let fallback = Fallback::new().map_err(|source| MachineError::Host { doing: "make an eventfd", source })?;
+    for (name, device) in devices(config, jail, &changeable, &fallback)? {
         let transport = MmioTransport::new(device, memory.clone())
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
     }
+    let first_spare = device_count(config) as usize - config.spare_nets;
     for _ in 0..config.spare_nets {
         bus.reserve()?;
     }
     let vm = Arc::new(vm);
-    changeable.nets = Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone() });
+    let empty = Mutex::new(first_spare..first_spare + config.spare_nets);
+    changeable.nets =
+        Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone(), fallback: fallback.clone(), empty });
     let orders = Orders { socket: owned(config.control_fd), machine: changeable };
-    Ok(Machine { _vm: vm, vcpus, bus, console, orders })
+    let network = NetworkWatch { fallback, needs_vhost: config.needs_vhost };
+    Ok(Machine { _vm: vm, vcpus, bus, console, orders, network })
 }
 
 fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), MachineError> {
@@ -144,7 +149,12 @@ fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
 /// The devices in the order of their windows; as many as [`device_count`] says.
-fn devices(config: &MachineConfig, jail: Jail, changeable: &Changeable) -> Result<Vec<NamedDevice>, MachineError> {
+fn devices(
+    config: &MachineConfig,
+    jail: Jail,
+    changeable: &Changeable,
+    fallback: &Fallback,
+) -> Result<Vec<NamedDevice>, MachineError> {
     let vsock = Vsock::new(VsockConfig {
         guest_cid: GUEST_CID,
         listener: UnixListener::from(owned(config.vsock.listener_fd)),
@@ -167,9 +177,9 @@ fn devices(config: &MachineConfig, jail: Jail, changeable: &Changeable) -> Resul
     devices.push(("rng".into(), Box::new(Rng::new())));
     for net in &config.nets {
         let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
-        let backend = Backend { taps: owned(&net.tap_fds), vhosts: owned(&net.vhost_fds) };
+        let backend = Backend { taps: owned(&net.tap_fds), vhosts: owned(&net.vhost_fds), fallback: fallback.clone() };
         let pairs = net.tap_fds.len() as u16; // checked to be at most MAX_NET_PAIRS
-        let config = NetConfig { mac: net.mac, mtu: Some(net.mtu), pairs, limits: net.limits };
+        let config = NetConfig { mac: net.mac, pairs, limits: net.limits };
         devices.push((format!("{} network", net.mac), Box::new(spare::net(&config, backend)?)));
     }
     Ok(devices)

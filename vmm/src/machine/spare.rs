@@ -2,15 +2,15 @@
 //! Network devices that a machine is given while it runs: their windows and interrupt lines are there from the beginning,
 //! and say that they have no device. The guest looks at them again when it is told to.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_kvm::{GuestMemory, Vm};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, Net, NetConfig};
+use bulkhead_virtio::net::{Backend, Fallback, Net, NetConfig};
 
 use super::MachineError;
 use super::bus::Bus;
-use crate::config::MIN_MTU;
 
 /// Where such devices go.
 #[derive(Debug)]
@@ -18,19 +18,24 @@ pub(super) struct SpareNets {
     pub(super) vm: Arc<Vm>,
     pub(super) memory: GuestMemory,
     pub(super) bus: Bus,
+    pub(super) fallback: Fallback,
+    /// The windows that are kept for them and have none yet.
+    pub(super) empty: Mutex<Range<usize>>,
 }
 
 impl SpareNets {
     /// Puts a device on `backend` into the first empty window.
     pub(super) fn attach(&self, config: &NetConfig, backend: Backend) -> Result<(), MachineError> {
-        if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
-            let allowed = format!("{MIN_MTU} or more");
-            return Err(MachineError::Config { what: "a network device's MTU", value: mtu.into(), allowed });
+        // Nothing panics while the lock is held.
+        let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        if empty.is_empty() {
+            return Err(MachineError::NoRoom);
         }
-        let index = self.bus.first_empty().ok_or(MachineError::NoRoom)?;
         let device = net(config, backend)?;
         let transport = MmioTransport::new(Box::new(device), self.memory.clone())
             .map_err(|source| MachineError::Device { device: name(config), source: source.into() })?;
+        // One that KVM refuses has used its window up.
+        let index = empty.next().ok_or(MachineError::NoRoom)?;
         Ok(self.bus.fill(&self.vm, index, transport)?)
     }
 }

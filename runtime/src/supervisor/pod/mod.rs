@@ -162,13 +162,15 @@ async fn make(
     sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
     let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
     let watched = vmm.watch().map_err(RunError::EventLoop)?;
-    tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender));
     let sandbox = Arc::new(Container::sandbox(
         agent.clone(),
         record,
         cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
         state.handle()?,
     ));
+    let told = Arc::clone(&sandbox);
+    let without_vhost = move || told.network_is_without_vhost();
+    tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender, without_vhost));
     let (gone, is_gone) = watch::channel(false);
     let (alive, all_ended) = mpsc::channel(1);
     let pod = Arc::new(Pod {

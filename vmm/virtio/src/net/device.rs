@@ -21,8 +21,6 @@ const CONTROL_SIZE: u16 = 16;
 pub struct NetConfig {
     /// The guest's address.
     pub mac: MacAddress,
-    /// The longest packet that goes through, without its Ethernet header; `None` if that is not known yet.
-    pub mtu: Option<u16>,
     /// How many pairs of queues there are: 1 to [`MAX_PAIRS`].
     pub pairs: u16,
     /// How much may go.
@@ -43,12 +41,12 @@ impl Net {
     /// A device that does not run yet, and hangs on nothing.
     #[must_use]
     pub fn new(config: &NetConfig) -> Self {
-        let &NetConfig { mac, mtu, pairs, limits } = config;
+        let &NetConfig { mac, pairs, limits } = config;
         let pairs = pairs.clamp(1, MAX_PAIRS);
         let mut queue_sizes = PAIR_SIZES.repeat(pairs.into());
         queue_sizes.push(CONTROL_SIZE);
-        let port = Port::new(mac, mtu, pairs, limits);
-        Self { port, features: features::offered(pairs, mtu.is_some()), pairs, queue_sizes, control: None }
+        let port = Port::new(mac, pairs, limits);
+        Self { port, features: features::offered(pairs), pairs, queue_sizes, control: None }
     }
 
     /// The same on `backend`.

@@ -67,13 +67,13 @@ impl Engine {
         interrupt: Arc<Interrupt>,
         tap: Arc<Tap>,
     ) -> io::Result<Self> {
-        let context = Context { memory: memory.clone(), accepted, interrupt, tap, limiter: None };
+        let context = Context { memory: memory.clone(), accepted, interrupt, tap, limiter: None, fallback: None };
         Self::start(Poller::new()?, context, [rx, tx])
     }
 
     /// The same on a poller that is there already.
     pub(super) fn start(poller: Poller, context: Context, [rx, tx]: [ActiveQueue; 2]) -> io::Result<Self> {
-        let Context { memory, accepted, interrupt, tap, limiter } = context;
+        let Context { memory, accepted, interrupt, tap, limiter, .. } = context;
         // Each notification wakes the thread once, and no eventfd has to be read for that.
         poller.add(eventfd_as_fd(&rx.event), RX_TOKEN, Interest::IN | Interest::ET)?;
         poller.add(eventfd_as_fd(&tx.event), TX_TOKEN, Interest::IN | Interest::ET)?;

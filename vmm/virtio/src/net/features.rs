@@ -6,7 +6,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -51,14 +51,12 @@ const NEEDS: [(u32, u32); 9] = [
     (VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_CSUM),
 ];
 
-/// The feature bits of a device with `pairs` queue pairs; `has_mtu` if it tells an MTU.
-pub(super) fn offered(pairs: u16, has_mtu: bool) -> u64 {
+/// The feature bits of a device with `pairs` queue pairs. An MTU is not told: Linux takes it for the largest that there will
+/// ever be, and that of the interface on the host may grow.
+pub(super) fn offered(pairs: u16) -> u64 {
     let mut features = OFFERED.iter().fold(0, |features, bit| features | 1 << bit);
     if pairs > 1 {
         features |= 1 << VIRTIO_NET_F_MQ;
-    }
-    if has_mtu {
-        features |= 1 << VIRTIO_NET_F_MTU;
     }
     features
 }
@@ -88,16 +86,16 @@ mod tests {
     fn the_tap_leaves_to_the_guest_what_the_guest_accepted() {
         assert_eq!(tap_offloads(0), 0);
         assert_eq!(tap_offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4), libc::TUN_F_CSUM);
-        assert_eq!(tap_offloads(offered(1, true)), 0xf);
+        assert_eq!(tap_offloads(offered(1)), 0xf);
     }
 
     #[test]
     fn features_come_with_what_they_need() {
-        let all = offered(4, true);
+        let all = offered(4);
         assert!(go_together(all, 4) && go_together(0, 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_GUEST_CSUM), 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_CTRL_VQ), 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_MQ), 4));
-        assert!(!has(offered(1, true), VIRTIO_NET_F_MQ) && go_together(offered(1, false), 1));
+        assert!(!has(offered(1), VIRTIO_NET_F_MQ) && go_together(offered(1), 1));
     }
 }

@@ -11,6 +11,7 @@
 //! | `device` | the device as the transport sees it |
 //! | `port` | the host's side: which pairs of queues run, and on what |
 //! | `pair` | a pair of queues on its thread: [`engine`](Engine), or `vhost`, which is the host's kernel in its stead |
+//! | `fallback` | that the kernel does not do what it was to do |
 //! | `receive`, `transmit`, `pieces`, `used` | frames in each direction |
 //! | `limit` | bytes and frames per second |
 //! | `control`, `command`, `filter` | what the guest asks for: its address, the frames that it wants, the pairs that it uses |
@@ -26,12 +27,13 @@
 //! | gives no buffers | frames wait in the tap, then the host's kernel drops them |
 //!
 //! When the tap goes away, the guest's frames are dropped, and the device goes on without it. What the host's kernel does not
-//! like about a queue that it serves is for the queue's own thread to find out: it goes on in the kernel's stead.
+//! like about a queue that it serves is for the queue's own thread to find out: it goes on in the kernel's stead, and tells.
 
 mod command;
 mod control;
 mod device;
 mod engine;
+mod fallback;
 mod features;
 mod filter;
 mod limit;
@@ -48,6 +50,7 @@ mod vhost;
 pub use command::TABLE_MAX;
 pub use device::{Net, NetConfig};
 pub use engine::Engine;
+pub use fallback::Fallback;
 pub use filter::Filter;
 pub use limit::{Limits, Rate};
 pub use mac::MacAddress;

@@ -4,6 +4,7 @@
 //! Where the host's kernel moves the frames, the thread sleeps until that meets something that it does not like: a ring or
 //! a chain that is malformed, or a tap that is gone. Then the thread takes the queues over, and finds out itself.
 
+use std::fmt::Display;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,6 +15,7 @@ use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
+use super::fallback::Fallback;
 use super::limit::Limiter;
 use super::tap::Tap;
 use super::vhost::VhostNet;
@@ -31,6 +33,16 @@ pub(super) struct Context {
     pub(super) tap: Arc<Tap>,
     /// Only a pair's own thread keeps to them.
     pub(super) limiter: Option<Arc<Limiter>>,
+    /// Who is told when the host's kernel does not serve the queues, though it was to.
+    pub(super) fallback: Option<Fallback>,
+}
+
+impl Context {
+    fn falls_back(&self, reason: &impl Display) {
+        if let Some(fallback) = &self.fallback {
+            fallback.tell(reason);
+        }
+    }
 }
 
 /// Who moves the frames of a pair.
@@ -58,7 +70,10 @@ impl Pair {
                 Ok((vhost, errors)) => {
                     return Ok(Self::Vhost(Box::new(VhostPair { poller, errors, vhost, queues, context })));
                 }
-                Err(_) => queues,
+                Err(error) => {
+                    context.falls_back(&format_args!("it does not take the queues: {error}"));
+                    queues
+                }
             },
         };
         Ok(Self::Engine(Box::new(Engine::start(poller, context, queues)?)))
@@ -77,6 +92,7 @@ impl Pair {
     fn take_over(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Self::Lost(Poller::new()?)) {
             Self::Vhost(pair) => {
+                pair.context.falls_back(&"it cannot go on with the queues");
                 let (poller, context, queues, _) = pair.stop()?;
                 *self = Self::Engine(Box::new(Engine::start(poller, context, queues)?));
             }

@@ -12,6 +12,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::command::Command;
+use super::fallback::Fallback;
 use super::filter::Filter;
 use super::limit::{Limiter, Limits};
 use super::pair::{Context, Pair};
@@ -29,6 +30,8 @@ pub struct Backend {
     pub taps: Vec<OwnedFd>,
     /// An open `/dev/vhost-net` for each pair of queues, or none.
     pub vhosts: Vec<OwnedFd>,
+    /// Told when queues do without theirs.
+    pub fallback: Fallback,
 }
 
 /// A backend that a device cannot hang on.
@@ -64,8 +67,6 @@ pub struct NetState {
     pub permanent_mac: MacAddress,
     /// The address that the guest has given it.
     pub mac: MacAddress,
-    /// The longest packet that goes through, without its Ethernet header, if the guest is told.
-    pub mtu: Option<u16>,
     /// How many pairs of queues there are.
     pub max_pairs: u16,
     /// How many of them the guest uses.
@@ -81,14 +82,13 @@ pub struct NetState {
 }
 
 impl NetState {
-    /// The configuration space (virtio 1.2, section 5.1.4): address, status, number of pairs, MTU.
-    fn config_space(&self) -> [u8; 12] {
-        let mut space = [0; 12];
+    /// The configuration space (virtio 1.2, section 5.1.4): address, status, number of pairs.
+    fn config_space(&self) -> [u8; 10] {
+        let mut space = [0; 10];
         space[..6].copy_from_slice(&self.mac.0);
         let status = if self.link_up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
         space[6..8].copy_from_slice(&status.to_le_bytes());
-        space[8..10].copy_from_slice(&self.max_pairs.to_le_bytes());
-        space[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
+        space[8..].copy_from_slice(&self.max_pairs.to_le_bytes());
         space
     }
 }
@@ -112,6 +112,7 @@ struct Side {
     tap: Arc<Tap>,
     /// While the pair does not run.
     vhost: Option<VhostNet>,
+    fallback: Fallback,
 }
 
 /// The guest's side, once its driver has started the device.
@@ -133,20 +134,11 @@ enum Queues {
 }
 
 impl Port {
-    pub(super) fn new(mac: MacAddress, mtu: Option<u16>, max_pairs: u16, limits: Limits) -> Self {
+    pub(super) fn new(mac: MacAddress, max_pairs: u16, limits: Limits) -> Self {
         let filter = Filter::default();
         let limiter = limits.are_set().then(|| Arc::new(Limiter::new(&limits)));
-        let state = NetState {
-            permanent_mac: mac,
-            mac,
-            mtu,
-            max_pairs,
-            pairs: 1,
-            link_up: false,
-            generation: 0,
-            filter,
-            limits,
-        };
+        let state =
+            NetState { permanent_mac: mac, mac, max_pairs, pairs: 1, link_up: false, generation: 0, filter, limits };
         Self(Arc::new(Mutex::new(Inner { state, sides: Vec::new(), limiter, active: None })))
     }
 
@@ -161,7 +153,7 @@ impl Port {
     ///
     /// When it cannot; it hangs on what it did before.
     pub fn attach(&self, backend: Backend) -> Result<(), AttachError> {
-        let Backend { taps, vhosts } = backend;
+        let Backend { taps, vhosts, fallback } = backend;
         let mut inner = self.inner();
         let pairs = inner.state.max_pairs;
         if !inner.sides.is_empty() {
@@ -174,7 +166,10 @@ impl Port {
             return Err(AttachError::Count { pairs, taps: taps.len(), vhosts: vhosts.len() });
         }
         let mut vhosts = vhosts.into_iter().map(VhostNet::new);
-        inner.sides = taps.into_iter().map(|tap| Side { tap: Arc::new(Tap::new(tap)), vhost: vhosts.next() }).collect();
+        inner.sides = taps
+            .into_iter()
+            .map(|tap| Side { tap: Arc::new(Tap::new(tap)), vhost: vhosts.next(), fallback: fallback.clone() })
+            .collect();
         if let Err(error) = inner.connect() {
             inner.stop();
             inner.sides.clear();
@@ -199,7 +194,7 @@ impl Port {
     }
 
     /// What the driver sees of it.
-    pub(super) fn config_space(&self) -> [u8; 12] {
+    pub(super) fn config_space(&self) -> [u8; 10] {
         self.inner().state.config_space()
     }
 
@@ -295,6 +290,7 @@ impl Inner {
                 interrupt: Arc::clone(interrupt),
                 tap: Arc::clone(&side.tap),
                 limiter: self.limiter.clone(),
+                fallback: Some(side.fallback.clone()),
             };
             queues.start(index, side, context)?;
         }

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
 use super::limit::Limiter;
-use super::pair::Context;
+use super::pair::{Context, Pair};
 use super::tap::Tap;
 use super::*;
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
@@ -65,8 +65,14 @@ impl<'m> Machine<'m> {
         let tap = Arc::new(Tap::new(OwnedFd::from(device_side)));
         let queues = [active(&rx, &rx_event), active(&tx, &tx_event)];
         let limiter = limits.are_set().then(|| Arc::new(Limiter::new(limits)));
-        let context =
-            Context { memory: memory.clone(), accepted: features, interrupt: Arc::clone(&interrupt), tap, limiter };
+        let context = Context {
+            memory: memory.clone(),
+            accepted: features,
+            interrupt: Arc::clone(&interrupt),
+            tap,
+            limiter,
+            fallback: None,
+        };
         let engine = Engine::start(Poller::new().unwrap(), context, queues).unwrap();
         Self { memory, rx, tx, rx_event, tx_event, interrupt, engine, network }
     }
@@ -338,4 +344,30 @@ fn frames_over_the_limit_wait_and_go_later() {
         machine.engine.poller().wait(&mut events, None).unwrap();
         assert!(machine.engine.handle(&events).is_continue());
     }
+}
+
+#[test]
+fn queues_that_vhost_does_not_take_are_served_here_which_is_told() {
+    let memory = memory();
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let queue = |ring| {
+        let queue = MockSplitQueue::create(&memory, ring, SIZE).create_queue().unwrap();
+        ActiveQueue { queue, event: event() }
+    };
+    let (_network, device_side) = UnixDatagram::pair().unwrap();
+    let fallback = Fallback::new().unwrap();
+    let context = Context {
+        memory: memory.clone(),
+        accepted: 0,
+        interrupt: Arc::new(Interrupt::new(event())),
+        tap: Arc::new(Tap::new(OwnedFd::from(device_side))),
+        limiter: None,
+        fallback: Some(fallback.clone()),
+    };
+    let not_vhost = VhostNet::new(std::fs::File::open("/dev/null").unwrap().into());
+
+    let pair = Pair::start(context, [queue(RX_RING), queue(TX_RING)], Some(not_vhost)).unwrap();
+
+    assert!(matches!(pair, Pair::Engine(_)));
+    assert!(fallback.take().unwrap().starts_with("it does not take the queues: "));
 }
