@@ -22,7 +22,10 @@ mod mounts;
 mod namespaces;
 mod net_device;
 mod network;
+mod network_guest;
+mod network_kinds;
 mod network_later;
+mod network_load;
 mod podman;
 mod pods;
 mod process;
@@ -101,6 +104,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network::CASES,
         net_device::CASES,
         network_later::CASES,
+        network_kinds::CASES,
+        network_guest::CASES,
+        network_load::CASES,
         mounts::CASES,
         devices::CASES,
         machine::CASES,

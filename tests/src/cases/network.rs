@@ -41,31 +41,42 @@ pub(super) fn host(command: &str) -> Result<String> {
 /// A network namespace with a veth pair whose other end is in the host's. It is gone at the end.
 pub(super) struct Namespace {
     /// A file that it is mounted on.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// The end in the host's namespace.
     pub(super) host_end: String,
 }
 
 impl Namespace {
     pub(super) fn new(env: &Env, name: &str) -> Result<Self> {
-        let path = env.folder(&format!("netns-{name}"))?.join("net");
-        fs::write(&path, "")?;
-        host(&format!("unshare --net={} true", path.display()))?;
-        let namespace = Self { path, host_end: format!("bht-{name}") };
+        let namespace = Self::empty(env, name)?;
         let Self { path, host_end } = &namespace;
-        namespace.inside("ip link set lo up")?;
         host(&format!("ip link add {host_end} type veth peer name eth0 netns {}", path.display()))?;
         host(&format!("ip link set {host_end} up"))?;
         namespace.inside("ip link set eth0 up")?;
         Ok(namespace)
     }
 
+    /// With a loopback interface, and nothing else yet.
+    pub(super) fn empty(env: &Env, name: &str) -> Result<Self> {
+        let path = env.folder(&format!("netns-{name}"))?.join("net");
+        fs::write(&path, "")?;
+        host(&format!("unshare --net={} true", path.display()))?;
+        let namespace = Self { path, host_end: format!("bht-{name}") };
+        namespace.inside("ip link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// Gives the host's end and `eth0` their addresses: 10.9.`net`.0/24 and fd09:`net`::/64, of which the host is number 1.
+    pub(super) fn addresses(&self, host_end: &str, net: u8) -> Result {
+        host(&format!("ip addr add 10.9.{net}.1/24 dev {host_end}"))?;
+        host(&format!("ip addr add fd09:{net}::1/64 dev {host_end} nodad"))?;
+        self.inside(&format!("ip addr add 10.9.{net}.2/24 dev eth0"))?;
+        self.inside(&format!("ip addr add fd09:{net}::2/64 dev eth0 nodad")).map(drop)
+    }
+
     /// With 10.9.`net`.0/24 and fd09:`net`::/64: the host is number 1, the container number 2.
     pub(super) fn with_addresses(self, net: u8) -> Result<Self> {
-        host(&format!("ip addr add 10.9.{net}.1/24 dev {}", self.host_end))?;
-        host(&format!("ip addr add fd09:{net}::1/64 dev {} nodad", self.host_end))?;
-        self.inside(&format!("ip addr add 10.9.{net}.2/24 dev eth0"))?;
-        self.inside(&format!("ip addr add fd09:{net}::2/64 dev eth0 nodad"))?;
+        self.addresses(&self.host_end, net)?;
         self.inside(&format!("ip route add default via 10.9.{net}.1 metric 77"))?;
         Ok(self)
     }
@@ -80,7 +91,7 @@ impl Namespace {
     }
 
     /// Gives a bundle this namespace, and the right to change its own network.
-    fn give_to(&self, bundle: &mut Bundle) {
+    pub(super) fn give_to(&self, bundle: &mut Bundle) {
         let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut();
         let network = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "network");
         if let Some(network) = network {
@@ -95,9 +106,15 @@ impl Namespace {
 
     /// What a container leaves behind in it.
     pub(super) fn leftovers(&self) -> Result<String> {
+        self.leftovers_of("eth0")
+    }
+
+    /// The same, if the interface is called otherwise.
+    pub(super) fn leftovers_of(&self, interface: &str) -> Result<String> {
         let links = self.inside("ip -o link")?;
         let taps = links.lines().filter(|line| line.contains("bh-")).collect::<String>();
-        Ok(taps + &self.inside("tc qdisc show dev eth0 ingress")? + &self.inside("tc filter show dev eth0 ingress")?)
+        let qdiscs = self.inside(&format!("tc qdisc show dev {interface} ingress"))?;
+        Ok(taps + &qdiscs + &self.inside(&format!("tc filter show dev {interface} ingress"))?)
     }
 }
 
@@ -109,8 +126,14 @@ impl Drop for Namespace {
     }
 }
 
+/// A container in a namespace, of which the case looks at what only Bulkhead does.
 pub(super) fn container(env: &Env, namespace: &Namespace, script: &str) -> Result<Bundle> {
     env.only_bulkhead()?;
+    any_container(env, namespace, script)
+}
+
+/// A container in a namespace, of any runtime's.
+pub(super) fn any_container(env: &Env, namespace: &Namespace, script: &str) -> Result<Bundle> {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh(script);
     namespace.give_to(&mut bundle);
