@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub(crate) struct Containerd<'a> {
     daemon: Option<Child>,
     program: PathBuf,
     client: PathBuf,
+    /// Of containerd.
+    major_version: u32,
     state: PathBuf,
     snapshotter: &'static str,
     namespace: &'static str,
@@ -47,40 +49,59 @@ pub(crate) struct Containerd<'a> {
 impl<'a> Containerd<'a> {
     /// A daemon that has the image, unpacked by a snapshotter.
     pub(crate) fn new(env: &'a Env, snapshotter: &'static str) -> Result<Self> {
-        let state = state_folder(env, "containerd")?;
-        let disabled = "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
-        Self::in_folder(env, state, (snapshotter, DEFAULT), (disabled, ""))
+        let mut containerd = Self::in_folder(env, state_folder(env, "containerd")?, snapshotter, DEFAULT)?;
+        let plugins = match containerd.config_version() {
+            2 => "\"io.containerd.grpc.v1.cri\"",
+            _ => "\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"",
+        };
+        containerd.configure(&format!("disabled_plugins = [{plugins}]\n"), "")?;
+        containerd.begin()?;
+        Ok(containerd)
     }
 
-    /// A daemon whose state is there, that has the image in a namespace; `settings` of its configuration come before and
-    /// after the first table.
+    /// A daemon whose state is to be there; it has neither a configuration nor been started.
     pub(super) fn in_folder(
         env: &'a Env,
         state: PathBuf,
-        (snapshotter, namespace): (&'static str, &'static str),
-        settings: (&str, &str),
+        snapshotter: &'static str,
+        namespace: &'static str,
     ) -> Result<Self> {
         let program = debian_program("/usr/bin/containerd", "containerd")?;
         let client = debian_program("/usr/bin/ctr", "containerd")?;
-        let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}[grpc]\naddress = \"{0}/c.sock\"\n{2}",
-            state.display(),
-            settings.0,
-            settings.1,
-        );
-        fs::write(state.join("config.toml"), config)?;
-        let mut containerd =
-            Self { env, daemon: None, program, client, state, snapshotter, namespace, old_sockets: sockets() };
-        containerd.start()?;
-        containerd.import()?;
-        Ok(containerd)
+        let major_version = major_version(&program)?;
+        let old_sockets = sockets();
+        Ok(Self { env, daemon: None, program, client, major_version, state, snapshotter, namespace, old_sockets })
+    }
+
+    /// The newest version of a configuration that it understands.
+    pub(super) fn config_version(&self) -> u32 {
+        if self.major_version < 2 { 2 } else { 3 }
+    }
+
+    /// Writes its configuration, to which settings are added before and after the first table.
+    pub(super) fn configure(&self, first: &str, last: &str) -> Result {
+        let (version, state) = (self.config_version(), self.state.display());
+        let places = format!("version = {version}\nroot = \"{state}/root\"\nstate = \"{state}/state\"\n");
+        let text = format!("{places}{first}[grpc]\naddress = \"{state}/c.sock\"\n{last}");
+        Ok(fs::write(self.config(), text)?)
+    }
+
+    /// Where its configuration is.
+    pub(super) fn config(&self) -> PathBuf {
+        self.state.join("config.toml")
+    }
+
+    /// Starts the daemon for the first time, and gives it the image.
+    pub(super) fn begin(&mut self) -> Result {
+        self.start()?;
+        self.import()
     }
 
     /// Starts the daemon.
     pub(crate) fn start(&mut self) -> Result {
         let log = File::options().append(true).create(true).open(self.env.work.join("containerd.log"))?;
         let mut daemon = Command::new(&self.program);
-        daemon.arg("--config").arg(self.state.join("config.toml"));
+        daemon.arg("--config").arg(self.config());
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").env("BULKHEAD_ROOT", self.shim_root());
         daemon.env("PATH", search_path(self.env)?).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context(|| "starting containerd".to_owned())?);
@@ -131,7 +152,10 @@ impl<'a> Containerd<'a> {
         let archive = self.state.join("image.tar");
         docker_archive(self.env, IMAGE, &archive)?;
         let path = archive.display().to_string();
-        self.succeed(["image", "import", "--snapshotter", self.snapshotter, &path])?;
+        // From 2.0 on the daemon itself imports, into snapshotters that its configuration lists for that.
+        let local: &[&str] = if self.major_version < 2 { &[] } else { &["--local"] };
+        let words = [&["image", "import", "--snapshotter", self.snapshotter], local, &[path.as_str()]].concat();
+        self.call(words).output()?.expect_code(0)?;
         Ok(fs::remove_file(archive)?)
     }
 
@@ -228,10 +252,22 @@ impl<'a> Containerd<'a> {
         self.stop()?;
         let states: Vec<_> =
             fs::read_dir(self.shim_root().join(self.namespace)).into_iter().flatten().flatten().collect();
-        ensure!(states.is_empty(), "state that is left: {states:?}");
+        ensure!(states.is_empty(), "state that is left: {states:?}; {}", self.log());
         let sockets: Vec<_> = sockets().into_iter().filter(|path| !self.old_sockets.contains(path)).collect();
         ensure!(sockets.is_empty(), "sockets that are left: {sockets:?}");
         Ok(())
+    }
+}
+
+/// The first number of containerd's version.
+fn major_version(program: &Path) -> Result<u32> {
+    let output = Command::new(program).arg("--version").output().context(|| program.display().to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Its own name, that of its module, the version, the commit.
+    let number = text.split_whitespace().nth(2).and_then(|version| version.trim_start_matches('v').split('.').next());
+    match number.and_then(|number| number.parse().ok()) {
+        Some(number) => Ok(number),
+        None => fail!("{} --version prints {text:?}", program.display()),
     }
 }
 

@@ -28,8 +28,9 @@ use crate::failure::{Result, ensure, fail};
 /// How long a call may take, and what is waited for to happen.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The name of the tested runtime in containerd's configuration.
-const HANDLER: &str = "tested";
+/// What `bulkhead install-containerd` calls its runtime in containerd's configuration, and what another's is called.
+const BULKHEAD: &str = "bulkhead";
+const OTHER: &str = "tested";
 
 /// containerd with CRI; it ends when dropped, with all pods, and the bridge with it.
 #[derive(Debug)]
@@ -50,21 +51,13 @@ impl<'a> Kubelet<'a> {
         let plugins = plugins.parent().unwrap_or(&plugins).display().to_string();
         let state = state_folder(env, "containerd")?;
         let bridge = Bridge::new(&state)?;
-        let runtime = match env.kind {
-            Kind::Bulkhead => "io.containerd.bulkhead.v2",
-            Kind::Other => "io.containerd.runc.v2",
-        };
-        let cri = "[plugins.\"io.containerd.grpc.v1.cri\"";
-        let settings = format!(
-            "{cri}]\nsandbox_image = \"{IMAGE}\"\nstream_server_address = \"127.0.0.1\"\n\
-             disable_apparmor = true\nnetns_mounts_under_state_dir = true\n\
-             {cri}.cni]\nbin_dir = \"{plugins}\"\nconf_dir = \"{0}\"\n\
-             {cri}.containerd]\nsnapshotter = \"overlayfs\"\ndefault_runtime_name = \"{HANDLER}\"\n\
-             {cri}.containerd.runtimes.{HANDLER}]\nruntime_type = \"{runtime}\"\n\
-             pod_annotations = [\"io.bulkhead.*\"]\n",
-            bridge.configuration.display(),
-        );
-        let containerd = Containerd::in_folder(env, state, ("overlayfs", "k8s.io"), ("", &settings))?;
+        let mut containerd = Containerd::in_folder(env, state, "overlayfs", "k8s.io")?;
+        containerd.configure("", &settings(env, containerd.config_version(), &plugins, &bridge))?;
+        if env.kind == Kind::Bulkhead {
+            let config = containerd.config().display().to_string();
+            env.call(["install-containerd", "--config", &config]).output()?.expect_code(0)?;
+        }
+        containerd.begin()?;
         let client = Client::new(&containerd.socket(), LIMIT)?;
         let kubelet = Self { env, containerd, client, bridge, folder: env.folder("kubelet")?, pods: Cell::new(0) };
         kubelet.wait_for_image()?;
@@ -129,7 +122,7 @@ impl<'a> Kubelet<'a> {
     pub(crate) fn run(&self, config: PodSandboxConfig) -> Result<Pod<'_>> {
         let request = RunPodSandboxRequest {
             config: MessageField::some(config.clone()),
-            runtime_handler: HANDLER.to_owned(),
+            runtime_handler: handler(self.env).to_owned(),
             ..Default::default()
         };
         let answer: RunPodSandboxResponse = self.call("RunPodSandbox", &request)?;
@@ -293,6 +286,45 @@ impl Pod<'_> {
     pub(crate) fn request(&self) -> PodSandboxRequest {
         PodSandboxRequest { pod_sandbox_id: self.id.clone(), ..Default::default() }
     }
+}
+
+/// The name of the tested runtime in containerd's configuration.
+fn handler(env: &Env) -> &'static str {
+    match env.kind {
+        Kind::Bulkhead => BULKHEAD,
+        Kind::Other => OTHER,
+    }
+}
+
+/// CRI's settings in a configuration of that version, but for Bulkhead's runtime.
+fn settings(env: &Env, version: u32, plugins: &str, bridge: &Bridge) -> String {
+    let streams = "stream_server_address = \"127.0.0.1\"\n";
+    let (cri, image) = match version {
+        2 => (
+            "[plugins.\"io.containerd.grpc.v1.cri\"",
+            format!("[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\n{streams}"),
+        ),
+        // A plugin each for the service, images, and containers.
+        _ => (
+            "[plugins.\"io.containerd.cri.v1.runtime\"",
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\n{streams}\
+                 [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{IMAGE}\"\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\"]\n"
+            ),
+        ),
+    };
+    let mut text = format!(
+        "{image}disable_apparmor = true\nnetns_mounts_under_state_dir = true\n\
+         {cri}.cni]\nbin_dir = \"{plugins}\"\nconf_dir = \"{0}\"\n\
+         {cri}.containerd]\ndefault_runtime_name = \"{1}\"\n",
+        bridge.configuration.display(),
+        handler(env),
+    );
+    if env.kind == Kind::Other {
+        text += &format!("{cri}.containerd.runtimes.{OTHER}]\nruntime_type = \"io.containerd.runc.v2\"\n");
+    }
+    text
 }
 
 /// The request that names a container and nothing else.

@@ -25,8 +25,20 @@ use crate::failure::{Context as _, Result, ensure, skip};
 /// The image that every engine has: busybox.
 pub(crate) const IMAGE: &str = "bulkhead-e2e";
 
+/// Names a folder of unpacked packages, whose programs are run instead of this machine's.
+const ENGINES: &str = "BULKHEAD_TEST_ENGINES";
+
+/// That folder.
+fn unpacked() -> Option<PathBuf> {
+    std::env::var_os(ENGINES).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// The path of a program of Debian's, or a skip that names its package.
 fn debian_program(path: &str, package: &str) -> Result<PathBuf> {
+    let unpacked = unpacked().map(|folder| folder.join(path.trim_start_matches('/')));
+    if let Some(program) = unpacked.filter(|program| program.exists()) {
+        return Ok(program);
+    }
     if !Path::new(path).exists() {
         skip!("there is no {path} (package {package})");
     }
@@ -40,11 +52,14 @@ fn state_folder(env: &Env, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The path in which containerd looks for shims: the folder of the runtime goes first.
+/// The path in which engines look for programs, shims among them: the folder of the runtime goes first, and then those of
+/// unpacked packages.
 fn search_path(env: &Env) -> Result<OsString> {
     let folder = env.runtime.parent().map(Path::to_path_buf);
+    let unpacked = unpacked().into_iter().flat_map(|folder| ["usr/bin", "usr/sbin"].map(|name| folder.join(name)));
     let rest = std::env::var_os("PATH").unwrap_or_default();
-    std::env::join_paths(folder.into_iter().chain(std::env::split_paths(&rest))).context(|| "PATH".to_owned())
+    let folders = folder.into_iter().chain(unpacked).chain(std::env::split_paths(&rest));
+    std::env::join_paths(folders).context(|| "PATH".to_owned())
 }
 
 /// The image as a tar archive, which the engines import.
