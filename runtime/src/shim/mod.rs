@@ -10,6 +10,7 @@
 //! | `cleanup` | `delete`: what is left when a server was killed |
 //! | `server` | the process that serves containerd, and supervises the machine |
 //! | `service`, `task`, `exec` | the Task API's calls; a container and its further processes as those see them |
+//! | `sandbox` | the Sandbox service's calls; a pod's sandbox as those see it |
 //! | `rootfs`, `stdio`, `logger`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
 //!
 //! The container itself is the supervisor's, as for the command line: `bulkhead --root /run/containerd/bulkhead/NAMESPACE`
@@ -25,6 +26,7 @@ mod logger;
 mod metrics;
 mod pod;
 mod rootfs;
+mod sandbox;
 mod server;
 mod service;
 mod socket;

@@ -19,7 +19,7 @@ use super::arguments::Arguments;
 use super::events::{self, Publisher};
 use super::service::{Order, OrderKind, Shared, ShimService};
 use super::start::{self, PID, StartError};
-use super::{root, rootfs};
+use super::{root, rootfs, sandbox};
 use crate::logging::{self, LogFormat};
 use crate::supervisor;
 use crate::supervisor::daemon::Reporter;
@@ -100,8 +100,10 @@ async fn serve(
     let (end, mut is_ending) = watch::channel(false);
     let shared = Shared::new(root(&arguments.namespace), Arc::clone(&events), orders, end);
     let calls = Calls::default();
-    let service = Arc::new(ShimService::new(Arc::new(shared), calls.clone()));
-    let server = TaskServer::start(listener, service, calls).await.map_err(ServerError::EventLoop)?;
+    let shared = Arc::new(shared);
+    let others = sandbox::services(Arc::clone(&shared), calls.clone());
+    let service = Arc::new(ShimService::new(shared, calls.clone()));
+    let server = TaskServer::start_with(listener, service, others, calls).await.map_err(ServerError::EventLoop)?;
     if let Some(reporter) = reporter.take() {
         reporter.succeeded();
     }

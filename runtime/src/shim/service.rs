@@ -12,6 +12,7 @@ use containerd_shim_protos::api::{
     ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
     StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task as TaskApi;
@@ -25,6 +26,7 @@ use super::logger::Source;
 use super::metrics;
 use super::pod::Role;
 use super::rootfs::Rootfs;
+use super::sandbox::{self, Sandbox};
 use super::stdio::Stdio;
 use super::task::{Task, topics};
 use crate::spec;
@@ -72,6 +74,8 @@ struct Containers {
     has_machine: bool,
     /// The pod whose machine that is.
     pod: Option<Arc<Pod>>,
+    /// Its sandbox, where that was made by the Sandbox service and so is no task.
+    sandbox: Option<Arc<Sandbox>>,
 }
 
 /// What the calls share.
@@ -178,7 +182,7 @@ impl Shared {
         let mounts = if role == Role::Sandbox { &[] } else { request.rootfs.as_slice() };
         let mounted = Rootfs::mount_apart(bundle, mounts).await;
         let rootfs = mounted.map_err(|error| CallError::Create(text::chain(&error)))?;
-        let options = self.options(request, bundle);
+        let options = self.options(&request.id, bundle);
         if role == Role::Sandbox {
             let (container, gone) = self.order_pod(options).await?;
             return Ok(Arc::new(Task::new(container, stdio, None, rootfs, gone)));
@@ -197,9 +201,9 @@ impl Shared {
         Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, gone)))
     }
 
-    fn options(&self, request: &CreateTaskRequest, bundle: &Path) -> Options {
+    fn options(&self, id: &str, bundle: &Path) -> Options {
         Options {
-            id: request.id.clone(),
+            id: id.to_owned(),
             bundle: bundle.to_owned(),
             root: self.root.clone(),
             pid_file: None,
@@ -233,6 +237,32 @@ impl Shared {
         let sandbox = Arc::clone(&pod.sandbox);
         self.containers().pod = Some(pod);
         Ok((sandbox, gone))
+    }
+
+    /// Makes a pod's machine as the Sandbox service asks for it.
+    pub(super) async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), CallError> {
+        let written = sandbox::config::write(self.events.namespace(), &request);
+        written.map_err(|error| CallError::Create(text::chain(&error)))?;
+        self.begin(&request.sandbox_id, &Role::Sandbox)?;
+        let options = self.options(&request.sandbox_id, Path::new(&request.bundle_path));
+        let made = self.order_pod(options).await;
+        let mut containers = self.containers();
+        containers.lives.remove(&request.sandbox_id);
+        containers.has_machine = made.is_ok();
+        let (container, gone) = made?;
+        containers.sandbox = Some(Arc::new(Sandbox::new(container, gone)));
+        Ok(())
+    }
+
+    /// The sandbox that the Sandbox service has made.
+    pub(super) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, CallError> {
+        let sandbox = self.containers().sandbox.clone().filter(|sandbox| sandbox.id() == id);
+        sandbox.ok_or_else(|| CallError::NoSuchContainer(id.to_owned()))
+    }
+
+    /// Ends the server.
+    pub(super) fn end(&self) {
+        self.end.send_replace(true);
     }
 
     async fn delete(&self, id: &str) -> Result<DeleteResponse, CallError> {
@@ -433,10 +463,13 @@ impl TaskApi for ShimService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        // Each container of a pod is followed by such a call: the last one's is meant.
-        let has_container = !self.shared.containers().lives.is_empty();
-        if request.now || !has_container {
-            self.shared.end.send_replace(true);
+        let is_in_use = {
+            let containers = self.shared.containers();
+            // Each container of a pod is followed by such a call: the last one's is meant, or the Sandbox service's own.
+            !containers.lives.is_empty() || containers.sandbox.is_some()
+        };
+        if request.now || !is_in_use {
+            self.shared.end();
         }
         Ok(Empty::default())
     }

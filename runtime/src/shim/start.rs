@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::arguments::Arguments;
 use super::pod::Role;
-use super::{server, socket};
+use super::{sandbox, server, socket};
 use crate::spec::{self, SpecError};
 use crate::supervisor::daemon::{self, DetachError};
 use crate::supervisor::state;
@@ -36,8 +36,10 @@ pub(super) enum StartError {
 
 /// Makes the server, unless it is there already; its address. A pod's containers have the server of its sandbox.
 pub(super) fn start(arguments: &Arguments) -> Result<String, StartError> {
-    let annotations = spec::load_annotations(&arguments.bundle)?;
-    let group = match Role::of(&annotations) {
+    // A bundle without a configuration is a sandbox's, of which more is told by a call.
+    let is_bare = sandbox::config::is_absent(&arguments.bundle);
+    let role = if is_bare { Role::Sandbox } else { Role::of(&spec::load_annotations(&arguments.bundle)?) };
+    let group = match role {
         Role::Member(sandbox) => sandbox,
         Role::Alone | Role::Sandbox => arguments.id.clone(),
     };

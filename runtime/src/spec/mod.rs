@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as OciProcess, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec};
 
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
@@ -70,6 +70,8 @@ pub(crate) struct Translated {
     pub(crate) network: Option<NetworkNamespace>,
     /// Its path, as the configuration has it.
     pub(crate) network_path: Option<PathBuf>,
+    /// Of a sandbox: what the pod's containers inherit.
+    pub(crate) inherited: Vec<Mount>,
     /// The programs to run on the host.
     pub(crate) hooks: Hooks,
     /// What those are told of the container, but for its id.
@@ -280,7 +282,9 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         Role::Alone | Role::Sandbox => Shares::default(),
     };
     let (rootfs, rootfs_readonly) = translate_root(spec, bundle, &mut shares)?;
-    let mounts = mounts::translate(list(spec.mounts().as_ref()), bundle, id_mappings.as_ref(), &mut shares)?;
+    let wanted = pod::mounts(spec, role);
+    let mounts = mounts::translate(&wanted, bundle, id_mappings.as_ref(), &mut shares)?;
+    let inherited = if matches!(role, Role::Sandbox) { pod::inherited(&wanted) } else { Vec::new() };
     let IdMappings { uids: uid_mappings, gids: gid_mappings } = id_mappings.unwrap_or_default();
     devices.extend(mounts.devices);
     let request = CreateContainerRequest {
@@ -306,7 +310,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     };
     let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
     let network = namespaces.into_network();
-    Ok(Translated { request, shares, machine, cgroup, network, network_path, hooks, bundle, annotations })
+    Ok(Translated { request, shares, machine, cgroup, network, network_path, inherited, hooks, bundle, annotations })
 }
 
 /// An absent list is an empty one.

@@ -126,6 +126,13 @@ fn translate_one(
     if mappings.is_some() {
         return Err(FieldError::unsupported(field("options"), "mapped ids but for a bind mount"));
     }
+    if shares.are_of_pod() && destination == SHM && fs_type == "tmpfs" {
+        // What a configuration has that nobody has made a tmpfs of the host for.
+        wire.sandbox_shm = true;
+        wire.flags |= MS_BIND;
+        translated.mounts.push(wire);
+        return Ok(());
+    }
     if !FILE_SYSTEMS.contains(&fs_type) {
         let expected = format!("bind, or one of {}", FILE_SYSTEMS.join(", "));
         return Err(FieldError::invalid(field("type"), fs_type, expected));

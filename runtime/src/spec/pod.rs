@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, Spec,
 };
 
 use super::error::FieldError;
@@ -15,6 +15,10 @@ const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+
+/// Where a container of a pod has what its sandbox's configuration mounts there, unless it has something else there itself:
+/// what it is called, and how it finds others.
+const INHERITED: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
 /// By which paths containers of a pod name its namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +51,8 @@ pub(crate) enum Role<'a> {
     Alone,
     /// A pod's sandbox: its machine, its names, its network. Its process is none.
     Sandbox,
-    /// A container in a pod's machine, whose trees have names with that prefix.
-    Member { namespaces: &'a PodNamespaces, prefix: &'a str },
+    /// A container in a pod's machine, with the mounts that it inherits, whose trees have names with that prefix.
+    Member { namespaces: &'a PodNamespaces, mounts: &'a [Mount], prefix: &'a str },
 }
 
 impl Role<'_> {
@@ -59,6 +63,32 @@ impl Role<'_> {
             Self::Alone | Self::Sandbox => None,
         }
     }
+}
+
+/// What containers of a pod inherit of its sandbox's configuration.
+pub(super) fn inherited(sandbox: &[Mount]) -> Vec<Mount> {
+    sandbox.iter().filter(|mount| INHERITED.iter().any(|place| mount.destination() == Path::new(place))).cloned().collect()
+}
+
+/// The mounts of a container, with those that it inherits.
+pub(super) fn mounts(spec: &Spec, role: Role<'_>) -> Vec<Mount> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let Role::Member { mounts: inherited, .. } = role else {
+        return mounts;
+    };
+    let is_read_only = spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
+    for mount in inherited {
+        if mounts.iter().any(|own| own.destination() == mount.destination()) {
+            continue;
+        }
+        let mut mount = mount.clone();
+        if is_read_only {
+            let options = mount.options().iter().flatten().cloned().chain(["ro".to_owned()]).collect();
+            mount.set_options(Some(options));
+        }
+        mounts.push(mount);
+    }
+    mounts
 }
 
 /// What a pod as a whole may use, from its sandbox's annotations; the sandbox's own limits are those of a process that
@@ -104,6 +134,7 @@ fn number(annotations: &HashMap<String, String>, key: &str) -> Result<Option<i64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_pods_namespaces_are_its_sandboxs() {
@@ -115,6 +146,28 @@ mod tests {
         assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/8/ns/ipc")));
         assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/7/ns/uts")));
         assert!(!pod.include(LinuxNamespaceType::Mount, Path::new("/proc/7/ns/mnt")));
+    }
+
+    #[test]
+    fn a_container_inherits_what_it_has_nothing_for() {
+        let read = |json: serde_json::Value| serde_json::from_value::<Spec>(json).unwrap();
+        let bind = |place: &str, source: &str| json!({"destination": place, "source": source, "options": ["rbind"]});
+        let sandbox = read(json!({
+            "ociVersion": "1.2.0",
+            "mounts": [bind("/etc/hosts", "/pod"), bind("/etc/resolv.conf", "/pod"), bind("/other", "/pod")],
+        }));
+        let container = read(json!({
+            "ociVersion": "1.2.0", "root": {"path": "r", "readonly": true}, "mounts": [bind("/etc/hosts", "/own")],
+        }));
+        let inherited = inherited(sandbox.mounts().as_deref().unwrap());
+        let namespaces = PodNamespaces { pid: 7, network: None };
+
+        let mounts = mounts(&container, Role::Member { namespaces: &namespaces, mounts: &inherited, prefix: "" });
+
+        let sources: Vec<_> = mounts.iter().filter_map(|mount| mount.source().as_deref()).collect();
+        assert_eq!(sources, [Path::new("/own"), Path::new("/pod")]);
+        assert_eq!(mounts[1].destination(), Path::new("/etc/resolv.conf"));
+        assert_eq!(mounts[1].options().as_deref().unwrap(), ["rbind", "ro"]);
     }
 
     #[test]

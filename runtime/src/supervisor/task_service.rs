@@ -4,6 +4,7 @@
 //! Versions 2 and 3 differ in the package name alone, so both are served. A call's work goes on when its caller is gone:
 //! a container must not be left half started.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::timeout;
 use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
-use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::asynchronous::{Server, Service, TtrpcContext};
 
 use super::agent::{AgentError, Refusal};
 use super::container::{CallError, Container, Ended};
@@ -61,12 +62,23 @@ impl TaskServer {
         service: Arc<dyn Task + Send + Sync>,
         calls: Calls,
     ) -> std::io::Result<Self> {
+        Self::start_with(listener, service, HashMap::new(), calls).await
+    }
+
+    /// The same with services of other names.
+    pub(crate) async fn start_with(
+        listener: std::os::unix::net::UnixListener,
+        service: Arc<dyn Task + Send + Sync>,
+        others: HashMap<String, Service>,
+        calls: Calls,
+    ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = Listener::from(tokio::net::UnixListener::from_std(listener)?);
         let mut v2 = create_task(Arc::clone(&service));
         let v2 = v2.remove(SERVICE_V3).map(|methods| (SERVICE_V2.to_owned(), methods)).into_iter().collect();
         let mut server =
-            Server::new().add_listener(listener).register_service(v2).register_service(create_task(service));
+            Server::new().add_listener(listener).register_service(v2).register_service(create_task(service))
+            .register_service(others);
         server.start().await.map_err(std::io::Error::other)?;
         Ok(Self { server, calls })
     }
@@ -159,8 +171,12 @@ pub(crate) fn status(error: CallError) -> ttrpc::Error {
 }
 
 pub(crate) fn timestamp(ended: &Ended) -> MessageField<Timestamp> {
-    let seconds = i64::try_from(ended.at.as_secs()).unwrap_or(i64::MAX);
-    let nanos = ended.at.subsec_nanos().cast_signed();
+    timestamp_of(ended.at)
+}
+
+/// A time since 1970.
+pub(crate) fn timestamp_of(time: Duration) -> MessageField<Timestamp> {
+    let (seconds, nanos) = (i64::try_from(time.as_secs()).unwrap_or(i64::MAX), time.subsec_nanos().cast_signed());
     MessageField::some(Timestamp { seconds, nanos, ..Timestamp::default() })
 }
 

@@ -65,7 +65,7 @@ fn detached(env: &Env) -> Result {
     containerd.succeed(["task", "kill", &id])?;
     containerd.wait_for(&id, "STOPPED")?;
     let again = containerd.call(["task", "kill", &id]).output()?;
-    ensure!(again.stderr().contains("not found"), "a signal to what has ended: {}", again.describe());
+    ensure!(again.stderr().contains("already finished"), "a signal to what has ended: {}", again.describe());
     containerd.delete(&id)?;
     containerd.end()
 }

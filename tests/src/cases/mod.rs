@@ -29,6 +29,7 @@ mod network_load;
 mod podman;
 mod pods;
 mod process;
+mod sandbox;
 mod shim;
 mod signals;
 mod stdio;
@@ -122,6 +123,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         podman::CASES,
         docker::CASES,
         shim::CASES,
+        sandbox::CASES,
         containerd::CASES,
         pods::CASES,
     ]

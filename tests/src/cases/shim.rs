@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protobuf::Message;
 
@@ -22,26 +22,55 @@ pub(super) const CASES: &[Case] = &[case!(start_and_delete), case!(information),
 const DEBUG: i32 = -4;
 
 /// A shim's program, and a bundle to call it in.
-struct Shim<'a> {
+pub(super) struct Shim<'a> {
     env: &'a Env,
     program: PathBuf,
-    bundle: PathBuf,
-    id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) id: String,
 }
 
 impl<'a> Shim<'a> {
     fn new(env: &'a Env) -> Result<Self> {
+        let shim = Self::bare(env)?;
+        fs::write(shim.bundle.join("config.json"), r#"{"ociVersion": "1.0.2"}"#)?;
+        Ok(shim)
+    }
+
+    /// The same with a bundle that has no configuration.
+    pub(super) fn bare(env: &'a Env) -> Result<Self> {
         env.only_bulkhead()?;
         let program = env.runtime.with_file_name("containerd-shim-bulkhead-v2");
         let id = env.id();
         let bundle = env.folder(&id)?;
-        fs::write(bundle.join("config.json"), r#"{"ociVersion": "1.0.2"}"#)?;
         Ok(Self { env, program, bundle, id })
     }
 
     fn call(&self, words: &[&str]) -> Run<'_> {
-        let root = self.env.work.join("shims");
-        self.env.tool(&self.program, words).variable("BULKHEAD_ROOT", root).in_folder(&self.bundle)
+        self.env.tool(&self.program, words).variable("BULKHEAD_ROOT", self.root()).in_folder(&self.bundle)
+    }
+
+    /// Where the state of its containers is.
+    pub(super) fn root(&self) -> PathBuf {
+        self.env.work.join("shims")
+    }
+
+    /// The process of the server that was started.
+    pub(super) fn pid(&self) -> Result<i32> {
+        let record = fs::read_to_string(self.bundle.join("shim.pid"))?;
+        Ok(record.split_whitespace().next().unwrap_or_default().parse()?)
+    }
+
+    /// Waits until the server has ended.
+    pub(super) fn ends(pid: i32) -> Result {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            processes::reap_orphans(&[]);
+            if Process::of(pid).is_none_or(|process| process.state == 'Z') {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the server {pid} goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn flags(&self) -> [&str; 8] {
@@ -49,7 +78,7 @@ impl<'a> Shim<'a> {
     }
 
     /// `start`, with those bytes on stdin.
-    fn start(&self, stdin: Vec<u8>) -> Result<Output> {
+    pub(super) fn start(&self, stdin: Vec<u8>) -> Result<Output> {
         let output = self.call(&[self.flags().as_slice(), &["start"]].concat()).input(stdin).output()?;
         output.expect_code(0)?;
         output.expect_silent_stderr()?;
@@ -60,19 +89,13 @@ impl<'a> Shim<'a> {
     fn delete(&self, address: &str) -> Result {
         let Some(socket) = address.strip_prefix("unix://") else { fail!("{address:?} is no address") };
         UnixStream::connect(socket)?;
-        let record = fs::read_to_string(self.bundle.join("shim.pid"))?;
-        let pid = record.split_whitespace().next().unwrap_or_default().parse::<i32>()?;
+        let pid = self.pid()?;
         let bundle = self.bundle.display().to_string();
         let output = self.call(&[self.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?;
         output.expect_code(0)?;
         let answer = DeleteResponse::parse_from_bytes(&output.stdout)?;
         ensure_eq!((answer.pid, answer.exit_status), (pid.unsigned_abs(), 137), "what was deleted");
-        processes::reap_orphans(&[]);
-        let end = std::time::Instant::now() + Duration::from_secs(10);
-        while Process::of(pid).is_some_and(|process| process.state != 'Z') {
-            ensure!(std::time::Instant::now() < end, "the server lives after its deletion");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        Self::ends(pid)?;
         ensure!(!Path::new(socket).exists(), "{socket} is left");
         Ok(())
     }

@@ -60,7 +60,7 @@ impl Pod {
         let first_stream = self.numbers.fetch_add(3, Ordering::Relaxed);
         // Unique in the machine: a name is not used a second time.
         let prefix = format!("c{first_stream}-");
-        let role = Role::Member { namespaces: &self.namespaces, prefix: &prefix };
+        let role = Role::Member { namespaces: &self.namespaces, mounts: &self.mounts, prefix: &prefix };
         let translated = spec::load_as(&options.bundle, role)?;
         groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
+use oci_spec::runtime::Mount;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -63,6 +64,8 @@ pub(crate) struct Pod {
     agent: Agent,
     trees: PodTrees,
     namespaces: PodNamespaces,
+    /// What containers inherit.
+    mounts: Vec<Mount>,
     /// Of streams, each used once.
     numbers: Arc<AtomicU32>,
     boot_timeout: Duration,
@@ -179,6 +182,7 @@ async fn make(
         agent,
         trees: PodTrees::new(control),
         namespaces,
+        mounts: translated.inherited,
         numbers: execs::stream_numbers(),
         boot_timeout,
         gone: is_gone,
