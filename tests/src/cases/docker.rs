@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use super::{Case, case};
-use crate::engines::Docker;
+use crate::engines::{BY_NAME, Docker, SHIM};
 use crate::env::Env;
-use crate::failure::{Result, ensure};
+use crate::failure::{Result, ensure, ensure_eq};
 
-pub(super) const CASES: &[Case] = &[case!(foreground), case!(detached), case!(restarted)];
+pub(super) const CASES: &[Case] = &[case!(foreground), case!(detached), case!(restarted), case!(by_shim).limit(900)];
 
 fn foreground(env: &Env) -> Result {
     let docker = Docker::new(env)?;
@@ -55,6 +55,31 @@ fn restarted(env: &Env) -> Result {
     docker.succeed(["wait", "box"])?;
     docker.succeed(["inspect", "--format", "{{.RestartCount}}", "box"])?.expect_stdout("1\n")?;
     docker.succeed(["logs", "box"])?.expect_stdout("once more\nonce more\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+/// The runtime by the name of its shim: on the command line, and in the daemon's configuration.
+fn by_shim(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let docker = Docker::new(env)?;
+    docker.require_shims()?;
+
+    docker
+        .run_by(SHIM, &["--rm", "-i"], &["wc", "-c"])
+        .input(vec![b'x'; 300_000])
+        .output()?
+        .expect_stdout("300000\n")?;
+    docker.run_by(BY_NAME, &["--rm"], &["sh", "-c", "exit 7"]).output()?.expect_code(7)?;
+    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    docker.run_by(SHIM, &["-d", "--name", "box"], &["sh", "-c", script]).output()?.expect_code(0)?;
+    docker.call(["exec", "box", "sh", "-c", "echo out; exit 9"]).output()?.expect_code(9)?;
+    docker.call(["exec", "-i", "box", "cat"]).input("through").output()?.expect_stdout("through")?;
+    docker.succeed(["logs", "box"])?.expect_stdout("up\n")?;
+    docker.succeed(["stop", "--time", "30", "box"])?;
+    docker.succeed(["inspect", "--format", "{{.State.ExitCode}}", "box"])?.expect_stdout("3\n")?;
+    let runtime = docker.succeed(["inspect", "--format", "{{.HostConfig.Runtime}}", "box"])?.stdout();
+    ensure_eq!(runtime.trim(), SHIM, "the runtime of the container");
     docker.succeed(["rm", "box"])?;
     docker.end()
 }

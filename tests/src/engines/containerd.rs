@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{debian_program, docker_archive, search_path, state_folder};
+use super::{debian_program, docker_archive, major_version, search_path, state_folder};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
@@ -256,18 +256,6 @@ impl<'a> Containerd<'a> {
         let sockets: Vec<_> = sockets().into_iter().filter(|path| !self.old_sockets.contains(path)).collect();
         ensure!(sockets.is_empty(), "sockets that are left: {sockets:?}");
         Ok(())
-    }
-}
-
-/// The first number of containerd's version.
-fn major_version(program: &Path) -> Result<u32> {
-    let output = Command::new(program).arg("--version").output().context(|| program.display().to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    // Its own name, that of its module, the version, the commit.
-    let number = text.split_whitespace().nth(2).and_then(|version| version.trim_start_matches('v').split('.').next());
-    match number.and_then(|number| number.parse().ok()) {
-        Some(number) => Ok(number),
-        None => fail!("{} --version prints {text:?}", program.display()),
     }
 }
 

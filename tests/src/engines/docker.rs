@@ -11,14 +11,23 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{IMAGE, debian_program, image_archive, state_folder};
+use serde_json::json;
+
+use super::{IMAGE, debian_program, image_archive, major_version, search_path, state_folder};
 use crate::env::Env;
-use crate::failure::{Context as _, Result, ensure, fail};
+use crate::failure::{Context as _, Result, ensure, fail, skip};
 use crate::output::Output;
 use crate::run::Run;
 
 /// How long the daemon may take to answer, and to end.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Bulkhead's shim, which docker takes in the place of a runtime's name, and what it is called in the daemon's configuration.
+pub(crate) const SHIM: &str = "io.containerd.bulkhead.v2";
+pub(crate) const BY_NAME: &str = "by-name";
+
+/// The first version that takes runtimes by their shims' names.
+const FIRST_WITH_SHIMS: u32 = 23;
 
 /// A daemon to give commands to; it ends when dropped.
 #[derive(Debug)]
@@ -27,6 +36,7 @@ pub(crate) struct Docker<'a> {
     daemon: Child,
     client: PathBuf,
     state: PathBuf,
+    major_version: u32,
 }
 
 impl<'a> Docker<'a> {
@@ -36,8 +46,16 @@ impl<'a> Docker<'a> {
         let client = debian_program("/usr/bin/docker", "docker.io")?;
         debian_program("/usr/bin/containerd", "containerd")?;
         let state = state_folder(env, "docker")?;
+        let major_version = major_version(&program)?;
+        let config = state.join("daemon.json");
+        // The same by the name of its shim, which older ones refuse.
+        let by_name = json!({ "runtimes": { BY_NAME: { "runtimeType": SHIM } } });
+        let settings = if major_version < FIRST_WITH_SHIMS { json!({}) } else { by_name };
+        std::fs::write(&config, settings.to_string())?;
         let log = File::create(env.work.join("dockerd.log"))?;
         let mut daemon = Command::new(program);
+        daemon.arg("--config-file").arg(config).env("PATH", search_path(env)?);
+        daemon.env("BULKHEAD_ROOT", state.join("bulkhead"));
         daemon.arg("--data-root").arg(state.join("data")).arg("--exec-root").arg(state.join("exec"));
         daemon.arg("--pidfile").arg(state.join("pid")).arg("--host").arg(format!("unix://{}/d.sock", state.display()));
         daemon.arg("--add-runtime").arg(format!("tested={}", env.runtime.display()));
@@ -45,7 +63,7 @@ impl<'a> Docker<'a> {
         daemon.args(["--iptables=false", "--ip6tables=false", "--ip-masq=false"]);
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").stdout(log.try_clone()?).stderr(log);
         let daemon = daemon.spawn().context(|| "starting dockerd".to_owned())?;
-        let docker = Self { env, daemon, client, state };
+        let docker = Self { env, daemon, client, state, major_version };
         let end = Instant::now() + LIMIT;
         while docker.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "dockerd does not answer: {}", docker.log());
@@ -75,7 +93,20 @@ impl<'a> Docker<'a> {
 
     /// `run` of the image by the tested runtime, without a network.
     pub(crate) fn run(&self, options: &[&str], command: &[&str]) -> Run<'_> {
-        let fixed = ["run", "--runtime", "tested", "--network", "none"];
+        self.run_by("tested", options, command)
+    }
+
+    /// Skips the case unless runtimes can be named by their shims.
+    pub(crate) fn require_shims(&self) -> Result {
+        if self.major_version < FIRST_WITH_SHIMS {
+            skip!("this docker takes no shim for a runtime (tests/README.md tells how to try another)");
+        }
+        Ok(())
+    }
+
+    /// The same by a runtime of another name.
+    pub(crate) fn run_by(&self, runtime: &str, options: &[&str], command: &[&str]) -> Run<'_> {
+        let fixed = ["run", "--runtime", runtime, "--network", "none"];
         self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command))
     }
 

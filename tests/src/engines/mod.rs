@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) use containerd::Containerd;
-pub(crate) use docker::Docker;
+pub(crate) use docker::{BY_NAME, Docker, SHIM};
 pub(crate) use kubelet::{Kubelet, Pod, mount, named};
 pub(crate) use podman::Podman;
 
@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Context as _, Result, ensure, skip};
+use crate::failure::{Context as _, Result, ensure, fail, skip};
 
 /// The image that every engine has: busybox.
 pub(crate) const IMAGE: &str = "bulkhead-e2e";
@@ -60,6 +60,18 @@ fn search_path(env: &Env) -> Result<OsString> {
     let rest = std::env::var_os("PATH").unwrap_or_default();
     let folders = folder.into_iter().chain(unpacked).chain(std::env::split_paths(&rest));
     std::env::join_paths(folders).context(|| "PATH".to_owned())
+}
+
+/// The first number of an engine's version.
+fn major_version(program: &Path) -> Result<u32> {
+    let output = Command::new(program).arg("--version").output().context(|| program.display().to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // containerd, its module, the version; or `Docker version`, and it.
+    let number = text.split_whitespace().nth(2).and_then(|version| version.trim_start_matches('v').split('.').next());
+    match number.and_then(|number| number.parse().ok()) {
+        Some(number) => Ok(number),
+        None => fail!("{} --version prints {text:?}", program.display()),
+    }
 }
 
 /// The image as a tar archive, which the engines import.
