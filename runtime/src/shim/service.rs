@@ -12,8 +12,8 @@ use containerd_shim_protos::api::{
     ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
     StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task as TaskApi;
 use protobuf::MessageField;
@@ -32,6 +32,7 @@ use super::task::{Task, topics};
 use crate::spec;
 use crate::supervisor::container::{CallError, Container};
 use crate::supervisor::pod::{Member, Pod};
+use crate::supervisor::state::Status;
 use crate::supervisor::streams::GivenEnds;
 use crate::supervisor::task_service::{Calls, any, status, timestamp, update};
 use crate::supervisor::terminal::Size;
@@ -382,8 +383,9 @@ impl TaskApi for ShimService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         self.call(&request.id, |task, _| async move {
-            task.container.require_alive()?;
-            if task.container.is_sandbox() {
+            // An ended task has its process until it is deleted: containerd (from 1.7 on) takes a server that knows of no
+            // process for one that was never given a task, and when it starts again ends that, exit status and all.
+            if task.container.is_sandbox() || task.container.status() == Status::Stopped {
                 let pid = task.container.record().pid;
                 let processes = vec![ProcessInfo { pid, ..ProcessInfo::default() }];
                 return Ok(PidsResponse { processes, ..PidsResponse::default() });

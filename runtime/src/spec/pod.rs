@@ -67,7 +67,11 @@ impl Role<'_> {
 
 /// What containers of a pod inherit of its sandbox's configuration.
 pub(super) fn inherited(sandbox: &[Mount]) -> Vec<Mount> {
-    sandbox.iter().filter(|mount| INHERITED.iter().any(|place| mount.destination() == Path::new(place))).cloned().collect()
+    sandbox
+        .iter()
+        .filter(|mount| INHERITED.iter().any(|place| mount.destination() == Path::new(place)))
+        .cloned()
+        .collect()
 }
 
 /// The mounts of a container, with those that it inherits.

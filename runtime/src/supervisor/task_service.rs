@@ -76,8 +76,10 @@ impl TaskServer {
         let listener = Listener::from(tokio::net::UnixListener::from_std(listener)?);
         let mut v2 = create_task(Arc::clone(&service));
         let v2 = v2.remove(SERVICE_V3).map(|methods| (SERVICE_V2.to_owned(), methods)).into_iter().collect();
-        let mut server =
-            Server::new().add_listener(listener).register_service(v2).register_service(create_task(service))
+        let mut server = Server::new()
+            .add_listener(listener)
+            .register_service(v2)
+            .register_service(create_task(service))
             .register_service(others);
         server.start().await.map_err(std::io::Error::other)?;
         Ok(Self { server, calls })

@@ -115,9 +115,10 @@ impl<'a> Sandbox<'a> {
 
     /// Runs a script in a container of its own to its end; its exit status, and what it has written.
     fn script(&self, bundle: &mut Bundle, id: &str, script: &str) -> Result<(u32, String)> {
-        let cri = json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": self.shim.id });
+        let cri =
+            json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": self.shim.id });
         let own = json!([{"type": "pid"}, {"type": "mount"}]);
-        bundle.sh(script).set("/annotations", cri).set("/linux/namespaces", own).write()?;
+        bundle.sh(script).set("/annotations", cri).set("/linux/namespaces", own).set("/hostname", json!("")).write()?;
         let output = bundle.folder.join("output");
         let request = CreateTaskRequest {
             id: id.to_owned(),
@@ -199,7 +200,10 @@ fn pods(env: &Env) -> Result {
 
     let files = pod.output(&lasting, "hostname; cat /etc/hostname /etc/resolv.conf")?;
     ensure!(files.starts_with("shim\nshim\n") && files.contains("nameserver 10.1.2.3"), "its files: {files:?}");
-    ensure!(pod.output(&lasting, "ip -o addr show dev eth0")?.contains(&pod.address()?), "it does not have its address");
+    ensure!(
+        pod.output(&lasting, "ip -o addr show dev eth0")?.contains(&pod.address()?),
+        "it does not have its address"
+    );
     let ending = pod.script("ending", "echo out; exit 6")?;
     ensure_eq!(pod.wait(&ending)?, 6, "the exit code");
     ensure_eq!(pod.log("ending")?, ["stdout F out"], "the log");

@@ -79,8 +79,7 @@ impl SandboxApi for SandboxService {
 
     async fn platform(&self, _: &TtrpcContext, request: PlatformRequest) -> ttrpc::Result<PlatformResponse> {
         self.shared.sandbox(&request.sandbox_id).map_err(status)?;
-        let platform =
-            Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), ..Platform::default() };
+        let platform = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), ..Platform::default() };
         Ok(PlatformResponse { platform: MessageField::some(platform), ..PlatformResponse::default() })
     }
 
