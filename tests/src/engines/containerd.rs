@@ -49,13 +49,19 @@ pub(crate) struct Containerd<'a> {
 impl<'a> Containerd<'a> {
     /// A daemon that has the image, unpacked by a snapshotter.
     pub(crate) fn new(env: &'a Env, snapshotter: &'static str) -> Result<Self> {
-        let mut containerd = Self::in_folder(env, state_folder(env, "containerd")?, snapshotter, DEFAULT)?;
+        let mut containerd = Self::without_cri(env, state_folder(env, "containerd")?, snapshotter)?;
+        containerd.begin()?;
+        Ok(containerd)
+    }
+
+    /// A daemon that has a configuration and has not been started.
+    pub(super) fn without_cri(env: &'a Env, state: PathBuf, snapshotter: &'static str) -> Result<Self> {
+        let containerd = Self::in_folder(env, state, snapshotter, DEFAULT)?;
         let plugins = match containerd.config_version() {
             2 => "\"io.containerd.grpc.v1.cri\"",
             _ => "\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"",
         };
         containerd.configure(&format!("disabled_plugins = [{plugins}]\n"), "")?;
-        containerd.begin()?;
         Ok(containerd)
     }
 

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use serde_json::json;
 
-use super::{IMAGE, debian_program, image_archive, major_version, search_path, state_folder};
+use super::{Containerd, IMAGE, debian_program, image_archive, major_version, search_path, state_folder};
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, fail, skip};
 use crate::output::Output;
@@ -37,6 +37,8 @@ pub(crate) struct Docker<'a> {
     client: PathBuf,
     state: PathBuf,
     major_version: u32,
+    /// What it uses, unless it starts one of its own.
+    containerd: Option<Containerd<'a>>,
 }
 
 impl<'a> Docker<'a> {
@@ -52,10 +54,20 @@ impl<'a> Docker<'a> {
         let by_name = json!({ "runtimes": { BY_NAME: { "runtimeType": SHIM } } });
         let settings = if major_version < FIRST_WITH_SHIMS { json!({}) } else { by_name };
         std::fs::write(&config, settings.to_string())?;
+        let mut containerd = None;
+        if major_version >= FIRST_WITH_SHIMS {
+            // Its own one has to answer within a time that is short for an emulated host.
+            let folder = state.join("containerd");
+            std::fs::create_dir(&folder)?;
+            let daemon = containerd.insert(Containerd::without_cri(env, folder, "native")?);
+            daemon.start()?;
+        }
         let log = File::create(env.work.join("dockerd.log"))?;
         let mut daemon = Command::new(program);
         daemon.arg("--config-file").arg(config).env("PATH", search_path(env)?);
-        daemon.env("BULKHEAD_ROOT", state.join("bulkhead"));
+        if let Some(containerd) = &containerd {
+            daemon.arg("--containerd").arg(containerd.socket());
+        }
         daemon.arg("--data-root").arg(state.join("data")).arg("--exec-root").arg(state.join("exec"));
         daemon.arg("--pidfile").arg(state.join("pid")).arg("--host").arg(format!("unix://{}/d.sock", state.display()));
         daemon.arg("--add-runtime").arg(format!("tested={}", env.runtime.display()));
@@ -63,7 +75,7 @@ impl<'a> Docker<'a> {
         daemon.args(["--iptables=false", "--ip6tables=false", "--ip-masq=false"]);
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").stdout(log.try_clone()?).stderr(log);
         let daemon = daemon.spawn().context(|| "starting dockerd".to_owned())?;
-        let docker = Self { env, daemon, client, state, major_version };
+        let docker = Self { env, daemon, client, state, major_version, containerd };
         let end = Instant::now() + LIMIT;
         while docker.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "dockerd does not answer: {}", docker.log());
@@ -120,7 +132,7 @@ impl<'a> Docker<'a> {
             }
             thread::sleep(Duration::from_millis(50));
         }
-        Ok(())
+        self.containerd.take().map_or(Ok(()), Containerd::end)
     }
 }
 
