@@ -12,12 +12,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 
 use super::arguments::Arguments;
+use super::pod::Role;
 use super::start::{ADDRESS, PID};
 use super::{rootfs, socket};
 use crate::logging;
 use crate::supervisor;
 use crate::supervisor::container::Ended;
-use crate::supervisor::state::start_time;
+use crate::supervisor::state::{Found, start_time};
 use crate::supervisor::task_service::timestamp;
 
 /// The status of a container that was killed.
@@ -39,8 +40,11 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
     let _ = logging::init(None, logging::LogFormat::Text, arguments.debug);
     let root = super::root(&arguments.namespace);
     let pid = end_server(&arguments.bundle);
-    // Nothing else: containerd gives it five seconds, and calls it for each container of a pod at once.
+    // Nothing else: containerd gives it five seconds, and calls it for each container of a pod at once. A sandbox's containers
+    // come first, as they have no machine that is waited for.
+    let members = delete_members(&root, &arguments.id);
     supervisor::delete(&root, &arguments.id, true)?;
+    members?;
     rootfs::unmount_all(&arguments.bundle).map_err(CleanupError::Unmount)?;
     if let Ok(address) = fs::read_to_string(arguments.bundle.join(ADDRESS))
         && let Some(path) = socket::path_of(&address)
@@ -54,6 +58,15 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
     let (exit_status, exited_at) = (u32::from(ended.status), timestamp(&ended));
     let answer = DeleteResponse { pid, exit_status, exited_at, ..DeleteResponse::default() };
     answer.write_to_bytes().map_err(CleanupError::Encode)
+}
+
+/// Removes what is left of the containers of a pod whose sandbox is gone: containerd 2 calls for the sandbox alone.
+fn delete_members(root: &Path, sandbox: &str) -> Result<(), supervisor::DeleteError> {
+    let member = Role::Member(sandbox.to_owned());
+    for found in Found::all(root).iter().filter(|found| Role::of(&found.record().annotations) == member) {
+        supervisor::delete(root, &found.record().id, true)?;
+    }
+    Ok(())
 }
 
 /// Whether somebody listens on a socket. That of a pod serves its other containers: containerd 1.6 has the rest of each one
