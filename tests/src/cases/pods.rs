@@ -14,7 +14,7 @@ use super::network::host;
 use super::{Case, case};
 use crate::cri::api::{
     AttachRequest, ContainerState, ContainerStatsResponse, Empty, ExecRequest, LinuxContainerResources,
-    ListContainerStatsResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxState,
+    ListContainerStatsResponse, ListContainersResponse, ListPodSandboxResponse, NamespaceMode, PodSandboxState,
     UpdateContainerResourcesRequest, UrlResponse,
 };
 use crate::cri::{STATUS, STDIN, STDOUT, WebSocket};
@@ -33,7 +33,10 @@ pub(super) const CASES: &[Case] = &[
     case!(killed_vmm),
     case!(killed_shim),
     case!(killed_containerd),
-    case!(at_once),
+    case!(at_once).limit(600),
+    case!(processes),
+    case!(ten_at_once).slow(1800),
+    case!(fifty_in_a_row).slow(3600),
 ];
 
 /// What a container does that waits to be ended.
@@ -335,19 +338,74 @@ fn killed_containerd(env: &Env) -> Result {
 /// Pods come and go, one and then several; nothing of them may be left.
 fn at_once(env: &Env) -> Result {
     let kubelet = Kubelet::new(env)?;
-    let pod = kubelet.pod("before")?;
-    let id = pod.script("one", "exit 5")?;
-    ensure_eq!(pod.wait(&id)?, 5, "the exit code");
-    pod.remove()?;
-    let pods = (0..3).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
-    for pod in &pods {
-        pod.script("one", WAIT)?;
-    }
-    for pod in pods {
+    come_and_go(&kubelet, 1)?;
+    live_together(&kubelet, 3)?;
+    nothing_is_left(kubelet)
+}
+
+fn ten_at_once(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    live_together(&kubelet, 10)?;
+    nothing_is_left(kubelet)
+}
+
+fn fifty_in_a_row(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    come_and_go(&kubelet, 50)?;
+    nothing_is_left(kubelet)
+}
+
+/// Makes pods and removes them, one after the other.
+fn come_and_go(kubelet: &Kubelet<'_>, count: usize) -> Result {
+    for _ in 0..count {
+        let pod = kubelet.pod("in-a-row")?;
+        let id = pod.script("one", "exit 5")?;
+        ensure_eq!(pod.wait(&id)?, 5, "the exit code");
         pod.remove()?;
     }
+    Ok(())
+}
+
+/// Makes pods that all live before the first one is removed.
+fn live_together(kubelet: &Kubelet<'_>, count: usize) -> Result {
+    let pods = (0..count).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
+    let ids = pods.iter().map(|pod| pod.script("one", WAIT)).collect::<Result<Vec<_>>>()?;
+    for (pod, id) in pods.into_iter().zip(&ids) {
+        ensure_eq!(pod.container(id)?.state, ContainerState::CONTAINER_RUNNING.into(), "its state");
+        pod.remove()?;
+    }
+    Ok(())
+}
+
+/// Ends CRI, of whose pods nothing may be left.
+fn nothing_is_left(kubelet: Kubelet<'_>) -> Result {
     let pods: ListPodSandboxResponse = kubelet.call("ListPodSandbox", &Empty::new())?;
     let containers: ListContainersResponse = kubelet.call("ListContainers", &Empty::new())?;
     ensure!(pods.items.is_empty() && containers.containers.is_empty(), "what is left: {pods:?}, {containers:?}");
+    kubelet.end()
+}
+
+/// Containers that see each other's processes, as a pod with `shareProcessNamespace` has them.
+fn processes(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    let pod = kubelet.pod("processes")?;
+    let common = |name: &str, script: &str| {
+        let mut config = pod.config(name, script);
+        let security = config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        security.namespace_options.mut_or_insert_default().pid = NamespaceMode::POD.into();
+        pod.start(config)
+    };
+    let first = common("first", "sleep 1001 & sleep 1002 & wait $!; exit 4")?;
+    let second = common("second", WAIT)?;
+
+    let seen = pod.output(&second, "ps -o args")?;
+    ensure!(seen.contains("sleep 1001") && seen.contains("trap 'exit 3'"), "the processes of the pod: {seen}");
+    let kill = "ps -o pid,args | while read pid args; do test \"$args\" != 'sleep 1002' || kill $pid; done";
+    pod.output(&second, kill)?;
+    ensure_eq!(pod.wait(&first)?, 4, "the exit code of one whose process another has ended");
+    let seen = pod.output(&second, "ps -o args")?;
+    ensure!(!seen.contains("sleep 1001"), "what a container leaves that has ended: {seen}");
+    ensure_eq!(pod.container(&second)?.state, ContainerState::CONTAINER_RUNNING.into(), "the other's state");
+    pod.remove()?;
     kubelet.end()
 }

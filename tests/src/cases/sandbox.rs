@@ -119,7 +119,7 @@ impl<'a> Sandbox<'a> {
             json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": self.shim.id });
         let own = json!([{"type": "pid"}, {"type": "mount"}]);
         bundle.sh(script).set("/annotations", cri).set("/linux/namespaces", own).set("/hostname", json!("")).write()?;
-        let output = bundle.folder.join("output");
+        let output = bundle.folder.join(id);
         let request = CreateTaskRequest {
             id: id.to_owned(),
             bundle: bundle.folder.display().to_string(),
