@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::sys::signal::{SigHandler, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -184,6 +185,13 @@ pub(crate) fn reset_signals() -> io::Result<()> {
     }
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     Ok(())
+}
+
+/// Lets the kernel forget children as they end: nobody waits for them.
+pub(crate) fn ignore_children() -> io::Result<()> {
+    // SAFETY: to ignore a signal runs no code of this process.
+    let ignored = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    Ok(ignored.map(drop)?)
 }
 
 /// Sets the NIS domain name of this UTS namespace.

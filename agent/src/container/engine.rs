@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
 use super::channel::{self, AgentEnd};
+use super::common_pids::CommonPids;
 use super::error::{
     CreateError, DeleteError, FindError, LaunchError, NoSuchContainer, ResizeError, SignalError, StartError,
 };
@@ -61,6 +62,7 @@ pub struct Engine {
     containers: Mutex<HashMap<String, Option<Arc<Instance>>>>,
     tree_uses: Arc<TreeUses>,
     has_shm: AtomicBool,
+    common_pids: CommonPids,
 }
 
 /// Keeps an id from being used twice while its container is being made, and gives it back if that fails.
@@ -83,7 +85,8 @@ impl Engine {
     /// An engine without containers.
     pub fn new(config: EngineConfig, reaper: Arc<Reaper>, streams: Arc<StreamTable>) -> Self {
         let (tree_uses, has_shm) = (Arc::default(), AtomicBool::new(false));
-        Self { config, reaper, streams, containers: Mutex::default(), tree_uses, has_shm }
+        let common_pids = CommonPids::default();
+        Self { config, reaper, streams, containers: Mutex::default(), tree_uses, has_shm, common_pids }
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Instance>>>> {
@@ -174,10 +177,13 @@ impl Engine {
         let (agent_end, child_end) = channel::pair().map_err(LaunchError::Channel)?;
         let (child_stdio, agent_stdio) = launch::make_pipes(&spec.process, spec.id_mappings.as_ref())?;
         let cgroup_descriptor = cgroup.map(Cgroup::open).transpose()?;
+        let entered = spec.namespaces.common_pids.then(|| self.common_pids.enter(&self.config.rootfs_mount_point));
+        let entered = entered.transpose().map_err(CreateError::CommonPids)?;
         let flags = spec.namespaces.clone_flags();
         let cloned = sys::clone_process(Parent::Caller, flags, cgroup_descriptor.as_ref().map(AsFd::as_fd));
         match cloned.map_err(LaunchError::Clone)? {
             Cloned::Parent(child) => {
+                drop(entered);
                 if let Err(error) = launch::map_ids(spec, &child, &agent_end) {
                     // It may have ended by itself, which is as good.
                     let _ = sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
@@ -209,7 +215,18 @@ impl Engine {
     /// Waits for a process; `exec_id` empty is the container's init. Returns at once if it has ended.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, FindError> {
         let instance = self.find(id)?;
-        if exec_id.is_empty() { Ok(instance.init.wait().await) } else { Ok(instance.exec(exec_id)?.wait().await) }
+        if !exec_id.is_empty() {
+            return Ok(instance.exec(exec_id)?.wait().await);
+        }
+        let exit = instance.init.wait().await;
+        if instance.namespaces.common_pids
+            && let Err(error) = signal_all(&instance, libc::SIGKILL)
+            && !matches!(error, SignalError::Finished)
+        {
+            // The kernel does it where init is the first process of a namespace.
+            crate::log::write(crate::log::Level::Warning, &format!("cannot end what {id} has left: {error}"));
+        }
+        Ok(exit)
     }
 
     /// Sends a signal (1 to 64) to a process, or with `all` to each process of its container.

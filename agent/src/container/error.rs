@@ -47,6 +47,9 @@ pub enum CreateError {
     /// The tmpfs that containers share cannot be mounted.
     #[error("cannot mount the sandbox's shared memory")]
     Shm(#[source] io::Error),
+    /// The pid namespace that containers share cannot be made or entered.
+    #[error("cannot enter the pid namespace that the containers share")]
+    CommonPids(#[source] io::Error),
     /// The cgroup cannot be made or set.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

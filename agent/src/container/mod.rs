@@ -23,6 +23,7 @@
 mod attributes;
 mod cgroup;
 mod channel;
+mod common_pids;
 mod control;
 mod devices;
 mod engine;

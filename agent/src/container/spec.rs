@@ -121,9 +121,14 @@ pub struct ContainerSpec {
     pub(crate) start_hooks: StartHooks,
 }
 
-/// Which namespaces are the container's own, beside mount and pid, which always are.
+/// CLONE_NEWPID.
+pub(super) const NEW_PIDS: u64 = 0x2000_0000;
+
+/// Which namespaces are the container's own, beside mount, which always is, and pid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Namespaces {
+    /// Its pid namespace is not its own but the one that containers share.
+    pub(crate) common_pids: bool,
     pub(crate) ipc: bool,
     pub(crate) uts: bool,
     pub(crate) cgroup: bool,
@@ -138,11 +143,12 @@ impl Namespaces {
     ///
     /// The user namespace is the first that the kernel makes: the others are its own.
     pub(crate) fn clone_flags(self) -> u64 {
-        self.own_flags() | if self.user { u64::from(libc::CLONE_NEWUSER.cast_unsigned()) } else { 0 }
+        let pids = if self.common_pids { 0 } else { NEW_PIDS };
+        self.own_flags() | pids | if self.user { u64::from(libc::CLONE_NEWUSER.cast_unsigned()) } else { 0 }
     }
 
     fn own_flags(self) -> u64 {
-        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        let mut flags = libc::CLONE_NEWNS;
         for (wanted, flag) in
             [(self.ipc, libc::CLONE_NEWIPC), (self.uts, libc::CLONE_NEWUTS), (self.network, libc::CLONE_NEWNET)]
         {
@@ -157,7 +163,7 @@ impl Namespaces {
     /// CLONE_NEW* by which an exec'd process enters what init is in, but for the cgroup and the user namespace.
     pub(crate) fn join_flags(self) -> u64 {
         let time = if self.time { libc::CLONE_NEWTIME } else { 0 };
-        self.own_flags() | u64::from(time.cast_unsigned())
+        self.own_flags() | NEW_PIDS | u64::from(time.cast_unsigned())
     }
 
     /// CLONE_NEWCGROUP if the container has a cgroup namespace of its own, else 0.
@@ -279,7 +285,7 @@ impl ContainerSpec {
         for path in request.masked_paths.iter().chain(&request.readonly_paths) {
             absolute("masked or read-only path", path)?;
         }
-        let namespaces = namespaces(&request.namespaces)?;
+        let namespaces = Namespaces { common_pids: request.common_pids, ..namespaces(&request.namespaces)? };
         let id_mappings = IdMappings::from_wire(&request.uid_mappings, &request.gid_mappings)?;
         if namespaces.user != id_mappings.is_some() {
             return Err(SpecError::UserNamespace);
@@ -584,6 +590,10 @@ mod tests {
         let namespaces = Namespaces { network: true, cgroup: true, ..Default::default() };
         let expected = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
         assert_eq!(namespaces.clone_flags(), u64::from(expected.cast_unsigned()));
+        let common = Namespaces { common_pids: true, ..Default::default() };
+        assert_eq!(common.clone_flags(), u64::from(libc::CLONE_NEWNS.cast_unsigned()));
+        let joined = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        assert_eq!(common.join_flags(), u64::from(joined.cast_unsigned()));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The cases.
 
+mod common_pids;
 mod confinement;
 mod control;
 mod exec;
@@ -23,6 +24,8 @@ macro_rules! cases {
 }
 
 cases![
+    common_pids::containers_see_each_other_and_end_alone,
+    common_pids::first_process_shows_nothing_of_the_agent,
     control::paused_container_stands_still_until_it_is_resumed,
     control::exec_in_a_paused_container_waits_without_holding_up_the_rest,
     control::paused_container_can_be_killed_and_deleted,

@@ -30,6 +30,8 @@ const IPC_SYSCTLS: &[&str] = &[
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     kinds: Vec<NamespaceKind>,
+    /// Whether its processes are those of its pod.
+    common_pids: bool,
     /// One of the host's, whose interfaces become the guest's.
     network: Option<NetworkNamespace>,
 }
@@ -41,15 +43,12 @@ impl Namespaces {
     /// the guest's.
     pub(crate) fn translate(namespaces: &[LinuxNamespace], pod: Option<&PodNamespaces>) -> Result<Self, FieldError> {
         let mut kinds = Vec::with_capacity(namespaces.len() + 2);
-        let mut network = None;
+        let (mut network, mut common_pids) = (None, false);
         for (index, namespace) in namespaces.iter().enumerate() {
             let field = |name: &str| format!("linux.namespaces[{index}].{name}");
             if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 if pod.is_some_and(|pod| pod.include(namespace.typ(), path)) {
-                    if namespace.typ() == LinuxNamespaceType::Pid {
-                        let what = "containers of a pod that see each other's processes";
-                        return Err(FieldError::unsupported(field("path"), what));
-                    }
+                    common_pids |= namespace.typ() == LinuxNamespaceType::Pid;
                     continue;
                 }
                 if pod.is_some() || namespace.typ() != LinuxNamespaceType::Network {
@@ -78,17 +77,28 @@ impl Namespaces {
         if pod.is_none() && !kinds.is_empty() && !kinds.contains(&NamespaceKind::NETWORK) {
             return Err(network_namespace::absent());
         }
-        for kind in [NamespaceKind::MOUNT, NamespaceKind::PID] {
-            if !kinds.contains(&kind) {
-                kinds.push(kind);
+        if common_pids && kinds.contains(&NamespaceKind::USER) {
+            let what = "the pod's processes in a container with a user namespace of its own";
+            return Err(FieldError::unsupported("linux.namespaces", what));
+        }
+        let always =
+            if common_pids { &[NamespaceKind::MOUNT][..] } else { &[NamespaceKind::MOUNT, NamespaceKind::PID] };
+        for kind in always {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
             }
         }
-        Ok(Self { kinds, network })
+        Ok(Self { kinds, common_pids, network })
     }
 
     /// The host's network namespace that was named.
     pub(crate) fn into_network(self) -> Option<NetworkNamespace> {
         self.network
+    }
+
+    /// Whether the container sees the processes of its pod.
+    pub(crate) fn common_pids(&self) -> bool {
+        self.common_pids
     }
 
     /// The namespaces that the agent makes. The interfaces of one of the host's are in the guest's own.
@@ -335,7 +345,12 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(joined.kinds, [NamespaceKind::UTS, NamespaceKind::MOUNT, NamespaceKind::PID]);
-        for (kind, path) in [("pid", "/proc/7/ns/pid"), ("ipc", "/proc/8/ns/ipc"), ("network", "/proc/8/ns/net")] {
+        assert!(!joined.common_pids());
+        let common = translate(json!([{"type": "pid", "path": "/proc/7/ns/pid"}])).unwrap();
+        assert_eq!((common.kinds.as_slice(), common.common_pids()), ([NamespaceKind::MOUNT].as_slice(), true));
+        let user = translate(json!([{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "user"}])).unwrap_err();
+        assert!(user.contains("a user namespace of its own"), "{user}");
+        for (kind, path) in [("pid", "/proc/8/ns/pid"), ("ipc", "/proc/8/ns/ipc"), ("network", "/proc/8/ns/net")] {
             let error = translate(json!([{"type": kind, "path": path}])).unwrap_err();
             assert!(error.starts_with("linux.namespaces[0].path: not supported"), "{error}");
         }

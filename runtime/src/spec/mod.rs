@@ -234,6 +234,11 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         linux.and_then(|linux| linux.personality().as_ref()).map(scheduling::personality).transpose()?;
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = list(linux.and_then(|linux| linux.namespaces().as_ref()));
+    let has_pids = namespaces.is_empty() || namespaces.iter().any(|other| other.typ() == LinuxNamespaceType::Pid);
+    if matches!(role, Role::Sandbox) && !has_pids {
+        let what = "a pod without a pid namespace, which is to see the processes of the host";
+        return Err(FieldError::unsupported("linux.namespaces", what));
+    }
     let network_path = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
     let network_path = network_path.and_then(|namespace| namespace.path().clone());
     let namespaces = Namespaces::translate(namespaces, role.pod())?;
@@ -297,6 +302,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         devices,
         device_filter,
         namespaces: namespaces.to_wire(),
+        common_pids: namespaces.common_pids(),
         uid_mappings,
         gid_mappings,
         time_offsets,

@@ -94,6 +94,8 @@ pub(crate) enum RunError {
     Control(#[from] ControlError),
     #[error("the pod's machine has ended")]
     PodGone,
+    #[error("the container is to see the processes of another one of its pod, which has them to itself")]
+    ForeignPids,
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]

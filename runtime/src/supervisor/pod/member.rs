@@ -45,6 +45,7 @@ struct Held {
     server: TaskServer,
     poststop: Vec<Hook>,
     gone: watch::Sender<bool>,
+    _own_pids: Option<Arc<()>>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -62,6 +63,7 @@ impl Pod {
         let prefix = format!("c{first_stream}-");
         let role = Role::Member { namespaces: &self.namespaces, mounts: &self.mounts, prefix: &prefix };
         let translated = spec::load_as(&options.bundle, role)?;
+        let own_pids = self.own_pids(&translated.request)?;
         groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
@@ -76,9 +78,20 @@ impl Pod {
         };
         let (gone, is_gone) = watch::channel(false);
         let pod = Arc::clone(self);
-        let held = Held { pod, taken, state, outputs, server, poststop, gone, _alive: alive };
+        let held = Held { pod, taken, state, outputs, server, poststop, gone, _own_pids: own_pids, _alive: alive };
         tokio::spawn(live(Arc::clone(&container), held));
         Ok(Member { container, gone: is_gone })
+    }
+
+    /// Marks a container that has its processes to itself, unless it is to see those of the pod.
+    ///
+    /// Engines name another container's processes by the same path, since all have one process on the host. But where
+    /// containers see each other's processes, all of them do: one that has its own tells that such a one is meant.
+    fn own_pids(&self, request: &CreateContainerRequest) -> Result<Option<Arc<()>>, RunError> {
+        if !request.common_pids {
+            return Ok(Some(Arc::clone(&self.own_pids)));
+        }
+        if Arc::strong_count(&self.own_pids) > 1 { Err(RunError::ForeignPids) } else { Ok(None) }
     }
 
     async fn make(
@@ -209,7 +222,7 @@ async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Opti
 
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
-    let Held { pod, taken, state, mut outputs, server, poststop, gone, _alive } = held;
+    let Held { pod, taken, state, mut outputs, server, poststop, gone, _own_pids, _alive } = held;
     let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
             if exit.oom_killed {

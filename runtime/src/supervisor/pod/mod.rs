@@ -66,6 +66,8 @@ pub(crate) struct Pod {
     namespaces: PodNamespaces,
     /// What containers inherit.
     mounts: Vec<Mount>,
+    /// Each container that has its processes to itself holds one.
+    own_pids: Arc<()>,
     /// Of streams, each used once.
     numbers: Arc<AtomicU32>,
     boot_timeout: Duration,
@@ -183,6 +185,7 @@ async fn make(
         trees: PodTrees::new(control),
         namespaces,
         mounts: translated.inherited,
+        own_pids: Arc::default(),
         numbers: execs::stream_numbers(),
         boot_timeout,
         gone: is_gone,
