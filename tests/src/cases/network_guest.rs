@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::network::{Namespace, connect, container, host};
+use super::network::{Namespace, any_container, connect, host};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
@@ -161,7 +161,7 @@ fn multicast_both_ways(env: &Env) -> Result {
 
 fn duplicate_addresses_are_found(env: &Env) -> Result {
     let namespace = Namespace::new(env, "dad")?.with_addresses(53)?;
-    let bundle = container(
+    let bundle = any_container(
         env,
         &namespace,
         // The first is the host's, the second nobody's.
@@ -181,7 +181,7 @@ fn duplicate_addresses_are_found(env: &Env) -> Result {
 
 fn mtu_that_grows_and_address_that_changes(env: &Env) -> Result {
     let namespace = Namespace::new(env, "grow")?.with_addresses(54)?;
-    let bundle = container(
+    let bundle = any_container(
         env,
         &namespace,
         "echo ready; until grep -q 9000 /sys/class/net/eth0/mtu; do sleep 0.1; done; \

@@ -4,12 +4,19 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{IMAGE, debian_program, image_archive, state_folder};
 use crate::env::Env;
 use crate::failure::Result;
 use crate::output::Output;
 use crate::run::Run;
+
+/// How long it may take the image.
+const IMPORT_LIMIT: Duration = Duration::from_secs(240);
+
+/// Where it has its network namespaces.
+const NAMESPACES: &str = "/run/netns";
 
 /// An engine to give commands to.
 #[derive(Debug)]
@@ -30,16 +37,27 @@ impl<'a> Podman<'a> {
             state.display()
         );
         fs::write(state.join("storage.conf"), storage)?;
+        // Its networks: netavark's, in this folder.
         let settings = format!(
-            "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
+            "[network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{0}/networks\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
              static_dir = \"{0}/static\"\nvolume_path = \"{0}/volumes\"\n[containers]\nlog_driver = \"k8s-file\"\n",
             state.display()
         );
         fs::write(state.join("containers.conf"), settings)?;
         fs::create_dir(state.join("tmp"))?;
         let podman = Self { env, program, state };
-        podman.call(["import", "-", IMAGE]).input(image_archive(env)?).output()?.expect_code(0)?;
+        podman.call(["import", "-", IMAGE]).input(image_archive(env)?).limit(IMPORT_LIMIT).output()?.expect_code(0)?;
         Ok(podman)
+    }
+
+    /// The same, with what it needs for networks.
+    pub(crate) fn with_networks(env: &'a Env) -> Result<Self> {
+        debian_program("/usr/lib/podman/netavark", "netavark")?;
+        debian_program("/usr/sbin/iptables", "iptables")?;
+        // What is no mount it makes one, and leaves it.
+        fs::create_dir_all(NAMESPACES)?;
+        env.mount("tmpfs", "tmpfs", NAMESPACES.as_ref(), "mode=755")?;
+        Self::new(env)
     }
 
     /// A command of the engine's, its stdin empty.
@@ -64,7 +82,12 @@ impl<'a> Podman<'a> {
 
     /// `run --rm` of the image, without a network.
     pub(crate) fn run(&self, options: &[&str], command: &[&str]) -> Run<'_> {
-        let fixed = ["run", "--rm", "--network", "none"];
+        self.run_on("none", options, command)
+    }
+
+    /// The same on a network.
+    pub(crate) fn run_on(&self, network: &str, options: &[&str], command: &[&str]) -> Run<'_> {
+        let fixed = ["run", "--rm", "--network", network];
         self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command))
     }
 
