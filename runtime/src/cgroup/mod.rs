@@ -19,12 +19,11 @@ mod limits;
 mod place;
 mod usage;
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
-
-use thiserror::Error;
 
 use self::hierarchy::{Hierarchies, Hierarchy};
 pub(crate) use self::limits::Limits;
@@ -43,8 +42,11 @@ pub(crate) struct CgroupSpec {
     pub(crate) limits: Limits,
 }
 
+/// Why a directory could not be noted, in the words of who was to.
+pub(crate) type NoteError = Box<dyn Error + Send + Sync>;
+
 /// A cgroup that cannot be used.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum HostCgroupError {
     #[error("cannot find out which cgroups this host has")]
     Hierarchies(#[source] io::Error),
@@ -58,6 +60,8 @@ pub(crate) enum HostCgroupError {
     NoBlockIo,
     #[error("cannot make the cgroup {}", .0.display())]
     Create(PathBuf, #[source] io::Error),
+    #[error("cannot note the cgroup {}", .0.display())]
+    Note(PathBuf, #[source] NoteError),
     #[error("the cgroup {} has processes already", .0.display())]
     InUse(PathBuf),
     #[error("cannot set {} to {value:?}", path.display())]
@@ -83,18 +87,23 @@ struct Group {
 
 impl HostCgroup {
     /// Makes the cgroup for the sandbox `id` and sets its limits. `None` if none was asked for, or if the host has none
-    /// to write in and no certain one was asked for.
+    /// to write in and no certain one was asked for. Each directory is noted before it is made: whoever is killed in between
+    /// leaves nothing that nobody knows.
     ///
     /// # Errors
     ///
     /// What could not be made or set; nothing of it is left.
-    pub(crate) fn create(spec: &CgroupSpec, id: &str) -> Result<Option<Self>, HostCgroupError> {
+    pub(crate) fn create(
+        spec: &CgroupSpec,
+        id: &str,
+        note: impl FnMut(&Path) -> Result<(), NoteError>,
+    ) -> Result<Option<Self>, HostCgroupError> {
         if spec.place.is_none() && spec.limits.is_empty() {
             return Ok(None);
         }
-        match (Self::create_in(spec, id, Hierarchies::of_host), &spec.place) {
+        match (Self::create_in(spec, id, Hierarchies::of_host, note), &spec.place) {
             (Ok(cgroup), _) => Ok(Some(cgroup)),
-            (Err(error), Some(_)) => Err(error),
+            (Err(error), Some(_)) | (Err(error @ HostCgroupError::Note(..)), None) => Err(error),
             // Memory of certain NUMA nodes, or less than all of a block device, is had in no other way.
             (Err(error), None) if spec.limits.needs_host() => Err(error),
             (Err(error), None) => {
@@ -109,6 +118,7 @@ impl HostCgroup {
         spec: &CgroupSpec,
         id: &str,
         hierarchies: impl FnOnce() -> io::Result<Hierarchies>,
+        mut note: impl FnMut(&Path) -> Result<(), NoteError>,
     ) -> Result<Self, HostCgroupError> {
         let hierarchies = hierarchies().map_err(HostCgroupError::Hierarchies)?;
         let default = Place::default_for(id);
@@ -116,7 +126,7 @@ impl HostCgroup {
         // Dropped on an error, it takes back what was made.
         let mut cgroup = Self { groups: Vec::new() };
         for hierarchy in hierarchies.list() {
-            cgroup.add_group(hierarchy, place)?;
+            cgroup.add_group(hierarchy, place, &mut note)?;
         }
         if cgroup.groups.is_empty() {
             return Err(HostCgroupError::None);
@@ -128,7 +138,12 @@ impl HostCgroup {
         Ok(cgroup)
     }
 
-    fn add_group(&mut self, hierarchy: &Hierarchy, place: &Place) -> Result<(), HostCgroupError> {
+    fn add_group(
+        &mut self,
+        hierarchy: &Hierarchy,
+        place: &Place,
+        note: &mut impl FnMut(&Path) -> Result<(), NoteError>,
+    ) -> Result<(), HostCgroupError> {
         let path = hierarchy.mount_point.join(place.below(&hierarchy.own_path, hierarchy.version_2));
         let failed = |error| HostCgroupError::Create(path.clone(), error);
         if let Some(parent) = path.parent() {
@@ -137,13 +152,14 @@ impl HostCgroup {
                 hierarchy::enable_controllers(&hierarchy.mount_point, parent);
             }
         }
+        match fs::read_to_string(path.join("cgroup.procs")) {
+            Ok(processes) if !processes.is_empty() => return Err(HostCgroupError::InUse(path)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        note(&path).map_err(|error| HostCgroupError::Note(path.clone(), error))?;
         match fs::create_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let processes = fs::read_to_string(path.join("cgroup.procs")).map_err(failed)?;
-                if !processes.is_empty() {
-                    return Err(HostCgroupError::InUse(path));
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => result.map_err(failed)?,
         }
         let origin = Some(hierarchy.mount_point.join(&hierarchy.own_path));
@@ -206,11 +222,6 @@ impl HostCgroup {
             }
         }
     }
-
-    /// The directories: one, or in version 1 one a hierarchy.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.groups.iter().map(|group| group.path.as_path())
-    }
 }
 
 impl Drop for HostCgroup {
@@ -261,9 +272,17 @@ mod tests {
     fn it_is_where_it_was_asked_for_and_has_its_limits() {
         let root = tempfile::tempdir().unwrap();
 
-        let cgroup = HostCgroup::create_in(&spec(Some("/a/b")), "x", || Ok(hierarchies(root.path(), true))).unwrap();
+        let mut noted = Vec::new();
+        let note = |path: &Path| {
+            noted.push((path.to_owned(), path.exists()));
+            Ok(())
+        };
+        let of_test = || Ok(hierarchies(root.path(), true));
 
-        assert_eq!(cgroup.paths().collect::<Vec<_>>(), [root.path().join("a/b")]);
+        let cgroup = HostCgroup::create_in(&spec(Some("/a/b")), "x", of_test, note).unwrap();
+
+        assert_eq!(noted, [(root.path().join("a/b"), false)]);
+        assert!(cgroup.groups[0].path.is_dir());
         assert_eq!(fs::read_to_string(root.path().join("a/b/memory.max")).unwrap(), "1048576");
     }
 
@@ -276,7 +295,7 @@ mod tests {
             what: block_io::Rate::WriteBytes,
             per_second: 9,
         }];
-        let create = || HostCgroup::create_in(&spec, "x", || Ok(hierarchies(root.path(), true)));
+        let create = || HostCgroup::create_in(&spec, "x", || Ok(hierarchies(root.path(), true)), |_| Ok(()));
 
         assert!(matches!(create().unwrap_err(), HostCgroupError::NoBlockIo));
         fs::create_dir_all(root.path().join("a")).unwrap();
@@ -291,14 +310,15 @@ mod tests {
     fn without_a_place_it_is_beside_the_callers() {
         let root = tempfile::tempdir().unwrap();
 
-        let _cgroup = HostCgroup::create_in(&spec(None), "x", || Ok(hierarchies(root.path(), true))).unwrap();
+        let _cgroup =
+            HostCgroup::create_in(&spec(None), "x", || Ok(hierarchies(root.path(), true)), |_| Ok(())).unwrap();
 
         assert!(root.path().join("user/x/memory.max").exists());
     }
 
     #[test]
     fn without_a_place_and_a_limit_there_is_none() {
-        assert!(HostCgroup::create(&CgroupSpec::default(), "x").unwrap().is_none());
+        assert!(HostCgroup::create(&CgroupSpec::default(), "x", |_| Ok(())).unwrap().is_none());
     }
 
     #[test]
@@ -319,7 +339,8 @@ mod tests {
         fs::create_dir_all(root.path().join("a")).unwrap();
         fs::write(root.path().join("a/cgroup.procs"), "1\n").unwrap();
 
-        let error = HostCgroup::create_in(&spec(Some("/a")), "x", || Ok(hierarchies(root.path(), true))).unwrap_err();
+        let error = HostCgroup::create_in(&spec(Some("/a")), "x", || Ok(hierarchies(root.path(), true)), |_| Ok(()))
+            .unwrap_err();
 
         assert!(matches!(error, HostCgroupError::InUse(_)), "{error}");
     }
@@ -328,6 +349,6 @@ mod tests {
     fn a_host_without_hierarchies_is_an_error_only_for_a_certain_place() {
         let none = || Ok(Hierarchies::for_test(Vec::new()));
 
-        assert!(matches!(HostCgroup::create_in(&spec(Some("/a")), "x", none), Err(HostCgroupError::None)));
+        assert!(matches!(HostCgroup::create_in(&spec(Some("/a")), "x", none, |_| Ok(())), Err(HostCgroupError::None)));
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use clap::Args;
 
 use super::{Global, Outcome};
-use crate::supervisor::state;
+use crate::supervisor::{run_poststop_hooks, state};
 
 /// Remove what a crash has left: state directories without a supervisor, and their VMMs
 #[derive(Debug, Args)]
@@ -16,11 +16,14 @@ pub(crate) struct Arguments {
     dry_run: bool,
 }
 
-/// Prints each directory that is removed. Containers that have ended in good order are left to `delete`.
+/// Prints each directory that is removed, and runs its container's poststop hooks, as `delete` does. Containers that have ended in good order are left to `delete`.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
     let mut out = io::stdout().lock();
-    for path in state::collect(&global.root, arguments.dry_run) {
+    for (path, record) in state::collect(&global.root, arguments.dry_run) {
         writeln!(out, "{}", path.display())?;
+        if let Some(record) = record.filter(|_| !arguments.dry_run) {
+            run_poststop_hooks(&record);
+        }
     }
     Ok(0)
 }

@@ -125,15 +125,22 @@ fn removed_within(found: &Found, limit: Duration) -> Result<bool, LookupError> {
 /// Removes the state, if the supervisor is gone, and runs the hooks that follow that; whether it was.
 fn remove(found: &Found) -> Result<bool, LookupError> {
     let removed = found.remove()?;
-    let record = found.record();
-    if removed && !record.poststop.is_empty() {
-        let stopped = record.hook_state().at(hooks::Status::Stopped, None);
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(hooks::run_all(&record.poststop, &stopped)),
-            Err(error) => logging::warn(format_args!("the poststop hooks were not run: {error}")),
-        }
+    if removed {
+        run_poststop_hooks(found.record());
     }
     Ok(removed)
+}
+
+/// Runs the hooks of a container that is gone; within no event loop.
+pub(crate) fn run_poststop_hooks(record: &Record) {
+    if record.poststop.is_empty() {
+        return;
+    }
+    let stopped = record.hook_state().at(hooks::Status::Stopped, None);
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(hooks::run_all(&record.poststop, &stopped)),
+        Err(error) => logging::warn(format_args!("the poststop hooks were not run: {error}")),
+    }
 }
 
 fn kill_supervisor(found: &Found, pid: u32) {

@@ -102,9 +102,8 @@ impl Groundwork {
 /// Makes a sandbox's folder and its cgroup on the host, and joins that.
 pub(super) fn places(options: &Options, cgroup: &CgroupSpec) -> Result<(StateDir, Option<HostCgroup>), RunError> {
     let state = StateDir::create(&options.root, &options.id)?;
-    let cgroup = HostCgroup::create(cgroup, &options.id)?;
+    let cgroup = HostCgroup::create(cgroup, &options.id, |path| Ok(state.note_cgroup(path)?))?;
     if let Some(cgroup) = &cgroup {
-        state.record_cgroup(cgroup.paths())?;
         cgroup.join()?;
     }
     Ok((state, cgroup))

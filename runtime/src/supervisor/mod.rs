@@ -58,7 +58,7 @@ pub(crate) mod vmm_control;
 
 pub(crate) use self::caller::Caller;
 pub(crate) use self::container::CallError;
-pub(crate) use self::delete::{DeleteError, delete};
+pub(crate) use self::delete::{DeleteError, delete, run_poststop_hooks};
 pub(crate) use self::launch::{Mode, Options, create, run, serve};
 pub(crate) use self::proxy::{ExecError, ExecOptions, exec};
 pub(crate) use self::state::{StateDir, sweep};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
@@ -226,14 +227,20 @@ fn killed_supervisor_leaves_a_stopped_container(env: &Env) -> Result {
 
 fn garbage_is_what_a_crash_left(env: &Env) -> Result {
     env.only_bulkhead()?;
-    let (crashed, running) = (Detached::run(env, &waiting(env)?)?, Detached::run(env, &waiting(env)?)?);
+    let mut bundle = waiting(env)?;
+    let told = bundle.folder.join("told");
+    let script = format!("cat >{}", told.display());
+    bundle.set("/hooks", json!({ "poststop": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] }));
+    let (crashed, running) = (Detached::run(env, &bundle)?, Detached::run(env, &waiting(env)?)?);
     kill(Pid::from_raw(crashed.pid), Signal::SIGKILL)?;
     crashed.wait_for_status("stopped")?;
     let line = format!("{}\n", env.root.join(&crashed.id).display());
 
     env.call(["gc", "--dry-run"]).output()?.expect_stdout(&line)?;
     crashed.expect_status("stopped")?;
+    ensure!(!told.exists(), "the hooks were run before the container is gone");
     env.call(["gc"]).output()?.expect_stdout(&line)?;
+    ensure!(fs::read_to_string(&told)?.contains(&crashed.id), "what the hook was told");
 
     crashed.verb(&["state"]).output()?.expect_error(&["does not exist"])?;
     running.expect_status("running")

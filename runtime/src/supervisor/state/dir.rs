@@ -228,14 +228,12 @@ impl StateDir {
         record.write(&self.dir).map_err(self.named("write the file", STATE))
     }
 
-    /// Notes the directories of the sandbox's cgroup, so that a sweep can remove what a killed supervisor leaves.
-    pub(crate) fn record_cgroup<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Result<(), StateDirError> {
-        let mut record = Vec::new();
-        for path in paths {
-            record.extend(path.as_os_str().as_encoded_bytes());
-            record.push(0);
-        }
-        let written = self.create_file(CGROUP).and_then(|mut file| file.write_all(&record));
+    /// Notes a further directory of the sandbox's cgroup, so that a sweep can remove what a killed supervisor leaves.
+    pub(crate) fn note_cgroup(&self, path: &Path) -> Result<(), StateDirError> {
+        let line = [path.as_os_str().as_encoded_bytes(), &[0]].concat();
+        let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&self.dir, CGROUP, flags, Mode::RUSR | Mode::WUSR).map(File::from);
+        let written = file.map_err(io::Error::from).and_then(|mut file| file.write_all(&line));
         written.map_err(self.named("write the file", CGROUP))
     }
 

@@ -54,32 +54,34 @@ pub(crate) fn sweep(root: &Path) {
     }
 }
 
-/// Removes, besides, what killed supervisors have left of containers that were to be kept; or only looks for it. The
-/// directories that are gone, or would be.
-pub(crate) fn collect(root: &Path, dry_run: bool) -> Vec<PathBuf> {
-    let mut collected: Vec<_> = candidates(root).filter(|path| collect_one(path, dry_run)).collect();
-    collected.sort();
+/// What was collected: a directory, and the record of the container that it was of, if there was one.
+pub(crate) type Collected = (PathBuf, Option<Record>);
+
+/// Removes, besides, what killed supervisors have left of containers that were to be kept; or only looks for it. What is
+/// gone, or would be.
+pub(crate) fn collect(root: &Path, dry_run: bool) -> Vec<Collected> {
+    let mut collected: Vec<_> = candidates(root).filter_map(|path| collect_one(path, dry_run)).collect();
+    collected.sort_by(|(one, _), (other, _)| one.cmp(other));
     collected
 }
 
-fn collect_one(path: &Path, dry_run: bool) -> bool {
-    let Ok(Some(dir)) = lock(path) else {
-        return false;
-    };
+fn collect_one(path: PathBuf, dry_run: bool) -> Option<Collected> {
+    let dir = lock(&path).ok()??;
+    let record = Record::read(&dir).ok().flatten();
     // One that ended in good order waits for whoever created it.
-    let ended = Record::read(&dir).ok().flatten().is_some_and(|record| record.status == Status::Stopped);
-    if ended || !is_own(&dir, path) {
-        return false;
+    let ended = record.as_ref().is_some_and(|record| record.status == Status::Stopped);
+    if ended || !is_own(&dir, &path) {
+        return None;
     }
     if dry_run {
-        return true;
+        return Some((path, record));
     }
     end_sandbox(&dir, REMOVE_PATIENCE, logging::warn);
-    let removed = remove_locked(&dir, path);
+    let removed = remove_locked(&dir, &path);
     if let Err(error) = &removed {
         logging::warn(format_args!("cannot remove {}: {error}", path.display()));
     }
-    removed.is_ok_and(|all| all)
+    removed.is_ok_and(|all| all).then_some((path, record))
 }
 
 /// The directories under `root` whose names are those of state directories.
@@ -215,9 +217,13 @@ mod tests {
         fs::create_dir(root.path().join("theirs")).unwrap();
         let crashed = root.path().join("crashed");
 
-        assert_eq!(collect(root.path(), true), std::slice::from_ref(&crashed));
+        let expected = [(crashed.clone(), Some("crashed".to_owned()))];
+        let seen = |collected: Vec<Collected>| -> Vec<_> {
+            collected.into_iter().map(|(path, record)| (path, record.map(|record| record.id))).collect()
+        };
+        assert_eq!(seen(collect(root.path(), true)), expected);
         assert!(crashed.exists());
-        assert_eq!(collect(root.path(), false), std::slice::from_ref(&crashed));
+        assert_eq!(seen(collect(root.path(), false)), expected);
 
         assert!(!crashed.exists());
         for id in ["ended", "lives", "theirs"] {
@@ -235,7 +241,7 @@ mod tests {
         fs::write(&process, "").unwrap();
         let state = StateDir::create(root.path(), "c1").unwrap();
         state.record(&record("c1", Status::Running, false)).unwrap();
-        state.record_cgroup([path.as_path()].into_iter()).unwrap();
+        state.note_cgroup(&path).unwrap();
         drop(state);
 
         let left = |folder: &Path| fs::read_dir(folder).unwrap().count();
@@ -254,7 +260,7 @@ mod tests {
         let path = cgroup.path().join("shared");
         let mut state = StateDir::create(root.path(), "c1").unwrap();
         state.record(&record("c1", Status::Stopped, true)).unwrap();
-        state.record_cgroup([path.as_path()].into_iter()).unwrap();
+        state.note_cgroup(&path).unwrap();
         state.keep();
         drop(state);
 
