@@ -64,6 +64,8 @@ pub(crate) enum RunError {
     Signals(#[source] io::Error),
     #[error("cannot set up the event loop")]
     EventLoop(#[source] io::Error),
+    #[error("cannot make the mount namespace in which engines find the container's files")]
+    Face(#[source] io::Error),
     #[error("cannot find out the current folder")]
     Paths(#[source] io::Error),
     #[error(transparent)]

@@ -12,6 +12,7 @@ use super::caller::Caller;
 use super::console;
 use super::daemon::{self, DetachError};
 use super::error::RunError;
+use super::face::Face;
 use super::groundwork::Groundwork;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
@@ -212,8 +213,25 @@ fn supervise(
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
     let Plan { translated, install, parts } = plan;
+    let ground = Groundwork::lay(options, translated)?;
+    let parts = (install, parts);
+    if matches!(options.mode, Mode::Foreground { .. }) {
+        return supervise_from(options, ground, parts, signals, caller, trace);
+    }
+    // Engines look for what lives on.
+    let face = Face::new(&ground.translated.request, &ground.translated.shares).map_err(RunError::Face)?;
+    face.show(|| supervise_from(options, ground, parts, signals, caller, trace))
+}
+
+fn supervise_from(
+    options: &Options,
+    mut ground: Groundwork,
+    parts: (Install, OpenParts),
+    signals: BlockedSignals,
+    caller: &mut Option<Caller>,
+    trace: &mut Trace,
+) -> Result<u8, RunError> {
     let event_loop = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop);
-    let mut ground = Groundwork::lay(options, translated)?;
     // Where nothing is to be waited for, the guest boots before there is a loop.
     let early_loop = if ground.hooks_first() {
         let runtime = event_loop()?;
@@ -222,7 +240,7 @@ fn supervise(
     } else {
         None
     };
-    let (sandbox, launched) = launch(options, ground, (install, parts), signals, Ends::Own, trace)?;
+    let (sandbox, launched) = launch(options, ground, parts, signals, Ends::Own, trace)?;
     let runtime = early_loop.map_or_else(event_loop, Ok)?;
     runtime.block_on(sandbox.supervise(options, launched, caller, trace))
 }

@@ -41,6 +41,7 @@ pub(crate) mod daemon;
 mod delete;
 mod error;
 pub(crate) mod execs;
+mod face;
 mod groundwork;
 mod launch;
 mod network;

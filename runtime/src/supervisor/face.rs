@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The container's files, where engines look for them: in the mount namespace of the process that stands for the container.
+//! podman enters it to copy files in and out, and in the host's it would take those of the host.
+//!
+//! The first thread of the process, by which it is known, is the one that is there. All work is another thread's, which stays
+//! with the host.
+
+use std::any::Any;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::{panic, thread};
+
+use bulkhead_protocol::agent::CreateContainerRequest;
+use bulkhead_vmm::config::ShareTree;
+use bulkhead_vmm::tree::DetachedTree;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::pivot_root;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, move_mount};
+
+use super::error::RunError;
+use crate::storage::Shares;
+
+/// A folder that every host has, to be covered for a moment.
+const STAGE: &str = "/proc";
+
+/// The trees of a container, each mounted nowhere yet.
+#[derive(Debug)]
+pub(super) struct Face {
+    root: DetachedTree,
+    /// By their places in the container.
+    binds: Vec<(PathBuf, DetachedTree)>,
+}
+
+impl Face {
+    /// Takes hold of a container's trees.
+    pub(super) fn new(request: &CreateContainerRequest, shares: &Shares) -> io::Result<Self> {
+        let root = shares.private.first().ok_or(io::ErrorKind::NotFound)?;
+        let mut binds = Vec::new();
+        for mount in &request.mounts {
+            if let Some(tree) = mount.share.as_ref().and_then(|share| find(&shares.shared, &share.tree)) {
+                binds.push((PathBuf::from(&mount.destination), DetachedTree::open(tree)?));
+            }
+        }
+        Ok(Self { root: DetachedTree::open(root)?, binds })
+    }
+
+    /// Does `work` on a thread of its own, once this one, which has to be the first of its process, is in a mount namespace
+    /// that has these trees and nothing else.
+    pub(super) fn show<T: Send>(self, work: impl FnOnce() -> Result<T, RunError> + Send) -> Result<T, RunError> {
+        let (shown, is_shown) = mpsc::channel();
+        thread::scope(|scope| {
+            // It is made before, and so is where this one was.
+            let worker = thread::Builder::new().name("supervisor".to_owned()).spawn_scoped(scope, move || {
+                // What has failed is told by the other thread.
+                is_shown.recv().ok().map(|()| work())
+            });
+            let worker = worker.map_err(RunError::Face)?;
+            self.enter().map_err(RunError::Face)?;
+            let _ = shown.send(());
+            let done = worker.join().unwrap_or_else(|panic: Box<dyn Any + Send>| panic::resume_unwind(panic));
+            done.unwrap_or_else(|| Err(RunError::Face(io::ErrorKind::BrokenPipe.into())))
+        })
+    }
+
+    fn enter(self) -> io::Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(self.root.mount(), "", CWD, STAGE, flags)?;
+        nix::unistd::chdir(STAGE)?;
+        pivot_root(".", ".")?;
+        umount2(".", MntFlags::MNT_DETACH)?;
+        nix::unistd::chdir("/")?;
+        // From here on every path ends in the container's root, wherever its links lead.
+        for (place, tree) in &self.binds {
+            match move_mount(tree.mount(), "", CWD, place, flags) {
+                // The guest makes the place, or has something else there.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find<'a>(trees: &'a [ShareTree], name: &str) -> Option<&'a ShareTree> {
+    trees.iter().find(|tree| tree.name == name)
+}
