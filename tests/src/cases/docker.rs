@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers under docker, with the runtime's path, as its users type it.
 
+use std::io::Write;
+use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 
+use super::network::host;
 use super::{Case, case};
 use crate::engines::{BY_NAME, Docker, SHIM};
 use crate::env::Env;
-use crate::failure::{Result, ensure, ensure_eq};
+use crate::failure::{Context as _, Result, ensure, ensure_eq};
 
-pub(super) const CASES: &[Case] = &[case!(foreground), case!(detached), case!(restarted), case!(by_shim).limit(900)];
+pub(super) const CASES: &[Case] = &[
+    case!(foreground),
+    case!(detached),
+    case!(restarted),
+    case!(by_shim).limit(900),
+    case!(bridge_and_published_port).limit(900),
+];
 
 fn foreground(env: &Env) -> Result {
     let docker = Docker::new(env)?;
@@ -81,5 +90,35 @@ fn by_shim(env: &Env) -> Result {
     let runtime = docker.succeed(["inspect", "--format", "{{.HostConfig.Runtime}}", "box"])?.stdout();
     ensure_eq!(runtime.trim(), SHIM, "the runtime of the container");
     docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+/// Serves a page from port 80, and says what it gets from a port of the host.
+const EXCHANGE: &str = "mkdir /www; echo from the container >/www/index.html; httpd -p 80 -h /www; \
+                        gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); nc $gateway 4010; sleep 1000";
+
+/// Waits for somebody who connects, greets, and returns where that is.
+fn greet(listener: &TcpListener) -> Result<IpAddr> {
+    let (mut stream, from) = listener.accept().context(|| "waiting for the container".to_owned())?;
+    stream.write_all(b"from the host\n")?;
+    Ok(from.ip())
+}
+
+fn bridge_and_published_port(env: &Env) -> Result {
+    let docker = Docker::with_bridge(env)?;
+    let listener = TcpListener::bind("0.0.0.0:4010")?;
+    let options = ["-d", "--name", "box", "-p", "8010:80"];
+    docker.run_on_bridge(&options, &["sh", "-c", EXCHANGE]).output()?.expect_code(0)?;
+
+    let address = greet(&listener)?;
+    for place in [format!("{address}:80"), "127.0.0.1:8010".to_owned(), "172.17.0.1:8010".to_owned()] {
+        ensure_eq!(host(&format!("busybox wget -q -O - http://{place}/"))?, "from the container\n", "the page");
+    }
+    docker.succeed(["logs", "box"])?.expect_stdout("from the host\n")?;
+    // A second one reaches the first.
+    let page = format!("http://{address}/");
+    let second = docker.run_on_bridge(&["--rm"], &["wget", "-q", "-O", "-", &page]).output()?;
+    second.expect_stdout("from the container\n")?;
+    docker.succeed(["rm", "--force", "box"])?;
     docker.end()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! dockerd with its own containerd, their state in the case's folder.
+//! dockerd and a containerd of its own, their state in the case's folder.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,8 +19,11 @@ use crate::failure::{Context as _, Result, ensure, fail, skip};
 use crate::output::Output;
 use crate::run::Run;
 
-/// How long the daemon may take to answer, and to end.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long the daemon may take to answer, to take the image, and to end.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Words for a daemon that leaves the host's network alone.
+const WITHOUT_NETWORK: [&str; 5] = ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"];
 
 /// Bulkhead's shim, which docker takes in the place of a runtime's name, and what it is called in the daemon's configuration.
 pub(crate) const SHIM: &str = "io.containerd.bulkhead.v2";
@@ -37,13 +40,23 @@ pub(crate) struct Docker<'a> {
     client: PathBuf,
     state: PathBuf,
     major_version: u32,
-    /// What it uses, unless it starts one of its own.
+    /// What it uses, until that is ended: one that it starts itself has to answer within a time that is short for an emulated host.
     containerd: Option<Containerd<'a>>,
 }
 
 impl<'a> Docker<'a> {
-    /// A daemon that has the image, and the runtime under the name `tested`.
+    /// A daemon that has the image, the runtime under the name `tested`, and no network.
     pub(crate) fn new(env: &'a Env) -> Result<Self> {
+        Self::with(env, &WITHOUT_NETWORK)
+    }
+
+    /// The same with its own default network: a bridge, and rules of iptables.
+    pub(crate) fn with_bridge(env: &'a Env) -> Result<Self> {
+        debian_program("/usr/sbin/iptables", "iptables")?;
+        Self::with(env, &[])
+    }
+
+    fn with(env: &'a Env, words: &[&str]) -> Result<Self> {
         let program = debian_program("/usr/sbin/dockerd", "docker.io")?;
         let client = debian_program("/usr/bin/docker", "docker.io")?;
         debian_program("/usr/bin/containerd", "containerd")?;
@@ -54,34 +67,27 @@ impl<'a> Docker<'a> {
         let by_name = json!({ "runtimes": { BY_NAME: { "runtimeType": SHIM } } });
         let settings = if major_version < FIRST_WITH_SHIMS { json!({}) } else { by_name };
         std::fs::write(&config, settings.to_string())?;
-        let mut containerd = None;
-        if major_version >= FIRST_WITH_SHIMS {
-            // Its own one has to answer within a time that is short for an emulated host.
-            let folder = state.join("containerd");
-            std::fs::create_dir(&folder)?;
-            let daemon = containerd.insert(Containerd::without_cri(env, folder, "native")?);
-            daemon.start()?;
-        }
+        let folder = state.join("containerd");
+        std::fs::create_dir(&folder)?;
+        let mut containerd = Containerd::without_cri(env, folder, "native")?;
+        containerd.start()?;
         let log = File::create(env.work.join("dockerd.log"))?;
         let mut daemon = Command::new(program);
         daemon.arg("--config-file").arg(config).env("PATH", search_path(env)?);
-        if let Some(containerd) = &containerd {
-            daemon.arg("--containerd").arg(containerd.socket());
-        }
+        daemon.arg("--containerd").arg(containerd.socket());
         daemon.arg("--data-root").arg(state.join("data")).arg("--exec-root").arg(state.join("exec"));
         daemon.arg("--pidfile").arg(state.join("pid")).arg("--host").arg(format!("unix://{}/d.sock", state.display()));
         daemon.arg("--add-runtime").arg(format!("tested={}", env.runtime.display()));
-        daemon.args(["--storage-driver", "vfs", "--bridge", "none"]);
-        daemon.args(["--iptables=false", "--ip6tables=false", "--ip-masq=false"]);
+        daemon.args(["--storage-driver", "vfs"]).args(words);
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").stdout(log.try_clone()?).stderr(log);
         let daemon = daemon.spawn().context(|| "starting dockerd".to_owned())?;
-        let docker = Self { env, daemon, client, state, major_version, containerd };
+        let docker = Self { env, daemon, client, state, major_version, containerd: Some(containerd) };
         let end = Instant::now() + LIMIT;
         while docker.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "dockerd does not answer: {}", docker.log());
             thread::sleep(Duration::from_millis(200));
         }
-        docker.call(["import", "-", IMAGE]).input(image_archive(env)?).output()?.expect_code(0)?;
+        docker.call(["import", "-", IMAGE]).input(image_archive(env)?).limit(LIMIT).output()?.expect_code(0)?;
         Ok(docker)
     }
 
@@ -119,6 +125,12 @@ impl<'a> Docker<'a> {
     /// The same by a runtime of another name.
     pub(crate) fn run_by(&self, runtime: &str, options: &[&str], command: &[&str]) -> Run<'_> {
         let fixed = ["run", "--runtime", runtime, "--network", "none"];
+        self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command))
+    }
+
+    /// `run` of the image by the tested runtime, on the daemon's bridge.
+    pub(crate) fn run_on_bridge(&self, options: &[&str], command: &[&str]) -> Run<'_> {
+        let fixed = ["run", "--runtime", "tested"];
         self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command))
     }
 
