@@ -4,6 +4,9 @@
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,8 +14,11 @@ use super::network::host;
 use super::{Case, case};
 use crate::engines::Podman;
 use crate::env::{Env, Kind};
-use crate::failure::{Context as _, Result, ensure, ensure_eq};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, skip};
 use crate::pty::Terminal;
+
+/// How long what is waited for may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) const CASES: &[Case] = &[
     case!(foreground),
@@ -23,6 +29,12 @@ pub(super) const CASES: &[Case] = &[
     case!(identity),
     case!(terminals),
     case!(bridge_and_published_port).limit(600),
+    case!(init_of_the_engine),
+    case!(healthcheck).limit(600),
+    case!(restarted).limit(600),
+    case!(files_copied_both_ways).limit(600),
+    case!(processes_shown),
+    case!(stop_that_runs_out_of_time),
 ];
 
 fn foreground(env: &Env) -> Result {
@@ -143,6 +155,113 @@ fn terminals(env: &Env) -> Result {
     ensure!(running.is_running()?, "the end of a process is not the end of the container");
     terminal.type_text("exit 5\n")?;
     running.finish()?.expect_code(5)
+}
+
+fn init_of_the_engine(env: &Env) -> Result {
+    let init = Path::new("/usr/bin/docker-init");
+    if !init.exists() {
+        skip!("there is no {} (package tini or docker.io)", init.display());
+    }
+    let podman = Podman::new(env)?;
+    let path = init.display().to_string();
+    let script = "tr '\\0' ' ' </proc/1/cmdline; echo; exit 5";
+
+    let output = podman.run(&["--init", "--init-path", &path], &["sh", "-c", script]).output()?;
+
+    output.expect_code(5)?;
+    ensure!(output.stdout().contains("init -- sh -c"), "the command line of process 1: {}", output.describe());
+    Ok(())
+}
+
+fn healthcheck(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    // Without an interval, nobody asks systemd for a timer.
+    let options = ["--health-cmd", "test -e /tmp/well", "--health-interval", "disable", "--health-retries", "1"];
+    podman.run_detached_with("box", &options, &["sleep", "1000"])?;
+
+    podman.call(["healthcheck", "run", "box"]).output()?.expect_code(1)?;
+    ensure_eq!(state(&podman, "box")?["Health"]["Status"], "unhealthy", "the health without the file");
+    podman.succeed(["exec", "box", "touch", "/tmp/well"])?;
+    podman.succeed(["healthcheck", "run", "box"])?;
+    ensure_eq!(state(&podman, "box")?["Health"]["Status"], "healthy", "the health with the file");
+    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
+}
+
+/// The same files, another machine.
+fn restarted(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let script = "echo run >>/runs; trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    podman.run_detached("box", &["sh", "-c", script])?;
+    wait_for_log(&podman, "box", 1)?;
+    let before = state(&podman, "box")?["Pid"].clone();
+
+    podman.succeed(["restart", "--time", "30", "box"])?;
+
+    wait_for_log(&podman, "box", 2)?;
+    podman.succeed(["exec", "box", "cat", "/runs"])?.expect_stdout("run\nrun\n")?;
+    ensure!(state(&podman, "box")?["Pid"] != before, "the process that stands for it is the old one");
+    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
+}
+
+/// Waits until the container has said `up` as often.
+fn wait_for_log(podman: &Podman<'_>, name: &str, times: usize) -> Result {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let log = podman.succeed(["logs", name])?;
+        if log.stdout().matches("up\n").count() >= times {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{name} has not said `up` {times} times: {}", log.describe());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn files_copied_both_ways(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let (data, script) = (env.folder("data")?, "echo early >/early; echo up; exec sleep 1000");
+    let volume = format!("{}:/tmp", data.display());
+    podman.run_detached_with("box", &["-v", &volume], &["sh", "-c", script])?;
+    wait_for_log(&podman, "box", 1)?;
+    let (there, back) = (env.work.join("there"), env.work.join("back"));
+    fs::write(&there, "to the container\n")?;
+    let [from, to] = [&there, &back].map(|path| path.display().to_string());
+
+    podman.succeed(["cp", &from, "box:/there"])?;
+    podman.succeed(["exec", "box", "cat", "/there"])?.expect_stdout("to the container\n")?;
+    ensure!(!Path::new("/there").exists(), "the file was copied to the host");
+    podman.succeed(["cp", &from, "box:/tmp/there"])?;
+    ensure_eq!(fs::read_to_string(data.join("there"))?, "to the container\n", "what was copied to a volume");
+    podman.succeed(["exec", "box", "sh", "-c", "echo from the container >/back; sync"])?;
+    podman.succeed(["cp", "box:/back", &to])?;
+    ensure_eq!(fs::read_to_string(&back)?, "from the container\n", "what was copied from the container");
+
+    podman.succeed(["kill", "box"])?;
+    podman.succeed(["wait", "box"])?.expect_stdout("137\n")?;
+    podman.succeed(["cp", "box:/early", &to])?;
+    ensure_eq!(fs::read_to_string(&back)?, "early\n", "what was copied from the container that has ended");
+    podman.succeed(["rm", "box"]).map(drop)
+}
+
+/// Options that podman does not know itself are for the container's own ps.
+fn processes_shown(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached("box", &["sh", "-c", "sleep 4321 & exec sleep 1234"])?;
+
+    podman.succeed(["top", "box", "-ef"])?.expect_in_stdout(&["sleep 4321", "sleep 1234"])?;
+    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
+}
+
+fn stop_that_runs_out_of_time(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached("box", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"])?;
+    wait_for_log(&podman, "box", 1)?;
+    let waiting = podman.call(["wait", "box"]).spawn()?;
+
+    podman.call(["stop", "--time", "1", "box"]).output()?.expect_code(0)?;
+
+    waiting.finish()?.expect_stdout("137\n")?;
+    ensure_eq!(exit_code(&podman, "box")?, 137, "the exit code of a container that was killed");
+    podman.succeed(["rm", "box"]).map(drop)
 }
 
 fn state(podman: &Podman<'_>, name: &str) -> Result<Value> {

@@ -93,8 +93,13 @@ impl<'a> Podman<'a> {
 
     /// `run -d` of the image under a name.
     pub(crate) fn run_detached(&self, name: &str, command: &[&str]) -> Result {
-        let fixed = ["run", "-d", "--network", "none", "--name", name, IMAGE];
-        self.call(fixed.iter().chain(command)).output()?.expect_code(0)
+        self.run_detached_with(name, &[], command)
+    }
+
+    /// The same with options.
+    pub(crate) fn run_detached_with(&self, name: &str, options: &[&str], command: &[&str]) -> Result {
+        let fixed = ["run", "-d", "--network", "none", "--name", name];
+        self.call(fixed.iter().chain(options).chain([&IMAGE]).chain(command)).output()?.expect_code(0)
     }
 }
 
