@@ -133,7 +133,7 @@ pub const MAX_NETS: usize = 8;
 /// Most pairs of queues of a network device.
 pub const MAX_NET_PAIRS: usize = bulkhead_virtio::net::MAX_PAIRS as usize;
 
-/// Most bytes of console output that are kept; what comes after is counted, not kept, but the last 4 KiB always are.
+/// Most bytes of console output that are kept: the first ones, and behind them the last 4 KiB.
 pub const CONSOLE_LOG_MAX: usize = 256 * 1024;
 
 /// The tag of the share device whose trees nobody else writes: cached hard, with write-back.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The guest's console: the two registers of a serial port that the kernel's early console uses, and a log.
 //!
-//! The guest has no driver for it, so a quiet guest never touches it. What it prints goes to a file, bounded; the end of
-//! it stays in memory, since it is the end that says why a guest died.
+//! The guest has no driver for it, so a quiet guest never touches it. What it prints goes to a file, bounded: the file's
+//! beginning is what came first, and its last 4 KiB are what came last, since it is the end that says why a guest died.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use crate::config::CONSOLE_LOG_MAX;
 
@@ -28,6 +28,8 @@ const TRANSMITTER_READY: u8 = 0x60;
 const LINE_MAX: usize = 512;
 /// How much of the end is always kept.
 const TAIL_MAX: usize = 4096;
+/// How much of the beginning is kept; the tail comes behind it.
+const HEAD_MAX: usize = CONSOLE_LOG_MAX - TAIL_MAX;
 /// How a kernel begins the line that says why it died.
 const PANIC_MARK: &[u8] = b"Kernel panic - not syncing: ";
 /// Longest panic message that is reported.
@@ -39,7 +41,7 @@ pub struct Console {
     log: File,
     logged: usize,
     line: Vec<u8>,
-    unlogged_tail: VecDeque<u8>,
+    tail: VecDeque<u8>,
     panic: Option<String>,
     line_control: u8,
 }
@@ -48,7 +50,7 @@ impl Console {
     /// A console that writes to `log`.
     #[must_use]
     pub fn new(log: File) -> Self {
-        Self { log, logged: 0, line: Vec::new(), unlogged_tail: VecDeque::new(), panic: None, line_control: 0 }
+        Self { log, logged: 0, line: Vec::new(), tail: VecDeque::new(), panic: None, line_control: 0 }
     }
 
     /// The guest reads the register at `offset` from [`SERIAL_PORT`].
@@ -86,23 +88,20 @@ impl Console {
     }
 
     fn keep(&mut self, byte: u8) {
-        if self.logged < CONSOLE_LOG_MAX - TAIL_MAX {
-            // A log that cannot be written (a full disk) is not worth a guest's life.
-            let _ = self.log.write_all(&[byte]);
+        // A log that cannot be written (a full disk) is not worth a guest's life.
+        if self.logged < HEAD_MAX {
+            let _ = self.log.write_all_at(&[byte], self.logged as u64);
             self.logged += 1;
             return;
         }
-        if self.unlogged_tail.len() == TAIL_MAX {
-            self.unlogged_tail.pop_front();
+        if self.tail.len() == TAIL_MAX {
+            self.tail.pop_front();
         }
-        self.unlogged_tail.push_back(byte);
-    }
-
-    /// Writes out what is held back; the machine has ended.
-    pub fn finish(&mut self) {
-        let tail: Vec<u8> = self.unlogged_tail.drain(..).collect();
-        // As above: there is nobody left to tell.
-        let _ = self.log.write_all(&tail);
+        self.tail.push_back(byte);
+        // All of it each time: whoever reads the file, after whatever end of this process, finds the end at its end.
+        let (older, newer) = self.tail.as_slices();
+        let _ = self.log.write_all_at(older, HEAD_MAX as u64);
+        let _ = self.log.write_all_at(newer, (HEAD_MAX + older.len()) as u64);
     }
 
     /// What the guest's kernel said when it panicked, printable and at most 256 bytes.
@@ -146,7 +145,6 @@ mod tests {
     fn lines_are_logged() {
         let (mut console, file) = console();
         say(&mut console, b"one\r\ntwo");
-        console.finish();
         assert_eq!(content(file), b"one\ntwo");
     }
 
@@ -156,7 +154,6 @@ mod tests {
         console.write(LINE_CONTROL, DIVISOR_SELECTED);
         console.write(TRANSMIT, b'x');
         console.write(LINE_CONTROL, 3);
-        console.finish();
         assert_eq!(content(file), b"");
         assert_eq!(console.read(LINE_STATUS), TRANSMITTER_READY);
     }
@@ -175,9 +172,9 @@ mod tests {
             say(&mut console, b"0123456789012345678901234567890123456789012345678\n");
         }
         say(&mut console, b"the end");
-        console.finish();
         let bytes = content(file);
-        assert!(bytes.len() <= CONSOLE_LOG_MAX + LINE_MAX);
+        assert_eq!(bytes.len(), CONSOLE_LOG_MAX);
+        assert!(bytes.starts_with(b"0123456789"));
         assert!(bytes.ends_with(b"\nthe end"));
     }
 }

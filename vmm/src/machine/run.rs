@@ -41,7 +41,6 @@ pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Reporter) ->
         None => End::Abandoned,
         Some(vcpu_end) => interpret(vcpu_end, &console),
     };
-    console.lock().unwrap_or_else(PoisonError::into_inner).finish();
     Ok(end)
 }
 
