@@ -17,6 +17,9 @@ use crate::sys::{self, Cloned, Parent};
 /// would keep the host waiting for ever.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Has the kernel forget files that nobody has open (`3`: their pages, and what it knows of them).
+const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+
 /// What settings begin with that may make the kernel reclaim memory.
 const RECLAIMING: &str = "memory.";
 
@@ -33,21 +36,30 @@ pub struct OomKills {
 }
 
 impl Engine {
-    /// Freezes every process of a container. Returns when they are frozen; if that takes too long, they go on.
+    /// Freezes every process of a container. Returns when they are frozen, and the host has what they have written; if
+    /// freezing takes too long, they go on.
     pub async fn pause(&self, id: &str) -> Result<(), ControlError> {
         let instance = self.find(id)?;
         refuse_stopped(&instance, "pause")?;
         let freezing = Freezing::begin(instance.needs_cgroup()?)?;
         match timeout(FREEZE_DEADLINE, freezing.end()).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() }),
+            Ok(result) => result?,
+            Err(_) => {
+                return Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() });
+            }
         }
+        if let Err(error) = self.write_back(&instance) {
+            crate::log::write(crate::log::Level::Warning, &format!("container {id}: {error}"));
+        }
+        Ok(())
     }
 
-    /// Lets the processes of a container go on.
+    /// Lets the processes of a container go on, which then see what the host has changed meanwhile.
     pub fn resume(&self, id: &str) -> Result<(), ControlError> {
         let instance = self.find(id)?;
         refuse_stopped(&instance, "resume")?;
+        // What stays cached was not told apart from what the host has changed; a kernel that does not do it is no reason to stop.
+        let _ = std::fs::write(DROP_CACHES, "3");
         Ok(instance.needs_cgroup()?.freeze(false)?)
     }
 

@@ -28,7 +28,7 @@ use super::trees::{TreeUses, UsedTrees};
 use super::{devices, launch};
 use crate::process::stdio::AgentStdio;
 use crate::process::{Reaper, StreamTable};
-use crate::storage::{ShareRoots, mounts};
+use crate::storage::{ShareError, ShareRoots, mounts};
 use crate::sys::{self, Child, Cloned, Parent};
 use crate::trace::{Trace, now};
 
@@ -260,12 +260,17 @@ impl Engine {
         if let Some(cgroup) = &instance.cgroup {
             cgroup.remove().await?;
         }
-        self.config.shares.write_back(instance.trees.all())?;
+        self.write_back(&instance)?;
         if release {
             self.release(&instance.trees);
         }
         self.containers().remove(id);
         Ok(())
+    }
+
+    /// Gives the host what a container has written.
+    pub(super) fn write_back(&self, instance: &Instance) -> Result<(), ShareError> {
+        self.config.shares.write_back(instance.trees.all())
     }
 
     /// Takes back a container that could not be made. The error to tell of is the one that led here.

@@ -234,6 +234,14 @@ fn files_copied_both_ways(env: &Env) -> Result {
     podman.succeed(["exec", "box", "sh", "-c", "echo from the container >/back; sync"])?;
     podman.succeed(["cp", "box:/back", &to])?;
     ensure_eq!(fs::read_to_string(&back)?, "from the container\n", "what was copied from the container");
+    // While it is paused, what it has written is there, and what it has read may be replaced.
+    podman.succeed(["exec", "box", "sh", "-c", "cat /back; echo and later >>/back"])?;
+    podman.succeed(["pause", "box"])?;
+    podman.succeed(["cp", "box:/back", &to])?;
+    podman.succeed(["cp", &from, "box:/back"])?;
+    podman.succeed(["unpause", "box"])?;
+    ensure_eq!(fs::read_to_string(&back)?, "from the container\nand later\n", "what was copied while it was paused");
+    podman.succeed(["exec", "box", "cat", "/back"])?.expect_stdout("to the container\n")?;
 
     podman.succeed(["kill", "box"])?;
     podman.succeed(["wait", "box"])?.expect_stdout("137\n")?;
