@@ -4,7 +4,7 @@
 //! | | from an annotation | else from | else |
 //! | --- | --- | --- | --- |
 //! | vCPUs | `io.bulkhead.vcpus` | `linux.resources.cpu`: quota by period, rounded up, or the number of `cpus`; at most the host's | [`DEFAULT_VCPUS`] |
-//! | memory | `io.bulkhead.memory_mib` | `linux.resources.memory.limit` and [`MEMORY_OVERHEAD_MIB`] | [`DEFAULT_MEMORY_MIB`] |
+//! | memory | `io.bulkhead.memory_mib` | `linux.resources.memory.limit` and [`MEMORY_OVERHEAD_MIB`]; at most the host's | [`DEFAULT_MEMORY_MIB`] |
 //! | more words for the kernel | `io.bulkhead.kernel_args` | | none |
 //! | network devices | `io.bulkhead.net.…` | | see `net_device` |
 //!
@@ -12,8 +12,10 @@
 
 use std::collections::HashMap;
 use std::str::FromStr;
+use std::thread;
 
 use bulkhead_vmm::config::{MAX_VCPUS, MIN_MEM_SIZE_MIB};
+use nix::sys::sysinfo::sysinfo;
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use super::error::FieldError;
@@ -43,6 +45,23 @@ const MEMORY_MIB: &str = "io.bulkhead.memory_mib";
 const KERNEL_ARGS: &str = "io.bulkhead.kernel_args";
 const ANNOTATIONS: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGS];
 
+/// What a machine cannot exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) cpu_count: usize,
+    pub(crate) memory_mib: u64,
+}
+
+impl Host {
+    /// This host.
+    pub(crate) fn query() -> Self {
+        Self {
+            cpu_count: thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: sysinfo().map_or(MAX_MEMORY_MIB, |info| info.ram_total() >> 20),
+        }
+    }
+}
+
 /// The size of a machine, and where it runs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Machine {
@@ -59,11 +78,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Sizes a machine; `host_cpu_count` is asked only where it matters.
+    /// Sizes a machine; `host` is asked only where it matters.
     pub(crate) fn translate(
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
-        host_cpu_count: impl FnOnce() -> usize,
+        host: impl Fn() -> Host,
     ) -> Result<Self, FieldError> {
         let known = [ANNOTATIONS.as_slice(), net_device::ANNOTATIONS.as_slice()].concat();
         let unknown = annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !known.contains(&key.as_str()));
@@ -79,22 +98,16 @@ impl Machine {
         };
         let vcpus = match number(annotations, VCPUS, 1, MAX_VCPUS)? {
             Some(vcpus) => vcpus,
-            None => vcpus_from(cpu, &host_cpus, host_cpu_count),
+            None => vcpus_from(cpu, &host_cpus, || host().cpu_count),
         };
-        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit > 0);
-        let mem_size_mib = match (number(annotations, MEMORY_MIB, MIN_MEM_SIZE_MIB, MAX_MEMORY_MIB)?, limit) {
-            (Some(size), _) => size,
-            (None, Some(limit)) => {
-                let limit_mib = limit.unsigned_abs().div_ceil(1 << 20);
-                let size = limit_mib.saturating_add(MEMORY_OVERHEAD_MIB);
-                if size > MAX_MEMORY_MIB {
-                    // Whoever writes "a lot" means "no limit"; the cgroup has the exact value.
-                    DEFAULT_MEMORY_MIB
-                } else {
-                    size
-                }
+        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        let mem_size_mib = match number(annotations, MEMORY_MIB, MIN_MEM_SIZE_MIB, MAX_MEMORY_MIB)? {
+            Some(size) if size > host().memory_mib => {
+                let expected = format!("at most the host's {} MiB", host().memory_mib);
+                return Err(FieldError::invalid(format!("annotations[{MEMORY_MIB:?}]"), size, expected));
             }
-            (None, None) => DEFAULT_MEMORY_MIB,
+            Some(size) => size,
+            None => limit.and_then(|limit| memory_from(limit, || host().memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB),
         };
         let (kernel_args, net) = (kernel_args(annotations)?, NetSettings::translate(annotations)?);
         Ok(Self { vcpus, mem_size_mib, kernel_args, host_cpus, net })
@@ -111,6 +124,14 @@ fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: impl 
     };
     let wanted = wanted.min(host_cpu_count()).max(1);
     u8::try_from(wanted).map_or(MAX_VCPUS, |wanted| wanted.min(MAX_VCPUS))
+}
+
+/// The memory for a limit in bytes; `None` if that is no limit.
+fn memory_from(limit: i64, host_memory_mib: impl FnOnce() -> u64) -> Option<u64> {
+    let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
+    let size_mib = limit.div_ceil(1 << 20).saturating_add(MEMORY_OVERHEAD_MIB);
+    // Whoever writes "a lot" means "no limit"; the cgroup has the exact value.
+    (size_mib <= MAX_MEMORY_MIB).then(|| size_mib.min(host_memory_mib()))
 }
 
 fn number<T: FromStr + PartialOrd + std::fmt::Display>(
@@ -162,15 +183,17 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    const HOST: Host = Host { cpu_count: 8, memory_mib: 4096 };
+
     fn sized(annotations: Value, resources: Value) -> Result<Machine, String> {
         let annotations = serde_json::from_value(annotations).unwrap();
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        Machine::translate(&annotations, Some(&resources), || 8).map_err(|error| error.to_string())
+        Machine::translate(&annotations, Some(&resources), || HOST).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_silent_configuration_gets_the_defaults() {
-        let machine = Machine::translate(&HashMap::new(), None, || 8).unwrap();
+        let machine = Machine::translate(&HashMap::new(), None, || HOST).unwrap();
 
         assert_eq!((machine.vcpus, machine.mem_size_mib), (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB));
         assert!(machine.kernel_args.is_empty() && machine.host_cpus.is_empty());
@@ -181,6 +204,7 @@ mod tests {
         let cases = [
             (json!({"memory": {"limit": 64 << 20}}), 1, 64 + MEMORY_OVERHEAD_MIB),
             (json!({"memory": {"limit": (1 << 20) + 1}}), 1, 2 + MEMORY_OVERHEAD_MIB),
+            (json!({"memory": {"limit": 64_i64 << 30}}), 1, HOST.memory_mib),
             (json!({"memory": {"limit": i64::MAX}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"memory": {"limit": -1}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"cpu": {"quota": 150_000}}), 2, DEFAULT_MEMORY_MIB),
@@ -219,6 +243,10 @@ mod tests {
             (
                 json!({"io.bulkhead.memory_mib": "63"}),
                 "annotations[\"io.bulkhead.memory_mib\"]: \"63\" is not a number",
+            ),
+            (
+                json!({"io.bulkhead.memory_mib": "4097"}),
+                "annotations[\"io.bulkhead.memory_mib\"]: \"4097\" is not at most the host's 4096 MiB",
             ),
             (json!({"io.bulkhead.kernel_args": "a\nb"}), "annotations[\"io.bulkhead.kernel_args\"]: "),
             (json!({"io.bulkhead.vcpu": "1"}), "annotations[\"io.bulkhead.vcpu\"]: not supported"),

@@ -28,10 +28,10 @@ mod unknown;
 mod unsupported;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::{fs, thread};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec};
@@ -40,6 +40,7 @@ use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
 use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
+use self::machine::Host;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
 pub(crate) use self::net_device::NetSettings;
 pub(crate) use self::pod::{PodNamespaces, Role};
@@ -266,13 +267,12 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
 
     let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
     let annotations = spec.annotations().clone().unwrap_or_default();
-    let host_cpu_count = || thread::available_parallelism().map_or(1, usize::from);
     if !matches!(role, Role::Alone) {
         block_io::refuse_devices(resources)?;
     }
     let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(&annotations)).transpose()?;
     let resources = of_pod.as_ref().or(resources);
-    let machine = Machine::translate(&annotations, resources, host_cpu_count)?;
+    let machine = Machine::translate(&annotations, resources, Host::query)?;
 
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;

@@ -348,11 +348,11 @@ impl Sandbox {
                     self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
                     continue;
                 }
-                () = &mut defies_kill => {
-                    let (phase, cause, console) = (self.phase, DEFIANT.to_owned(), self.vmm.console_tail());
-                    return Err(RunError::Lost(Loss { phase, cause, console }));
-                }
-                Some(error) = events.failures.recv() => RunError::Agent(error),
+                () = &mut defies_kill => return Err(self.lost(DEFIANT)),
+                Some(error) = events.failures.recv() => match error {
+                    AgentError::Timeout => return Err(self.lost("the guest's agent no longer answers")),
+                    error => RunError::Agent(error),
+                },
             };
             return Err(self.explain(error, events).await);
         }
@@ -439,7 +439,11 @@ impl Sandbox {
             None => None,
         };
         let cause = vmm::describe_end(end, self.vmm.reap(), &self.vmm.stderr());
-        Err(RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() }))
+        Err(self.lost(cause))
+    }
+
+    fn lost(&self, cause: impl Into<String>) -> RunError {
+        RunError::Lost(Loss { phase: self.phase, cause: cause.into(), console: self.vmm.console_tail() })
     }
 
     /// A lost connection has a cause, which the VMM's end tells; it comes at once, or not at all.
@@ -457,10 +461,7 @@ impl Sandbox {
         };
         match timeout(GONE_TIMEOUT, cause).await {
             Ok(loss) => loss,
-            Err(_) => {
-                let cause = "the guest's agent ended its connection".to_owned();
-                RunError::Lost(Loss { phase: self.phase, cause, console: self.vmm.console_tail() })
-            }
+            Err(_) => self.lost("the guest's agent ended its connection"),
         }
     }
 }
