@@ -112,7 +112,7 @@ impl Env {
     /// Removes what killed runs left below the root, by the runtime's own means.
     pub(crate) fn clean_up(&self) -> Result {
         match self.kind {
-            // Any command sweeps what a killed one left.
+            // It sweeps what a killed command left.
             Kind::Bulkhead => self.call(["check"]).output().map(drop),
             Kind::Other => {
                 for entry in fs::read_dir(&self.root)? {

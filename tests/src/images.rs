@@ -26,6 +26,9 @@ pub(crate) const PRIVILEGED: &[u8] = &[0xf4];
 /// `push $0; push $0; lidt (%rsp); ud2`.
 pub(crate) const TRIPLE_FAULT: &[u8] = &[0x6a, 0x00, 0x6a, 0x00, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b];
 
+/// Has the keyboard controller reset the machine, as a kernel's last act. `mov $0xfe, %al; out %al, $0x64; jmp .`
+pub(crate) const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+
 /// Writes `text` to the first serial port, then sleeps for good.
 pub(crate) fn print_and_sleep(text: &[u8]) -> Vec<u8> {
     // mov dx, 0x3f8

@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     case!(kernel_is_cut_short),
     case!(image_is_missing),
     case!(image_is_damaged),
+    case!(image_is_cut_short),
     case!(vmm_is_missing),
     case!(kvm_is_absent),
     case!(kvm_cannot_be_opened),
@@ -68,7 +69,7 @@ fn kernel_is_cut_short(env: &Env) -> Result {
         fs::write(&path, &kernel[..length])?;
         let run = env.run(&bundle)?.variable("BULKHEAD_KERNEL", &path).variable("BULKHEAD_BOOT_TIMEOUT_MS", "4000");
         let output = run.output()?;
-        output.expect_error_code(1, &[]).map_err(|failure| match failure {
+        output.expect_error_code(1, &["kernel"]).map_err(|failure| match failure {
             Failure::Failed(reason) => Failure::Failed(format!("{length} bytes: {reason}")),
             skipped @ Failure::Skipped(_) => skipped,
         })?;
@@ -84,7 +85,20 @@ fn image_is_damaged(env: &Env) -> Result {
     let path = env.work.join("noise");
     fs::write(&path, vec![0xa5; 100_000])?;
 
-    refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "noise", "damaged"])
+    refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "noise", "damaged"])?;
+    fs::write(&path, "")?;
+    refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "noise"])
+}
+
+/// Its beginning is right: the guest's kernel is the first to find out.
+fn image_is_cut_short(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let image = fs::read(images::installed(env, "initramfs.cpio")?)?;
+    let path = env.work.join("half-an-image");
+    fs::write(&path, &image[..image.len() / 2])?;
+    let bundle = Bundle::busybox(env)?;
+
+    env.run(&bundle)?.variable("BULKHEAD_INITRAMFS", &path).output()?.expect_error_code(1, &["panicked"])
 }
 
 fn vmm_is_missing(env: &Env) -> Result {
@@ -149,9 +163,13 @@ fn too_little_memory_for_the_guest(env: &Env) -> Result {
 fn more_memory_than_the_host_has(env: &Env) -> Result {
     env.only_bulkhead()?;
     let mut bundle = Bundle::busybox(env)?;
-    bundle.annotation("io.bulkhead.memory_mib", "1000000000000").sh("echo fine");
-
-    env.run(&bundle)?.output()?.expect_error(&["memory_mib"])
+    for size in ["1000000000000", "1000000"] {
+        bundle.annotation("io.bulkhead.memory_mib", size);
+        env.run(&bundle)?.output()?.expect_error(&["memory_mib", size])?;
+    }
+    // What the host has, but not for this user.
+    bundle.annotation("io.bulkhead.memory_mib", "2048");
+    env.run(&bundle)?.wrapper("ulimit -v 1000000; exec \"$@\"").output()?.expect_error(&["2048 MiB", "memory"])
 }
 
 fn full_file_system_under_root(env: &Env) -> Result {
@@ -162,12 +180,7 @@ fn full_file_system_under_root(env: &Env) -> Result {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("echo fine");
 
-    let output = env.run(&bundle)?.root(&root).output()?;
-
-    // What needs no space may work.
-    if !output.status.success() {
-        output.expect_error(&["full", "No space left on device"])?;
-    }
+    env.run(&bundle)?.root(&root).output()?.expect_error(&["full", "No space left on device"])?;
     ensure!(fs::read_dir(&root)?.count() == 1, "something was left in the full file system");
     Ok(())
 }

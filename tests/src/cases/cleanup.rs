@@ -80,7 +80,7 @@ fn killed_machine_ends_the_runtime(env: &Env) -> Result {
     output.expect_error_line(&["VMM"])
 }
 
-/// Different on each run of the suite; told when a case fails.
+/// Different on each run of the suite.
 fn seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| now.subsec_nanos().into()) | 1

@@ -4,6 +4,8 @@
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{Case, case};
@@ -19,10 +21,12 @@ pub(super) const CASES: &[Case] = &[
     case!(console_is_quoted),
     case!(console_is_quoted_without_control_characters),
     case!(triple_fault),
+    case!(shutdown_at_boot),
     case!(image_without_an_init),
     case!(image_with_an_init_that_ends),
     case!(image_with_an_init_that_hangs),
     case!(kernel_panic_while_running),
+    case!(guest_that_stops_answering),
 ];
 
 /// What a boot may take in these cases.
@@ -85,6 +89,15 @@ fn triple_fault(env: &Env) -> Result {
     output.expect_within(Duration::from_secs(4))
 }
 
+fn shutdown_at_boot(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let kernel = images::kernel(env, "leaving-kernel", images::RESET)?;
+
+    let output = run_with(env, "BULKHEAD_KERNEL", &kernel)?;
+
+    output.expect_error_code(1, &["shut its machine down"])
+}
+
 fn image_without_an_init(env: &Env) -> Result {
     env.only_bulkhead()?;
     let image = images::image_without_init(env)?;
@@ -130,4 +143,20 @@ fn kernel_panic_while_running(env: &Env) -> Result {
     ensure!(output.stdout() == "before\n", "{}", output.describe());
     ensure!(fs::read_to_string(bundle.path("file"))? == "kept\n", "the file that was synced");
     Ok(())
+}
+
+/// A machine that stands still while its container runs: whoever wants the container to end gets that.
+fn guest_that_stops_answering(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo ready; sleep 1000");
+    let mut running = env.run(&bundle)?.spawn()?;
+    running.wait_for("ready\n")?;
+    kill(Pid::from_raw(running.wait_for_vmm()?), Signal::SIGSTOP)?;
+
+    running.signal(Signal::SIGTERM)?;
+    let output = running.finish()?;
+
+    output.expect_code(137)?;
+    output.expect_error_line(&["no longer answers"])
 }

@@ -16,6 +16,7 @@ mod exec;
 mod exit;
 mod files;
 mod guest_failure;
+mod jail;
 mod lifecycle;
 mod machine;
 mod mounts;
@@ -117,6 +118,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         bad_config::CASES,
         bad_host::CASES,
         guest_failure::CASES,
+        jail::CASES,
         cleanup::CASES,
         crash::CASES,
         debian::CASES,

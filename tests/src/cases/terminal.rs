@@ -18,6 +18,7 @@ pub(super) const CASES: &[Case] = &[
     case!(size_is_right_from_the_first),
     case!(resizing_tells_the_container),
     case!(keys_go_through_raw),
+    case!(interrupt_key_during_the_boot),
     case!(typed_text_is_echoed_once),
     case!(end_of_file_key),
     case!(modes_are_restored_at_the_end),
@@ -107,6 +108,22 @@ fn keys_go_through_raw(env: &Env) -> Result {
     terminal.type_text("\x1c")?;
 
     running.finish()?.expect_code(5)
+}
+
+/// Before there is a container, it is the runtime that Ctrl-C ends.
+fn interrupt_key_during_the_boot(env: &Env) -> Result {
+    env.only_bulkhead()?; // Others have no boot.
+    let bundle = bundle_with_terminal(env, "echo ready; sleep 1000")?;
+    let mut terminal = Terminal::new(24, 80)?;
+    let before = terminal.modes()?;
+
+    let running = terminal.spawn(env.run(&bundle)?)?;
+    running.wait_for_vmm()?;
+    terminal.type_text("\x03")?;
+    running.finish()?.expect_code(130)?;
+
+    terminal.wait_for("SIGINT")?;
+    ensure_same_modes(&terminal, &before)
 }
 
 fn typed_text_is_echoed_once(env: &Env) -> Result {
