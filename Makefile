@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Steps depend on each other in the order in which they are named; cargo and the kernel's make use all processors themselves.
+.NOTPARALLEL:
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -19,6 +21,11 @@ PARTS := bin/bulkhead $(SHIM) lib/bulkhead/bulkhead-vmm lib/bulkhead/vmlinux lib
 
 COMPLETIONS := share/bash-completion/completions/bulkhead share/zsh/site-functions/_bulkhead \
     share/fish/vendor_completions.d/bulkhead.fish
+
+# The programs of the host are static, and their relocations packed: nothing to look for, and little to touch, at each start.
+HOST_TARGET := x86_64-unknown-linux-gnu
+HOST_FLAGS := -C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack-relative-relocs
+HOST := target/$(HOST_TARGET)/release
 
 # The agent is static. The musl target makes it smaller and is used where it is installed.
 MUSL := x86_64-unknown-linux-musl
@@ -44,9 +51,9 @@ setup-tests: ## The same, with the container engines that the tests drive
 .PHONY: build build-host build-agent build-kernel
 build: build-host build-agent build-kernel ## Build everything into target/bulkhead/, without running it
 	@install -d $(TREE)/bin $(TREE)/lib/bulkhead
-	@install -C -m 755 target/release/bulkhead $(TREE)/bin/bulkhead
+	@install -C -m 755 $(HOST)/bulkhead $(TREE)/bin/bulkhead
 	@ln -sf bulkhead $(TREE)/$(SHIM)
-	@install -C -m 755 target/release/bulkhead-vmm $(TREE)/lib/bulkhead/bulkhead-vmm
+	@install -C -m 755 $(HOST)/bulkhead-vmm $(TREE)/lib/bulkhead/bulkhead-vmm
 	@install -C -m 644 "$$(guest-kernel/build)" $(TREE)/lib/bulkhead/vmlinux
 	@target/release/bulkhead-rootfs-builder initramfs --agent $(AGENT) --output $(TREE)/lib/bulkhead/initramfs.cpio.new
 	@install -C -m 644 $(TREE)/lib/bulkhead/initramfs.cpio.new $(TREE)/lib/bulkhead/initramfs.cpio
@@ -54,7 +61,8 @@ build: build-host build-agent build-kernel ## Build everything into target/bulkh
 	@cd $(TREE) && for part in $(PARTS); do printf '%10d bytes  $(TREE)/%s\n' "$$(stat -L -c %s $$part)" $$part; done
 
 build-host:
-	$(CARGO) build --release -p bulkhead -p bulkhead-vmm -p bulkhead-rootfs-builder
+	RUSTFLAGS='$(HOST_FLAGS)' $(CARGO) build --release --target $(HOST_TARGET) -p bulkhead -p bulkhead-vmm
+	$(CARGO) build --release -p bulkhead-rootfs-builder
 
 build-agent:
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build --profile agent --target $(AGENT_TARGET) -p bulkhead-agent
@@ -80,21 +88,30 @@ test-e2e: build ## End-to-end tests, where KVM works (E2E_ARGS="--filter NAME")
 	@tests/all e2e
 
 .PHONY: bench bench-icount
-bench: setup build ## Measure starts beside QEMU, runc and crun
+bench: setup build ## Measure starts beside QEMU, runc and crun, and draw docs/start-phases.svg
 	@tests/bench/run $(BENCH_ARGS)
+	@tests/bench/phases
 
 bench-icount: setup build ## The same on the instruction clock
 	@tests/bench/run --icount $(BENCH_ARGS)
+	@tests/bench/phases
+
+.PHONY: debug-image
+debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image with a shell in it, to mount or boot for a look
+	$(CARGO) build --release -p bulkhead-rootfs-builder
+	@target/release/bulkhead-rootfs-builder debug --agent $(AGENT) --shell /bin/busybox --output target/debug.erofs
+	@echo target/debug.erofs
 
 .PHONY: install uninstall
 install: ## Install the built tree into DESTDIR/PREFIX
 	@for part in $(PARTS); do [ -f $(TREE)/$$part ] || { echo "$(TREE)/$$part is not built, building first"; $(MAKE) build; break; }; done
-	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/doc/bulkhead
+	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/doc/bulkhead/docs
 	install -m 755 $(TREE)/bin/bulkhead $(DEST)/bin/bulkhead
 	ln -sf bulkhead $(DEST)/$(SHIM)
 	install -m 755 $(TREE)/lib/bulkhead/bulkhead-vmm $(DEST)/lib/bulkhead/bulkhead-vmm
 	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
-	install -m 644 $(wildcard README.md LICENSE docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/
+	install -m 644 README.md LICENSE $(DEST)/share/doc/bulkhead/
+	install -m 644 $(wildcard docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/docs/
 	$(TREE)/bin/bulkhead man $(DEST)/share/man/man8
 	install -d $(dir $(addprefix $(DEST)/,$(COMPLETIONS)))
 	$(TREE)/bin/bulkhead completion bash >$(DEST)/share/bash-completion/completions/bulkhead
