@@ -192,6 +192,11 @@ impl HostCgroup {
         self.add(std::process::id())
     }
 
+    /// Whether it says which CPUs may be used.
+    pub(crate) fn takes_cpus(&self) -> bool {
+        self.groups.iter().any(|group| group.version_2)
+    }
+
     /// Sets the limits that are given.
     pub(crate) fn update(&self, limits: &Limits) -> Result<(), HostCgroupError> {
         // In version 1 a file that is not there is passed over; what is asked for by name has to be in one.

@@ -83,7 +83,12 @@ fn look(global: &Global, id: &str) -> Result<Option<GetStatsResponse>, ClientErr
             GetStatsResponse::parse_from_bytes(&answer.stats.value).map(Some).map_err(|_| ClientError::Answer)
         }
         Err(ClientError::State(CallError::NotRunning) | ClientError::Lost) => Ok(None),
-        Err(error) => Err(error),
+        // Its end may have come between the call and the answer, which then says so in one way or another.
+        Err(error) => match Found::open(&global.root, id) {
+            Err(LookupError::NotFound(_)) => Ok(None),
+            Ok(found) if found.status() == Status::Stopped => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 

@@ -34,6 +34,9 @@ pub(super) struct State {
     pub(super) bundle: PathBuf,
     rootfs: PathBuf,
     pub(super) created: String,
+    /// Once the container has ended, if that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_status: Option<u8>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<String, String>,
     /// Whoever may run sandboxes is root.
@@ -54,6 +57,7 @@ impl State {
             bundle: record.bundle,
             rootfs: record.rootfs,
             created: record.created,
+            exit_status: record.exit_status.filter(|_| status == Status::Stopped),
             annotations: record.annotations,
             owner: "root",
         }

@@ -110,6 +110,10 @@ fn translate_cpu(cpu: &LinuxCpu, settings: &mut Vec<CgroupSetting>) -> Result<()
     }
     let period = cpu.period().filter(|period| *period != 0);
     let quota = cpu.quota().filter(|quota| *quota != 0);
+    if cpu.burst().is_some() {
+        // No burst may be above the quota: an old one must not be in the way of a new quota.
+        settings.push(setting("cpu.max.burst", "0".to_owned()));
+    }
     if period.is_some() || quota.is_some() {
         let quota = quota.map_or_else(|| "max".to_owned(), amount);
         settings.push(setting("cpu.max", format!("{quota} {}", period.unwrap_or(DEFAULT_CPU_PERIOD_US))));
@@ -175,7 +179,7 @@ mod tests {
             (json!({"cpu": {"quota": -1, "period": 20000}}), vec![("cpu.max", "max 20000")]),
             (
                 json!({"cpu": {"quota": 5000, "burst": 1000}}),
-                vec![("cpu.max", "5000 100000"), ("cpu.max.burst", "1000")],
+                vec![("cpu.max.burst", "0"), ("cpu.max", "5000 100000"), ("cpu.max.burst", "1000")],
             ),
             (json!({"pids": {"limit": 10}}), vec![("pids.max", "10")]),
             (json!({"blockIO": {"weight": 10}}), vec![("io.weight", "1")]),

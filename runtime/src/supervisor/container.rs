@@ -477,6 +477,9 @@ impl Container {
             let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
             return Err(CallError::NotSupported(what));
         }
+        if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
+            return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
+        }
         self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
         match self.cgroup.upgrade() {
             Some(cgroup) => Ok(cgroup.update(&limits.host)?),

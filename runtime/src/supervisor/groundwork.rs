@@ -13,7 +13,7 @@ use super::launch::Options;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, StateDir, Status};
 use crate::cgroup::{CgroupSpec, HostCgroup};
-use crate::hooks;
+use crate::hooks::{self, Hook, State};
 use crate::network::NetworkNamespace;
 use crate::spec::Translated;
 use crate::storage::Shares;
@@ -66,6 +66,12 @@ impl Groundwork {
     /// Whether [`Self::run_hooks`] is to be called.
     pub(super) fn hooks_first(&self) -> bool {
         self.hooks_first
+    }
+
+    /// What is to be run when the machine cannot be started after [`Self::run_hooks`]: they undo what those have made.
+    pub(super) fn last_hooks(&self) -> (Vec<Hook>, State) {
+        let hooks = if self.hooks_first { self.translated.hooks.poststop.clone() } else { Vec::new() };
+        (hooks, self.record.hook_state().at(hooks::Status::Stopped, None))
     }
 
     /// Runs the hooks that may set the network up; within an event loop.

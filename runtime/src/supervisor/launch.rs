@@ -146,7 +146,14 @@ pub(crate) async fn serve(options: &Options, ends: Ends, caller: Caller) -> u8 {
         if ground.hooks_first() {
             ground.run_hooks().await?;
         }
-        let (sandbox, launched) = launch(options, ground, (install, parts), signals, ends, &mut trace)?;
+        let (last_hooks, ended) = ground.last_hooks();
+        let (sandbox, launched) = match launch(options, ground, (install, parts), signals, ends, &mut trace) {
+            Ok(launched) => launched,
+            Err(error) => {
+                hooks::run_all(&last_hooks, &ended).await;
+                return Err(error);
+            }
+        };
         sandbox.supervise(options, launched, &mut caller, &mut trace).await
     };
     let result = result.await;
@@ -240,7 +247,15 @@ fn supervise_from(
     } else {
         None
     };
-    let (sandbox, launched) = launch(options, ground, parts, signals, Ends::Own, trace)?;
+    let (last_hooks, ended) = ground.last_hooks();
+    let (sandbox, launched) = match (launch(options, ground, parts, signals, Ends::Own, trace), &early_loop) {
+        (Ok(launched), _) => launched,
+        (Err(error), None) => return Err(error),
+        (Err(error), Some(runtime)) => {
+            runtime.block_on(hooks::run_all(&last_hooks, &ended));
+            return Err(error);
+        }
+    };
     let runtime = early_loop.map_or_else(event_loop, Ok)?;
     runtime.block_on(sandbox.supervise(options, launched, caller, trace))
 }
