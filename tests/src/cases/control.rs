@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,6 +20,7 @@ use crate::detached::Detached;
 use crate::env::{Env, Kind};
 use crate::failure::{Failure, Result, ensure, ensure_eq, fail};
 use crate::processes;
+use crate::run::Collector;
 
 pub(super) const CASES: &[Case] = &[
     case!(paused_container_stands_still),
@@ -29,6 +30,7 @@ pub(super) const CASES: &[Case] = &[
     case!(processes_are_listed),
     case!(containers_are_listed),
     case!(console_goes_to_the_engine),
+    case!(consoles_have_their_size),
     case!(hooks_of_a_container_that_lives_on),
     case!(verbs_and_kills_in_random_order).slow(1200),
 ];
@@ -303,4 +305,50 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % bound
     }
+}
+
+/// How long what is waited for may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A terminal as an engine holds it: what it shows is collected.
+fn engines_console(receiver: thread::JoinHandle<Result<OwnedFd>>) -> Result<(File, Collector)> {
+    let Ok(console) = receiver.join() else { fail!("the receiver of the console panicked") };
+    let console = File::from(console?);
+    let screen = Collector::start(console.try_clone()?);
+    Ok((console, screen))
+}
+
+fn ensure_shown(screen: &Collector, text: &str) -> Result {
+    let shown = screen.wait(LIMIT, |bytes, _| String::from_utf8_lossy(bytes).contains(text));
+    ensure!(shown, "{text:?} is not shown: {:?}", String::from_utf8_lossy(&screen.bytes()));
+    Ok(())
+}
+
+/// `process.consoleSize` where the terminal knows none, and then what the engine sets; and a further process' terminal.
+fn consoles_have_their_size(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("trap 'stty size' WINCH; stty size; echo ready; while :; do sleep 0.1; done");
+    bundle.set("/process/terminal", json!(true)).set("/process/consoleSize", json!({ "height": 44, "width": 123 }));
+    let path = env.work.join("console.sock");
+    let listener = UnixListener::bind(&path)?;
+    let receiver = thread::spawn(move || receive_descriptor(&listener));
+    let container = Detached::create_with_console(env, &bundle, &path.display().to_string())?;
+    let (console, screen) = engines_console(receiver)?;
+    container.must(&["start"])?;
+    ensure_shown(&screen, "44 123\r\nready\r\n")?;
+    let size = rustix::termios::Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(console.as_fd(), size)?;
+    // Where the container's terminal is the engine's own, nobody has to pass it on.
+    ensure_shown(&screen, "50 132\r\n")?;
+
+    let path = env.work.join("exec.sock");
+    let listener = UnixListener::bind(&path)?;
+    let receiver = thread::spawn(move || receive_descriptor(&listener));
+    let socket = path.display().to_string();
+    let options = ["exec", "--detach", "--tty", "--console-socket", &socket];
+    container.must_with(&options, &["sh", "-c", "tty; echo re''ady; read line; echo \"got $line\"; sleep 1000"])?;
+    let (mut console, screen) = engines_console(receiver)?;
+    ensure_shown(&screen, "ready\r\n")?;
+    console.write_all(b"hello\n")?;
+    ensure_shown(&screen, "got hello\r\n")
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
-use crate::env::Env;
+use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 
 pub(super) const CASES: &[Case] = &[
@@ -28,6 +28,8 @@ pub(super) const CASES: &[Case] = &[
     case!(time_namespace),
     case!(scheduling),
     case!(bundle_as_podman_writes_it),
+    case!(scheduling_in_real_time),
+    case!(nodes_offsets_and_queues),
 ];
 
 fn seccomp_filter(env: &Env) -> Result {
@@ -113,7 +115,8 @@ fn seccomp_filter_of_an_engine(env: &Env) -> Result {
 }
 
 /// Where this host has version 2, it is known where it is.
-fn unified() -> Result<PathBuf> {
+/// The root of the host's cgroups, where they are of version 2.
+pub(super) fn unified() -> Result<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
     if root.join("cgroup.controllers").exists() {
         return Ok(root);
@@ -379,4 +382,46 @@ fn bundle_as_podman_writes_it(env: &Env) -> Result {
     bundle.sh("cat /etc/hosts /etc/resolv.conf /etc/hostname");
 
     env.run(&bundle)?.output()?.expect_stdout("hosts\nresolv.conf\nhostname\n")
+}
+
+fn scheduling_in_real_time(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    // Real-time priority and policy (proc_pid_stat(5)).
+    bundle.sh("cut -d' ' -f40,41 /proc/self/stat; ionice -p $$; uname -m");
+    bundle.set("/process/scheduler", json!({ "policy": "SCHED_FIFO", "priority": 5 }));
+    bundle.set("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_RT", "priority": 3 }));
+    bundle.set("/linux/personality", json!({ "domain": "LINUX" }));
+
+    env.run(&bundle)?.output()?.expect_stdout("5 1\nrealtime: prio 3\nx86_64\n")
+}
+
+/// Named pipes and unbuffered devices of `linux.devices`, both clocks of `linux.timeOffsets`, a sysctl of message queues.
+fn nodes_offsets_and_queues(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.set(
+        "/linux/devices",
+        json!([
+            { "path": "/dev/pipe", "type": "p", "fileMode": 0o600 },
+            { "path": "/dev/sink", "type": "u", "major": 1, "minor": 3, "fileMode": 0o622 },
+        ]),
+    );
+    bundle.set("/linux/sysctl", json!({ "fs.mqueue.msg_max": "20", "kernel/sem": "100 2000 30 40" }));
+    let mut script = "cd /dev; stat -c '%F %a' pipe; (echo through >pipe) & cat pipe; stat -c '%F %a %t:%T' sink; \
+                      tr '\\t' ' ' </proc/sys/kernel/sem; cat /proc/sys/fs/mqueue/msg_max"
+        .to_owned();
+    let mut expected = "fifo 600\nthrough\ncharacter special file 622 1:3\n100 2000 30 40\n20\n".to_owned();
+    // An older runc knows no time namespaces.
+    if env.kind == Kind::Bulkhead {
+        if let Some(namespaces) = bundle.spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({ "type": "time" }));
+        }
+        let offsets = json!({ "boottime": { "secs": 1_000_000 }, "monotonic": { "secs": 5, "nanosecs": 7 } });
+        bundle.set("/linux/timeOffsets", offsets);
+        script += "; tr -s ' ' </proc/self/timens_offsets";
+        expected += "monotonic 5 7\nboottime 1000000 0\n";
+    }
+    bundle.sh(&script);
+
+    env.run(&bundle)?.output()?.expect_stdout(&expected)
 }

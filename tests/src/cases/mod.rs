@@ -16,9 +16,11 @@ mod exec;
 mod exit;
 mod files;
 mod guest_failure;
+mod hooks;
 mod jail;
 mod lifecycle;
 mod machine;
+mod mount_options;
 mod mounts;
 mod namespaces;
 mod net_device;
@@ -30,7 +32,10 @@ mod network_load;
 mod podman;
 mod pods;
 mod process;
+mod refused;
+mod resources;
 mod sandbox;
+mod seccomp;
 mod shim;
 mod signals;
 mod stdio;
@@ -38,6 +43,7 @@ mod streams;
 mod terminal;
 mod tree;
 mod user_namespace;
+mod verb_options;
 mod verbs;
 
 use std::time::Duration;
@@ -90,44 +96,50 @@ use case;
 /// All cases, in the order of running.
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
+        bad_config::CASES,
+        bad_host::CASES,
+        cleanup::CASES,
         command_line::CASES,
-        exit::CASES,
-        lifecycle::CASES,
-        exec::CASES,
+        containerd::CASES,
         control::CASES,
-        verbs::CASES,
+        crash::CASES,
+        debian::CASES,
+        devices::CASES,
+        docker::CASES,
+        engine::CASES,
+        exec::CASES,
+        exit::CASES,
+        files::CASES,
+        guest_failure::CASES,
+        hooks::CASES,
+        jail::CASES,
+        lifecycle::CASES,
+        machine::CASES,
+        mount_options::CASES,
+        mounts::CASES,
+        namespaces::CASES,
+        net_device::CASES,
+        network::CASES,
+        network_guest::CASES,
+        network_kinds::CASES,
+        network_later::CASES,
+        network_load::CASES,
+        podman::CASES,
+        pods::CASES,
+        process::CASES,
+        refused::CASES,
+        resources::CASES,
+        sandbox::CASES,
+        seccomp::CASES,
+        shim::CASES,
+        signals::CASES,
         stdio::CASES,
         streams::CASES,
         terminal::CASES,
-        signals::CASES,
-        process::CASES,
-        namespaces::CASES,
-        user_namespace::CASES,
-        network::CASES,
-        net_device::CASES,
-        network_later::CASES,
-        network_kinds::CASES,
-        network_guest::CASES,
-        network_load::CASES,
-        mounts::CASES,
-        devices::CASES,
-        machine::CASES,
-        engine::CASES,
-        files::CASES,
         tree::CASES,
-        bad_config::CASES,
-        bad_host::CASES,
-        guest_failure::CASES,
-        jail::CASES,
-        cleanup::CASES,
-        crash::CASES,
-        debian::CASES,
-        podman::CASES,
-        docker::CASES,
-        shim::CASES,
-        sandbox::CASES,
-        containerd::CASES,
-        pods::CASES,
+        user_namespace::CASES,
+        verb_options::CASES,
+        verbs::CASES,
     ]
     .into_iter()
     .flatten()

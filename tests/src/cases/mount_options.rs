@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The options of mounts, and sources that are no files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use super::{Case, case};
+use crate::bundle::Bundle;
+use crate::env::{Env, Kind};
+use crate::failure::{Context as _, Result, ensure, ensure_eq};
+
+pub(super) const CASES: &[Case] =
+    &[case!(options_are_the_configured_ones), case!(options_of_a_whole_tree), case!(sources_of_no_files)];
+
+/// Destination of a tmpfs, its options, and those that the kernel is to tell of it, or not to tell.
+type Row = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
+const ROWS: &[Row] = &[
+    ("/o/still", &["noatime", "nodiratime"], &["noatime", "nodiratime"], &["relatime"]),
+    ("/o/strict", &["strictatime"], &[], &["relatime", "noatime"]),
+    ("/o/written", &["sync", "dirsync"], &["sync", "dirsync"], &[]),
+    ("/o/lazy", &["lazytime"], &["lazytime"], &[]),
+    ("/o/last", &["ro", "noexec", "exec", "nosuid", "suid", "nodev"], &["ro", "nodev"], &["noexec", "nosuid"]),
+    ("/o/back", &["sync", "async", "noatime", "atime", "ro", "rw"], &["rw"], &["sync", "noatime"]),
+];
+
+/// The optional fields of mounts in mountinfo (proc_pid_mountinfo(5)), without the groups' numbers.
+const PROPAGATION: &str = r#"awk '$5 ~ /^\/p-/ { printf "%s", $5; for (i = 7; $i != "-"; i++) printf " %s", $i; print "" }' \
+/proc/self/mountinfo | tr -d 0-9 | sort"#;
+
+fn options_are_the_configured_ones(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let folder = env.folder("folder")?;
+    for (place, options, ..) in ROWS {
+        bundle.mount("tmpfs", "tmpfs", place, options);
+    }
+    bundle.bind(&folder, "/o/bound", &["noatime", "nosuid", "nodev", "noexec", "exec"]);
+    // Older ones of runc do not know it.
+    let of_links: &[&str] = if env.kind == Kind::Bulkhead { &["nosymfollow"] } else { &[] };
+    bundle.mount("tmpfs", "tmpfs", "/o/links", of_links);
+    bundle.bind(&folder, "/p-shared", &["shared"]).bind(&folder, "/p-private", &["rprivate"]);
+    bundle.bind(&folder, "/p-unbindable", &["unbindable"]).mount("tmpfs", "tmpfs", "/p-tmpfs", &["rshared"]);
+    bundle.mount("bind", "/dev/zero", "/o/zero", &["bind"]);
+    bundle.sh(&format!(
+        "while read source place kind options rest; do echo \"$place $options\"; done </proc/mounts; echo --; {PROPAGATION}; \
+         head -c 3 /o/zero | wc -c"
+    ));
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_code(0)?;
+    let text = output.stdout();
+    let options = |place: &str| -> BTreeSet<&str> {
+        let line = text.lines().find_map(|line| line.strip_prefix(place)?.strip_prefix(' '));
+        line.unwrap_or_default().split(',').collect()
+    };
+    let bound: Row = ("/o/bound", &[], &["noatime", "nosuid", "nodev"], &["noexec"]);
+    let links: Row = ("/o/links", &[], of_links_told(of_links), &[]);
+    for (place, _, present, absent) in ROWS.iter().chain([&bound, &links]) {
+        let seen = options(place);
+        let fits = present.iter().all(|name| seen.contains(name)) && !absent.iter().any(|name| seen.contains(name));
+        ensure!(fits, "{place} is to have {present:?} and not {absent:?}: {seen:?}");
+    }
+    let rest = text.split_once("--\n").map(|(_, rest)| rest).unwrap_or_default();
+    ensure_eq!(rest, "/p-private\n/p-shared shared:\n/p-tmpfs shared:\n/p-unbindable unbindable\n3\n", "what follows");
+    Ok(())
+}
+
+fn of_links_told(options: &[&str]) -> &'static [&'static str] {
+    if options.is_empty() { &[] } else { &["nosymfollow"] }
+}
+
+fn options_of_a_whole_tree(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let folder = env.folder("folder")?;
+    let below = env.folder("folder/below")?;
+    env.mount("tmpfs", "tmpfs", &below, "size=1m,mode=755")?;
+    for place in [&folder, &below] {
+        fs::write(place.join("tool"), "#!/bin/sh\necho ran\n")?;
+        fs::set_permissions(place.join("tool"), fs::Permissions::from_mode(0o755))?;
+    }
+    let tree = folder.display().to_string();
+    bundle.mount("bind", &tree, "/closed", &["rbind", "rro", "rnoexec", "rnosuid", "rnodev"]);
+    bundle.mount("bind", &tree, "/open", &["rbind", "rro", "rrw", "rnoexec", "rexec"]);
+    bundle.sh(
+        "for top in /closed /open; do for place in $top $top/below; do \
+         $place/tool 2>/dev/null || echo \"$place: not run\"; touch $place/new 2>/dev/null || echo \"$place: not written\"; \
+         done; done",
+    );
+
+    env.run(&bundle)?.output()?.expect_stdout(
+        "/closed: not run\n/closed: not written\n/closed/below: not run\n/closed/below: not written\nran\nran\n",
+    )?;
+
+    ensure!(folder.join("new").exists() && below.join("new").exists(), "what the container made is not on the host");
+    Ok(())
+}
+
+fn sources_of_no_files(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let folder = env.folder("folder")?;
+    let (socket, pipe) = (folder.join("socket"), folder.join("pipe"));
+    let _listener = UnixListener::bind(&socket).context(|| format!("making {}", socket.display()))?;
+    let made = Command::new("mkfifo").arg(&pipe).status()?;
+    ensure!(made.success(), "mkfifo: {made}");
+    for (source, what) in
+        [(socket.as_path(), "Unix socket"), (pipe.as_path(), "named pipe"), ("/dev/kvm".as_ref(), "device of the host")]
+    {
+        let mut bundle = Bundle::busybox(env)?;
+        bundle.bind(source, "/data", &[]);
+        env.run(&bundle)?.output()?.expect_error(&["mounts[7].source", what])?;
+        ensure!(!bundle.path("data").exists(), "its destination was made");
+    }
+    Ok(())
+}
