@@ -11,6 +11,7 @@ use bulkhead_virtio::device::INTERRUPT_USED_RING;
 use bulkhead_virtio::mmio::{INTERRUPT_ACK_OFFSET, MmioTransport, QUEUE_NOTIFY_OFFSET};
 
 use super::console::{Console, SERIAL_PORT, SERIAL_PORT_LEN};
+use super::run::describe;
 use crate::arch::x86_64::layout::{FIRST_IRQ, LAST_IRQ, VIRTIO_WINDOW_LEN, VIRTIO_WINDOWS};
 
 /// The keyboard controller's command port, by which a guest resets the machine.
@@ -166,6 +167,9 @@ impl ExitIo for Bus {
             && let Window::Device(transport) = &mut *lock(window)
         {
             transport.write(offset, data);
+            if let Some(error) = transport.take_activation_error() {
+                lock(&self.console).note(&describe(&error));
+            }
         }
     }
 }

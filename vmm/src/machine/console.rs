@@ -28,6 +28,8 @@ const TRANSMITTER_READY: u8 = 0x60;
 const LINE_MAX: usize = 512;
 /// How much of the end is always kept.
 const TAIL_MAX: usize = 4096;
+/// How much of a line beyond the beginning may be missing in the file, as each time the whole tail is written.
+const UNWRITTEN_MAX: usize = 64;
 /// How much of the beginning is kept; the tail comes behind it.
 const HEAD_MAX: usize = CONSOLE_LOG_MAX - TAIL_MAX;
 /// How a kernel begins the line that says why it died.
@@ -42,6 +44,8 @@ pub struct Console {
     logged: usize,
     line: Vec<u8>,
     tail: VecDeque<u8>,
+    /// Bytes of the tail that are not in the file yet.
+    unwritten: usize,
     panic: Option<String>,
     line_control: u8,
 }
@@ -50,7 +54,7 @@ impl Console {
     /// A console that writes to `log`.
     #[must_use]
     pub fn new(log: File) -> Self {
-        Self { log, logged: 0, line: Vec::new(), tail: VecDeque::new(), panic: None, line_control: 0 }
+        Self { log, logged: 0, line: Vec::new(), tail: VecDeque::new(), unwritten: 0, panic: None, line_control: 0 }
     }
 
     /// The guest reads the register at `offset` from [`SERIAL_PORT`].
@@ -87,6 +91,11 @@ impl Console {
         }
     }
 
+    /// Adds a line of the VMM's own to what is kept: why the guest will not get on, for whoever reads how that ended.
+    pub fn note(&mut self, text: &str) {
+        format!("\nbulkhead-vmm: {text}\n").bytes().for_each(|byte| self.keep(byte));
+    }
+
     fn keep(&mut self, byte: u8) {
         // A log that cannot be written (a full disk) is not worth a guest's life.
         if self.logged < HEAD_MAX {
@@ -98,7 +107,12 @@ impl Console {
             self.tail.pop_front();
         }
         self.tail.push_back(byte);
-        // All of it each time: whoever reads the file, after whatever end of this process, finds the end at its end.
+        self.unwritten += 1;
+        if byte != b'\n' && self.unwritten < UNWRITTEN_MAX {
+            return;
+        }
+        self.unwritten = 0;
+        // All of it: whoever reads the file, after whatever end of this process, finds the end at its end.
         let (older, newer) = self.tail.as_slices();
         let _ = self.log.write_all_at(older, HEAD_MAX as u64);
         let _ = self.log.write_all_at(newer, (HEAD_MAX + older.len()) as u64);
@@ -159,6 +173,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_vmm_notes_is_a_line_of_its_own_and_no_panic() {
+        let (mut console, file) = console();
+        say(&mut console, b"half a li");
+        console.note("Kernel panic - not syncing: no");
+        assert_eq!(content(file), b"half a li\nbulkhead-vmm: Kernel panic - not syncing: no\n");
+        assert_eq!(console.panic_message(), None);
+    }
+
+    #[test]
     fn a_panic_is_recognised_and_cleaned() {
         let (mut console, _file) = console();
         say(&mut console, b"[    0.1] Kernel panic - not syncing: No \x1bworking init.\n");
@@ -171,10 +194,10 @@ mod tests {
         for _ in 0..10_000 {
             say(&mut console, b"0123456789012345678901234567890123456789012345678\n");
         }
-        say(&mut console, b"the end");
+        say(&mut console, b"the end\n");
         let bytes = content(file);
         assert_eq!(bytes.len(), CONSOLE_LOG_MAX);
         assert!(bytes.starts_with(b"0123456789"));
-        assert!(bytes.ends_with(b"\nthe end"));
+        assert!(bytes.ends_with(b"\nthe end\n"));
     }
 }
