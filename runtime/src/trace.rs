@@ -5,8 +5,8 @@
 //! guest's are brought to it by the difference that its first answer shows, so they may appear late by up to the time
 //! that answer took.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::agent::TracePoint;
@@ -38,7 +38,7 @@ struct Point {
 /// The points of one run; records nothing without a file to write them to.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    file: Option<PathBuf>,
+    file: Option<(PathBuf, File)>,
     points: Vec<Point>,
     /// What to add to the guest's clock for the host's.
     guest_offset_ns: i64,
@@ -59,14 +59,8 @@ impl Trace {
     ///
     /// The file cannot be made.
     pub(crate) fn create(file: Option<PathBuf>) -> io::Result<Self> {
-        if let Some(path) = &file {
-            fs::File::create(path)?;
-        }
-        Ok(Self::new(file))
-    }
-
-    fn new(file: Option<PathBuf>) -> Self {
-        Self { file, points: Vec::new(), guest_offset_ns: 0 }
+        let file = file.map(|path| File::create(&path).map(|file| (path, file))).transpose()?;
+        Ok(Self { file, points: Vec::new(), guest_offset_ns: 0 })
     }
 
     /// Whether anything is recorded.
@@ -116,10 +110,11 @@ impl Trace {
     ///
     /// The file's path and why it could not be written.
     pub(crate) fn write(&self) -> Result<(), (&Path, io::Error)> {
-        let Some(file) = &self.file else {
+        let Some((path, file)) = &self.file else {
             return Ok(());
         };
-        fs::write(file, self.to_json().to_string()).map_err(|error| (file.as_path(), error))
+        let mut file: &File = file;
+        file.write_all(self.to_json().to_string().as_bytes()).map_err(|error| (path.as_path(), error))
     }
 
     fn to_json(&self) -> Value {
@@ -152,6 +147,10 @@ fn micros(ns: u64) -> f64 {
 mod tests {
     use super::*;
 
+    fn recording() -> Trace {
+        Trace::create(Some("/dev/null".into())).unwrap()
+    }
+
     fn events(trace: &Trace) -> Vec<Value> {
         let events = trace.to_json()["traceEvents"].as_array().unwrap().clone();
         events.into_iter().filter(|event| event["ph"] == "X").collect()
@@ -159,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_trace_without_a_file_records_nothing() {
-        let mut trace = Trace::new(None);
+        let mut trace = Trace::create(None).unwrap();
 
         trace.add(Track::Vmm, "x", 1, 2);
 
@@ -168,8 +167,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_recorded_is_in_the_file_that_was_made_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("trace"), folder.path().join("moved"));
+        let mut trace = Trace::create(Some(path.clone())).unwrap();
+        trace.add(Track::Vmm, "x", 1, 2);
+
+        std::fs::rename(&path, &moved).unwrap();
+        trace.write().unwrap();
+
+        assert!(!path.exists() && std::fs::read_to_string(moved).unwrap().contains("\"x\""));
+    }
+
+    #[test]
     fn guest_times_are_brought_to_the_hosts_clock() {
-        let mut trace = Trace::new(Some("x".into()));
+        let mut trace = recording();
         let point = TracePoint { name: "exec\n".into(), begin_ns: 2_000, end_ns: 3_500, ..Default::default() };
 
         trace.set_guest_clock(5_000, 1_005_000);
@@ -183,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_fill_the_trace() {
-        let mut trace = Trace::new(Some("x".into()));
+        let mut trace = recording();
         let points = vec![TracePoint::default(); 10 * MAX_FOREIGN_POINTS];
 
         trace.add_guest(&points);
@@ -193,7 +205,7 @@ mod tests {
 
     #[test]
     fn an_end_before_the_begin_is_no_negative_duration() {
-        let mut trace = Trace::new(Some("x".into()));
+        let mut trace = recording();
 
         trace.add(Track::Vmm, "x", 10, 5);
 

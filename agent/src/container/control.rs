@@ -54,7 +54,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets the processes of a container go on, which then see what the host has changed meanwhile.
+    /// Lets the processes of a container go on, which then see what the host has changed meanwhile, but for files that one
+    /// of them has open.
     pub fn resume(&self, id: &str) -> Result<(), ControlError> {
         let instance = self.find(id)?;
         refuse_stopped(&instance, "resume")?;

@@ -16,14 +16,18 @@ pub(crate) struct Arguments {
     dry_run: bool,
 }
 
-/// Prints each directory that is removed, and runs its container's poststop hooks, as `delete` does. Containers that have ended in good order are left to `delete`.
+/// Prints each directory that is removed, and runs its container's poststop hooks, as `delete` does. Containers that have
+/// ended in good order are left to `delete`.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
     let mut out = io::stdout().lock();
+    let mut told = Ok(());
     for (path, record) in state::collect(&global.root, arguments.dry_run) {
-        writeln!(out, "{}", path.display())?;
+        // The records are gone: hooks are run whoever reads this.
         if let Some(record) = record.filter(|_| !arguments.dry_run) {
             run_poststop_hooks(&record);
         }
+        told = told.and_then(|()| writeln!(out, "{}", path.display()));
     }
+    told?;
     Ok(0)
 }

@@ -63,10 +63,12 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
 /// Removes what is left of the containers of a pod whose sandbox is gone: containerd 2 calls for the sandbox alone.
 fn delete_members(root: &Path, sandbox: &str) -> Result<(), supervisor::DeleteError> {
     let member = Role::Member(sandbox.to_owned());
+    let mut result = Ok(());
     for found in Found::all(root).iter().filter(|found| Role::of(&found.record().annotations) == member) {
-        supervisor::delete(root, &found.record().id, true)?;
+        // All of them, also after one that cannot be: nobody calls again.
+        result = result.and(supervisor::delete(root, &found.record().id, true));
     }
-    Ok(())
+    result
 }
 
 /// Whether somebody listens on a socket. That of a pod serves its other containers: containerd 1.6 has the rest of each one

@@ -64,9 +64,21 @@ impl ExecProcess {
         let ends = ends.ok_or_else(|| CallError::ProcessExists(self.id.clone()))?;
         let path = container.vsock_path();
         exec.attend();
-        // Both to their ends: a process that has been started is not left without anybody who knows.
-        let (started, opened) = tokio::join!(execs::start(container, &self.id), streams::open(&path, exec.streams),);
-        let pid = started?;
+        // Both to their ends: a process that has been started is not left without anybody who knows. The streams of one that
+        // could not be started may never come.
+        let (starting, opening) = (execs::start(container, &self.id), streams::open(&path, exec.streams));
+        tokio::pin!(starting, opening);
+        let mut opened = None;
+        let pid = loop {
+            tokio::select! {
+                started = &mut starting => break started?,
+                result = &mut opening, if opened.is_none() => opened = Some(result),
+            }
+        };
+        let opened = match opened {
+            Some(opened) => opened,
+            None => opening.await,
+        };
         let event = TaskExecStarted {
             container_id: container.id().to_owned(),
             exec_id: self.id.clone(),

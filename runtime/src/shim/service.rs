@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -18,6 +19,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task as TaskApi;
 use protobuf::MessageField;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use ttrpc::asynchronous::TtrpcContext;
 
 use super::events::Publisher;
@@ -38,6 +40,9 @@ use crate::supervisor::task_service::{Calls, any, status, timestamp, update};
 use crate::supervisor::terminal::Size;
 use crate::supervisor::{Caller, Mode, Options};
 use crate::text;
+
+/// How long a guest may take to list processes.
+const LIST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The type by which containerd calls the details of a process.
 const PROCESS_DETAILS_TYPE: &str = "containerd.runc.v1.ProcessDetails";
@@ -240,6 +245,12 @@ impl Shared {
         Ok((sandbox, gone))
     }
 
+    /// Whether there is something here that is not the sandbox of that id, made or in the making.
+    pub(super) fn serves_other_than(&self, id: &str) -> bool {
+        let containers = self.containers();
+        containers.sandbox.is_some() || containers.lives.keys().any(|other| other != id)
+    }
+
     /// Makes a pod's machine as the Sandbox service asks for it.
     pub(super) async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), CallError> {
         let written = sandbox::config::write(self.events.namespace(), &request);
@@ -384,14 +395,18 @@ impl TaskApi for ShimService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         self.call(&request.id, |task, _| async move {
             // An ended task has its process until it is deleted: containerd (from 1.7 on) takes a server that knows of no
-            // process for one that was never given a task, and when it starts again ends that, exit status and all.
-            if task.container.is_sandbox() || task.container.status() == Status::Stopped {
+            // process, or answers with an error, for one that was never given a task, and when it starts again ends that, exit
+            // status and all. Init may be ending, or the guest not answer: it is a task all the same.
+            let is_apart = task.container.is_sandbox() || task.container.status() == Status::Stopped;
+            let listed = async { if is_apart { Ok(Vec::new()) } else { task.container.agent.processes().await } };
+            let listed = timeout(LIST_PATIENCE, listed).await.ok().and_then(Result::ok).unwrap_or_default();
+            if listed.is_empty() {
                 let pid = task.container.record().pid;
                 let processes = vec![ProcessInfo { pid, ..ProcessInfo::default() }];
                 return Ok(PidsResponse { processes, ..PidsResponse::default() });
             }
             let mut processes = Vec::new();
-            for process in task.container.agent.processes().await? {
+            for process in listed {
                 let pid = u32::try_from(process.pid).unwrap_or(0);
                 let info = match process.exec_id.as_str() {
                     "" => MessageField::none(),

@@ -184,7 +184,8 @@ impl Agent {
 
     pub(crate) async fn pause(&self) -> Result<(), AgentError> {
         let request = PauseContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
-        within(CALL_TIMEOUT, self.client.pause_container(Context::default(), &request)).await?;
+        // It writes back, as a delete does.
+        within(DELETE_TIMEOUT, self.client.pause_container(Context::default(), &request)).await?;
         Ok(())
     }
 

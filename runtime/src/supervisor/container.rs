@@ -452,7 +452,13 @@ impl Container {
         if !matches!(self.status(), Status::Running | Status::Created) {
             return Err(CallError::NotRunning);
         }
-        self.agent.pause().await?;
+        if let Err(error) = self.agent.pause().await {
+            if matches!(error, AgentError::Timeout) {
+                // What comes too late is not to stay.
+                let _ = self.agent.resume().await;
+            }
+            return Err(error.into());
+        }
         self.enter(Status::Paused);
         Ok(())
     }

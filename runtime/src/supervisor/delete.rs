@@ -147,9 +147,9 @@ fn kill_supervisor(found: &Found, pid: u32) {
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return;
     };
-    // The descriptor is taken first: as long as the lock is held, its holder is who wrote the record.
+    // The descriptor is taken first: as long as the supervisor's own lock is held, the id is its.
     if let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty())
-        && found.is_in_use()
+        && found.is_alive()
     {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }

@@ -49,10 +49,12 @@ impl Face {
     }
 
     /// Does `work` on a thread of its own, once this one, which has to be the first of its process, is in a mount namespace
-    /// that has these trees and nothing else.
+    /// that has these trees and nothing else: for this one, a path leads into the container ever after.
     pub(super) fn show<T: Send>(self, work: impl FnOnce() -> Result<T, RunError> + Send) -> Result<T, RunError> {
         let (shown, is_shown) = mpsc::channel();
         thread::scope(|scope| {
+            // Dropped here when something fails: the worker is waited for, and waits for this.
+            let shown = shown;
             // It is made before, and so is where this one was.
             let worker = thread::Builder::new().name("supervisor".to_owned()).spawn_scoped(scope, move || {
                 // What has failed is told by the other thread.
@@ -75,11 +77,12 @@ impl Face {
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)?;
         nix::unistd::chdir("/")?;
-        // From here on every path ends in the container's root, wherever its links lead.
+        // From here on every path ends in the container's root, wherever its links lead; the guest follows them too.
+        let flags = flags | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
         for (place, tree) in &self.binds {
             match move_mount(tree.mount(), "", CWD, place, flags) {
-                // The guest makes the place, or has something else there.
-                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                // The guest makes the place, or has something else there: a file for a folder is `EINVAL`.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -23,8 +23,9 @@ use crate::trace::now_ns;
 /// The sandbox so far. All of it is gone when this is dropped.
 pub(super) struct Groundwork {
     pub(super) translated: Translated,
-    pub(super) state: StateDir,
+    /// Goes before the folder, which stays as long as this is there.
     pub(super) cgroup: Option<HostCgroup>,
+    pub(super) state: StateDir,
     pub(super) record: Record,
     /// Whether hooks are run before there is a machine: they may put interfaces into the namespace.
     hooks_first: bool,
@@ -36,8 +37,8 @@ impl Groundwork {
     /// Makes what there is; to be called by the first thread of the process.
     pub(super) fn lay(options: &Options, mut translated: Translated) -> Result<Self, RunError> {
         let begin_ns = now_ns();
-        make_mount_points(&translated.request, &translated.shares)?;
         let (state, cgroup) = places(options, &translated.cgroup)?;
+        make_mount_points(&translated.request, &translated.shares)?;
         let hooks_first = translated.network.is_none() && !translated.hooks.create.is_empty();
         // So may whoever has it created, before it is started.
         if hooks_first || translated.network.is_none() && !options.mode.starts() {

@@ -111,8 +111,9 @@ pub(crate) fn run(options: Options) -> Result<u8, RunError> {
     let options = options.absolute().map_err(RunError::Paths)?;
     traced(&options, |trace| {
         let begin_ns = now_ns();
-        let signals = BlockedSignals::block().map_err(RunError::Signals)?;
+        // Until something is made, a signal may end this as any program: what it reads may be a pipe.
         let plan = check(&options)?;
+        let signals = BlockedSignals::block().map_err(RunError::Signals)?;
         trace.since("spec", begin_ns);
         supervise(&options, plan, signals, &mut None, trace)
     })

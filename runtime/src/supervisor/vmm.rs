@@ -274,7 +274,7 @@ pub(crate) async fn follow(
     without_vhost: impl Fn(),
 ) {
     let mut lines = BufReader::new(report);
-    let mut end = None;
+    let (mut end, mut has_vhost) = (None, true);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -287,14 +287,16 @@ pub(crate) async fn follow(
             Ok(Report::Trace { name, begin_ns, end_ns }) => {
                 let _ = events.send(VmmEvent::Trace { name, begin_ns, end_ns });
             }
-            Ok(Report::NoVhost { reason }) => {
+            // Told once: more of them are no news.
+            Ok(Report::NoVhost { reason }) if has_vhost => {
+                has_vhost = false;
                 let reason = text::one_line(&reason);
                 logging::warn(format_args!("the VMM moves the network's frames instead of vhost-net: {reason}"));
                 without_vhost();
             }
             Ok(Report::Answer { sequence, failure }) => control.answered(sequence, failure),
             Ok(Report::End(said)) => end = Some(said),
-            Err(_) => {}
+            Ok(Report::NoVhost { .. }) | Err(_) => {}
         }
     }
     control.gone();

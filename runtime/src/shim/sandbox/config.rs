@@ -110,9 +110,16 @@ fn describe(
         "linux": {
             "cgroupsPath": cgroup,
             "namespaces": namespaces(config, netns)?,
-            "sysctl": config.linux.sysctls,
+            "sysctl": sysctls(config),
         },
     }))
+}
+
+/// What is asked for, and what containerd 2 adds to any pod unless its configuration says otherwise, which a shim is not told.
+fn sysctls(config: &PodSandboxConfig) -> BTreeMap<String, String> {
+    let added = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    let asked = config.linux.sysctls.iter().map(|(key, value)| (key.clone(), value.clone()));
+    added.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(asked).collect()
 }
 
 /// What the sandbox has of its own, as containerd's CRI would list it.
@@ -157,7 +164,7 @@ fn annotations(config: &PodSandboxConfig, id: &str) -> BTreeMap<String, String> 
     annotations
 }
 
-/// What the containers inherit: their common shared memory, and each file as the one of its name below `/etc`.
+/// The shared memory, and each file as the one of its name below `/etc`: those the containers inherit.
 fn mounts(files: &[PathBuf]) -> Vec<Value> {
     let shm = json!({
         "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
@@ -249,6 +256,7 @@ mod tests {
         let translated = spec::load_as(bundle.path(), Role::Sandbox).unwrap();
         assert_eq!(translated.request.hostname, "mine");
         assert_eq!(translated.request.sysctls["kernel.shmmax"], "4096");
+        assert_eq!(translated.request.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
         assert_eq!((translated.machine.vcpus, translated.machine.mem_size_mib), (3, 256 + 96));
         assert_eq!(translated.annotations["io.kubernetes.cri.sandbox-name"], "pod");
         assert!(!translated.annotations.contains_key("other"));

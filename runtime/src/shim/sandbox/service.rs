@@ -131,6 +131,7 @@ impl SandboxApi for SandboxService {
         // Also of a sandbox that could not be made: the server has nothing else to do.
         let ended = match self.shared.sandbox(&request.sandbox_id) {
             Ok(sandbox) => self.calls.finish(async move { sandbox.stop().await }).await,
+            Err(error) if self.shared.serves_other_than(&request.sandbox_id) => return Err(status(error)),
             Err(_) => Ok(()),
         };
         self.shared.end();

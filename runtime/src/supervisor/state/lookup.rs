@@ -75,13 +75,6 @@ impl Found {
             .is_ok_and(|marker| flock(&marker, FlockOperation::NonBlockingLockShared).is_err())
     }
 
-    /// Whether the state is in use: by its supervisor, which may be about to end, or by who removes it.
-    pub(crate) fn is_in_use(&self) -> bool {
-        // Let go of at once: a deleter waits for it.
-        let free = flock(&self.dir, FlockOperation::NonBlockingLockShared);
-        free.is_err() || flock(&self.dir, FlockOperation::Unlock).is_err()
-    }
-
     /// Where the container is in its life: without its supervisor it has none.
     pub(crate) fn status(&self) -> Status {
         if self.is_alive() { self.record.status } else { Status::Stopped }
@@ -155,7 +148,7 @@ mod tests {
 
         let _deleter = lock(&root.path().join("c1")).unwrap().unwrap();
 
-        assert!(found.is_in_use());
+        assert!(!found.is_alive());
         assert_eq!(found.status(), Status::Stopped);
     }
 

@@ -93,10 +93,11 @@ fn candidates(root: &Path) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// Whether a locked directory is Bulkhead's. A new one may not have its marker yet; it is removed only if it is empty.
+/// Whether a locked directory is Bulkhead's. A new one may not have its marker yet, and has nothing else then.
 fn is_own(dir: &OwnedFd, path: &Path) -> bool {
     let is_new = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes()));
-    is_new || rustix::fs::statat(dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    let is_empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    rustix::fs::statat(dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok() || is_new && is_empty()
 }
 
 /// Removes what a killed supervisor has left of one container, unless it is to be kept.
