@@ -2,6 +2,7 @@
 //! create, start, state, kill and delete, as engines call them.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -28,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     case!(kept_state_outlives_a_foreground_run),
     case!(id_is_taken_until_it_is_deleted),
     case!(missing_program_leaves_nothing),
+    case!(binds_of_a_container_that_lives_on),
     case!(killed_supervisor_leaves_a_stopped_container),
     case!(garbage_is_what_a_crash_left),
     case!(streams_of_the_caller_end_with_the_container),
@@ -200,6 +202,23 @@ fn id_is_taken_until_it_is_deleted(env: &Env) -> Result {
     container.must(&["delete"])?;
 
     env.run_as(&bundle, &container.id)?.output()?.expect_code(0)
+}
+
+/// At a link, and where the root file system has something else, which a tmpfs of the container's hides.
+fn binds_of_a_container_that_lives_on(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let data = env.folder("data")?;
+    fs::write(data.join("file"), "data\n")?;
+    fs::create_dir(bundle.path("there"))?;
+    symlink("there", bundle.path("link"))?;
+    fs::create_dir(bundle.path("own"))?;
+    bundle.add_file("own/place", "", 0o644)?;
+    bundle.bind(&data, "/link", &[]).mount("tmpfs", "tmpfs", "/own", &[]).bind(&data, "/own/place", &[]);
+    bundle.sh("cat /there/file /own/place/file; sleep 1000");
+
+    let container = Detached::run(env, &bundle)?;
+
+    container.wait_for("data\ndata\n")
 }
 
 fn missing_program_leaves_nothing(env: &Env) -> Result {

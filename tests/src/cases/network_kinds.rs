@@ -92,7 +92,8 @@ fn vlan_made_inside(env: &Env) -> Result {
     host(&format!("ip addr add fd09:43::1/64 dev {tagged} nodad"))?;
     host(&format!("ip link set {tagged} up"))?;
     let made = "ip link add link eth0 name tagged type vlan id 9; ip link set tagged up; \
-                ip addr add 10.9.43.2/24 dev tagged; ip addr add fd09:43::2/64 dev tagged; ";
+                ip addr add 10.9.43.2/24 dev tagged; ip addr add fd09:43::2/64 dev tagged; \
+                while ip -o -6 addr show dev tagged | grep -q tentative; do sleep 0.1; done; ";
     let bundle = any_container(env, &namespace, &(made.to_owned() + &script(43)))?;
 
     let mut running = env.run(&bundle)?.open_stdin().spawn()?;

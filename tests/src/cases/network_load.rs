@@ -19,7 +19,7 @@ use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq, fail};
 
 pub(super) const CASES: &[Case] = &[
     case!(several_queues),
-    case!(a_thousand_connections),
+    case!(a_thousand_connections).limit(600),
     case!(frames_that_are_lost),
     case!(a_link_that_fails),
     case!(two_gibibytes_unchanged).slow(2400),
@@ -146,8 +146,8 @@ fn a_thousand_connections(env: &Env) -> Result {
 
 fn frames_that_are_lost(env: &Env) -> Result {
     let namespace = Namespace::new(env, "lossy")?.with_addresses(62)?;
-    host(&format!("tc qdisc add dev {} root netem loss 5% duplicate 2% reorder 5% delay 1ms", namespace.host_end))?;
-    namespace.inside("tc qdisc add dev eth0 root netem loss 5%")?;
+    host(&format!("tc qdisc add dev {} root netem loss 20% duplicate 2% reorder 5% delay 1ms", namespace.host_end))?;
+    namespace.inside("tc qdisc add dev eth0 root netem loss 20%")?;
     let bundle = any_container(env, &namespace, ECHO)?;
 
     let mut running = env.run(&bundle)?.open_stdin().spawn()?;

@@ -113,6 +113,9 @@ fn processors_follow_the_quota(env: &Env) -> Result {
     bundle.args(&["nproc"]);
     bundle.set("/linux/resources", json!({ "cpu": { "quota": 150_000, "period": 100_000 } }));
     let of_host = std::thread::available_parallelism()?.get();
+    if of_host == 1 {
+        skip!("this host has one processor");
+    }
 
     env.run(&bundle)?.output()?.expect_stdout(&format!("{}\n", of_host.min(2)))
 }
