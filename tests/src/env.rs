@@ -4,13 +4,15 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
-use crate::failure::{Context as _, Result, skip};
+use crate::failure::{Context as _, Result, ensure, skip};
 
 /// Which runtime is tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +124,15 @@ impl Env {
                 Ok(())
             }
         }
+    }
+
+    /// Gives this case, and what it starts from then on, a network of its own: bridges and rules of an engine's are not the
+    /// host's, and end with it.
+    pub(crate) fn own_network(&self) -> Result {
+        unshare(CloneFlags::CLONE_NEWNET).context(|| "making a network namespace".to_owned())?;
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+        ensure!(up.success(), "turning on the loopback interface: {up}");
+        Ok(())
     }
 
     /// Mounts something for this case; it is unmounted at its end.

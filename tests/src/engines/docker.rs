@@ -53,6 +53,7 @@ impl<'a> Docker<'a> {
     /// The same with its own default network: a bridge, and rules of iptables.
     pub(crate) fn with_bridge(env: &'a Env) -> Result<Self> {
         debian_program("/usr/sbin/iptables", "iptables")?;
+        env.own_network()?;
         Self::with(env, &[])
     }
 

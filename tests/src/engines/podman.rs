@@ -54,6 +54,7 @@ impl<'a> Podman<'a> {
     pub(crate) fn with_networks(env: &'a Env) -> Result<Self> {
         debian_program("/usr/lib/podman/netavark", "netavark")?;
         debian_program("/usr/sbin/iptables", "iptables")?;
+        env.own_network()?;
         // What is no mount it makes one, and leaves it.
         fs::create_dir_all(NAMESPACES)?;
         env.mount("tmpfs", "tmpfs", NAMESPACES.as_ref(), "mode=755")?;
