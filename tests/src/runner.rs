@@ -24,6 +24,9 @@ const PASSED: u8 = 0;
 const FAILED: u8 = 1;
 const SKIPPED: u8 = 77;
 
+/// The longest silence.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
+
 /// How a case ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
@@ -76,6 +79,8 @@ struct Suite<'a> {
     again: Vec<&'static Case>,
     /// Whether the second tries have begun.
     is_second: bool,
+    /// When something was said last.
+    told: Instant,
 }
 
 impl<'a> Suite<'a> {
@@ -96,6 +101,7 @@ impl<'a> Suite<'a> {
             running: Vec::new(),
             again: Vec::new(),
             is_second: false,
+            told: Instant::now(),
         })
     }
 
@@ -127,6 +133,7 @@ impl<'a> Suite<'a> {
                 continue;
             }
             self.collect()?;
+            self.give_sign_of_life();
             thread::sleep(Duration::from_millis(10));
         }
         let Counts { passed, failed, skipped, not_begun } = self.counts;
@@ -169,6 +176,17 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
+    /// Says once a minute what takes so long, so that who watches knows a long case from a machine that hangs.
+    fn give_sign_of_life(&mut self) {
+        if self.told.elapsed() < SIGN_OF_LIFE {
+            return;
+        }
+        self.told = Instant::now();
+        for running in &self.running {
+            eprintln!("running {} ({} s)", running.case.name(), running.started.elapsed().as_secs());
+        }
+    }
+
     fn tell(&mut self, case: &'static Case, elapsed: Duration, verdict: &Verdict) {
         let (word, reason) = match verdict {
             Verdict::Passed => {
@@ -189,6 +207,7 @@ impl<'a> Suite<'a> {
             }
         };
         let reason = reason.map(|reason| format!(" [{}]", reason.trim().replace('\n', " | "))).unwrap_or_default();
+        self.told = Instant::now();
         println!("{word} {} ({:.1} s){reason}", case.name(), elapsed.as_secs_f64());
         let _ = io::stdout().flush();
     }
@@ -241,8 +260,8 @@ impl Running {
             .iter()
             .map(|process| format!("{} {}", process.pid, process.command_line()))
             .collect();
+        // A process that hangs in the kernel outlives its kill: it is not waited for.
         processes::kill_tree(self.child.id().cast_signed());
-        self.child.wait()?;
         Ok(Some(Verdict::Failed(format!(
             "no end after {:?}, killed with [{}]: {}",
             self.case.limit,

@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers under docker, with the runtime's path, as its users type it.
 
+use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::network::host;
 use super::{Case, case};
 use crate::engines::{BY_NAME, Docker, SHIM};
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq};
+use crate::pty::Terminal;
+
+/// How long what is waited for may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) const CASES: &[Case] = &[
     case!(foreground),
     case!(detached),
     case!(restarted),
-    case!(by_shim).limit(900),
     case!(bridge_and_published_port).limit(900),
+    case!(restarted_always).limit(600),
+    case!(files_and_limits).limit(600),
+    case!(terminals_and_logs).limit(600),
+    case!(by_shim).limit(900),
 ];
 
 fn foreground(env: &Env) -> Result {
@@ -120,5 +133,90 @@ fn bridge_and_published_port(env: &Env) -> Result {
     let second = docker.run_on_bridge(&["--rm"], &["wget", "-q", "-O", "-", &page]).output()?;
     second.expect_stdout("from the container\n")?;
     docker.succeed(["rm", "--force", "box"])?;
+    docker.end()
+}
+
+/// However its end comes: by its own doing, or because its machine is lost.
+fn restarted_always(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    docker.run(&["-d", "--name", "box", "--restart", "always"], &["sh", "-c", script]).output()?.expect_code(0)?;
+    wait_for_log(&docker, 1)?;
+
+    docker.succeed(["exec", "box", "kill", "-TERM", "1"])?;
+    wait_for_log(&docker, 2)?;
+    let pid = docker.succeed(["inspect", "--format", "{{.State.Pid}}", "box"])?.stdout();
+    let pid: i32 = pid.trim().parse().context(|| format!("the container's pid {pid:?}"))?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    wait_for_log(&docker, 3)?;
+
+    docker.succeed(["exec", "box", "echo", "fine"])?.expect_stdout("fine\n")?;
+    docker.succeed(["inspect", "--format", "{{.RestartCount}}", "box"])?.expect_stdout("2\n")?;
+    docker.succeed(["stop", "--time", "30", "box"])?;
+    docker.succeed(["inspect", "--format", "{{.State.Running}}", "box"])?.expect_stdout("false\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+/// Waits until the container has said `up` as often.
+fn wait_for_log(docker: &Docker<'_>, times: usize) -> Result {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let log = docker.succeed(["logs", "box"])?;
+        if log.stdout().matches("up\n").count() >= times {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "the container has not said `up` {times} times: {}", log.describe());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn files_and_limits(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+    let limited = ["-d", "--name", "box", "--memory", "128m", "--memory-swap", "-1", "--pids-limit", "50"];
+    docker.run(&limited, &["sleep", "1000"]).output()?.expect_code(0)?;
+    let (there, back) = (env.work.join("there"), env.work.join("back"));
+    fs::write(&there, "to the container\n")?;
+    let [from, to] = [&there, &back].map(|path| path.display().to_string());
+
+    docker.succeed(["cp", &from, "box:/there"])?;
+    docker.succeed(["exec", "box", "cat", "/there"])?.expect_stdout("to the container\n")?;
+    docker.succeed(["exec", "box", "sh", "-c", "echo from the container >/back; sync"])?;
+    docker.succeed(["cp", "box:/back", &to])?;
+    let copied = fs::read_to_string(&back)?;
+    ensure!(copied == "from the container\n", "what was copied from the container: {copied:?}");
+
+    let limits = ["exec", "box", "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"];
+    docker.succeed(limits)?.expect_stdout("134217728\n50\n")?;
+    docker.succeed(["update", "--memory", "64m", "--pids-limit", "40", "box"])?;
+    docker.succeed(limits)?.expect_stdout("67108864\n40\n")?;
+
+    // Nothing in it heeds TERM.
+    docker.succeed(["stop", "--time", "1", "box"])?;
+    docker.succeed(["inspect", "--format", "{{.State.ExitCode}}", "box"])?.expect_stdout("137\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+fn terminals_and_logs(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+    let mut terminal = Terminal::new(33, 77)?;
+    let options = ["-it", "--name", "box", "--rm"];
+    let mut running = terminal.spawn(docker.run(&options, &["sh"]))?;
+    terminal.type_text("echo re''ady\n")?;
+    terminal.wait_for("ready")?;
+
+    let mut logs = docker.call(["logs", "--follow", "box"]).spawn()?;
+    logs.wait_for("ready")?;
+    let mut second = Terminal::new(20, 60)?;
+    let exec = second.spawn(docker.call(["exec", "-it", "box", "sh"]))?;
+    // The client tells the size when the process is there already.
+    second.type_text("while [ \"$(stty size)\" != '20 60' ]; do sleep 0.1; done; echo sec''ond; exit 4\n")?;
+    second.wait_for("second")?;
+    exec.finish()?.expect_code(4)?;
+    ensure!(running.is_running()?, "the end of a process is not the end of the container");
+    terminal.type_text("echo lat''er; exit 5\n")?;
+    running.finish()?.expect_code(5)?;
+    logs.finish()?.expect_in_stdout(&["later"])?;
     docker.end()
 }

@@ -37,10 +37,12 @@ impl<'a> Podman<'a> {
             state.display()
         );
         fs::write(state.join("storage.conf"), storage)?;
-        // Its networks: netavark's, in this folder.
+        // Its networks: netavark's, in this folder. The rest lies where it looks without settings too, since conmon, which has
+        // containers cleaned up, knows only a part of them.
         let settings = format!(
-            "[network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{0}/networks\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
-             static_dir = \"{0}/static\"\nvolume_path = \"{0}/volumes\"\n[containers]\nlog_driver = \"k8s-file\"\n",
+            "[network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{0}/networks\"\n[engine]\n\
+             cgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
+             [containers]\nlog_driver = \"k8s-file\"\n",
             state.display()
         );
         fs::write(state.join("containers.conf"), settings)?;
