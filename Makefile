@@ -87,7 +87,7 @@ test-unit: ## Unit tests (neither KVM nor root)
 test-e2e: build ## End-to-end tests, where KVM works (E2E_ARGS="--filter NAME")
 	@tests/all e2e
 
-.PHONY: bench bench-icount
+.PHONY: bench bench-icount bench-net
 bench: setup build ## Measure starts beside QEMU, runc and crun, and draw docs/start-phases.svg
 	@tests/bench/run $(BENCH_ARGS)
 	@tests/bench/phases
@@ -95,6 +95,9 @@ bench: setup build ## Measure starts beside QEMU, runc and crun, and draw docs/s
 bench-icount: setup build ## The same on the instruction clock
 	@tests/bench/run --icount $(BENCH_ARGS)
 	@tests/bench/phases
+
+bench-net: setup build ## Measure networks beside QEMU and runc (BENCH_ARGS="--rounds 5")
+	@tests/bench/run --network $(BENCH_ARGS)
 
 .PHONY: debug-image
 debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image with a shell in it, to mount or boot for a look

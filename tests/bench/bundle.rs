@@ -56,7 +56,7 @@ impl Bundle {
         }
     }
 
-    fn config(self) -> Value {
+    pub(crate) fn config(self) -> Value {
         let capabilities: &[&str] = match self {
             Self::Agent => &["CAP_SYSLOG"],
             _ => &["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"],

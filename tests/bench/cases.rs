@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::bundle::{self, Bundle, ECHO_OUTPUT, GUEST_MEM_SIZE_MIB};
 use crate::error::{BenchError, file};
@@ -90,6 +91,32 @@ impl Invocation {
             folder: folder.to_owned(),
         }
     }
+
+    /// The same in the network namespace that is mounted on `namespace`.
+    pub(crate) fn inside(self, namespace: &Path) -> Self {
+        let nsenter = [format!("--net={}", namespace.display()), self.program.display().to_string()];
+        Self { program: "nsenter".into(), args: nsenter.into_iter().chain(self.args).collect(), folder: self.folder }
+    }
+
+    /// To be started with a clean environment.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).current_dir(&self.folder);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+}
+
+/// What tells one QEMU machine from another.
+#[derive(Debug)]
+pub(crate) struct QemuMachine<'a> {
+    pub(crate) memory_mib: u64,
+    /// Its initramfs on the stage.
+    pub(crate) image: &'a str,
+    /// What its init is called with.
+    pub(crate) init_args: &'a str,
+    /// Options for its devices.
+    pub(crate) devices: &'a [&'a str],
 }
 
 impl Programs {
@@ -118,9 +145,7 @@ impl Programs {
                     programs.crun = Some(stage.program("crun")?);
                 }
                 Kind::Qemu if programs.qemu.is_none() => {
-                    programs.qemu = Some(stage.program("qemu-system-x86_64")?);
-                    stage.copy_folder(Path::new(FIRMWARE), Path::new(FIRMWARE))?;
-                    stage.copy(tree.join("lib/bulkhead/vmlinux"), KERNEL)?;
+                    programs.add_qemu(stage, tree)?;
                     let init = fs::read(guest_init).map_err(file("read", guest_init))?;
                     let initramfs = stage.at(INITRAMFS);
                     image::initramfs(&init)
@@ -133,6 +158,17 @@ impl Programs {
         let busybox = stage.program("busybox")?;
         bundle::write_all(stage, &busybox)?;
         Ok(programs)
+    }
+
+    /// Copies QEMU and Bulkhead's guest kernel to the stage.
+    ///
+    /// # Errors
+    ///
+    /// What is missing or cannot be copied.
+    pub(crate) fn add_qemu(&mut self, stage: &Stage, tree: &Path) -> Result<(), BenchError> {
+        self.qemu = Some(stage.program("qemu-system-x86_64")?);
+        stage.copy_folder(Path::new(FIRMWARE), Path::new(FIRMWARE))?;
+        stage.copy(tree.join("lib/bulkhead/vmlinux"), KERNEL)
     }
 
     /// How to start `kind` as container `id`, with more options for Bulkhead.
@@ -159,20 +195,28 @@ impl Programs {
         Invocation::of(program.as_deref(), &[&["--root", root], words].concat(), folder)
     }
 
+    /// The machine of the starts.
+    pub(crate) fn qemu(&self, idle: bool) -> Invocation {
+        let init_args = if idle { "idle" } else { "" };
+        let machine = QemuMachine { memory_mib: GUEST_MEM_SIZE_MIB, image: INITRAMFS, init_args, devices: &[] };
+        self.qemu_machine(&machine)
+    }
+
     /// QEMU's smallest machine, without firmware tables, legacy timers and option ROMs. The kernel's words are those
     /// that Bulkhead gives it, but for the way to end: this machine has no keyboard controller to reset it.
-    pub(crate) fn qemu(&self, idle: bool) -> Invocation {
-        let memory = GUEST_MEM_SIZE_MIB.to_string();
+    pub(crate) fn qemu_machine(&self, machine: &QemuMachine<'_>) -> Invocation {
+        let memory = machine.memory_mib.to_string();
         let words = "quiet console=ttynull earlyprintk=serial,0x3f8,115200,keep panic=-1 reboot=t";
-        let words = if idle { format!("{words} -- idle") } else { words.to_owned() };
-        let machine = "microvm,acpi=off,pic=off,pit=off,rtc=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=on";
+        let words =
+            if machine.init_args.is_empty() { words.to_owned() } else { format!("{words} -- {}", machine.init_args) };
+        let kind = "microvm,acpi=off,pic=off,pit=off,rtc=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=on";
         // Without xsave: the emulated host cannot virtualize it right, and the kernel loses time on telling so.
         #[rustfmt::skip]
         let args = [
-            "-M", machine, "-accel", "kvm", "-cpu", "host,-xsave", "-m", &memory, "-smp", "1",
+            "-M", kind, "-accel", "kvm", "-cpu", "host,-xsave", "-m", &memory, "-smp", "1",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-            "-kernel", KERNEL, "-initrd", INITRAMFS, "-append", &words,
+            "-kernel", KERNEL, "-initrd", machine.image, "-append", &words,
         ];
-        Invocation::of(self.qemu.as_deref(), &args, Path::new("/"))
+        Invocation::of(self.qemu.as_deref(), &[&args, machine.devices].concat(), Path::new("/"))
     }
 }

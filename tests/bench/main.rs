@@ -3,6 +3,7 @@
 //!
 //! `bulkhead-bench compare` starts the cases in turns, A B C A B C…, so that whatever changes on the machine meanwhile
 //! concerns all of them; one round before is not counted. `bulkhead-bench phases` draws where the time of one start goes.
+//! `bulkhead-bench network` compares networks in the same way.
 //! Everything runs on a tmpfs (see `stage`). Needs root and KVM.
 
 mod bundle;
@@ -12,6 +13,7 @@ mod exec;
 mod idle;
 mod image;
 mod memory;
+mod network;
 mod report;
 mod stage;
 mod start;
@@ -22,6 +24,7 @@ mod turns;
 
 use std::fs::File;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,6 +47,13 @@ struct Cli {
 enum Command {
     Compare(Compare),
     Phases(Phases),
+    Network(network::Options),
+    /// What runs in each peer of `network`
+    #[command(hide = true)]
+    NetworkClient {
+        /// The host's end of its network
+        server: Ipv4Addr,
+    },
 }
 
 /// Start Bulkhead and its peers in turns, and print how long each took and what it holds
@@ -112,6 +122,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Compare(arguments) => compare(&arguments),
         Command::Phases(arguments) => phases(&arguments).map(|()| true),
+        Command::Network(options) => network::compare(&options),
+        Command::NetworkClient { server } => network::client(server).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -95,11 +95,21 @@ impl Stage {
     ///
     /// `ldd` cannot be run, or a library cannot be copied.
     pub(crate) fn libraries(&self, path: &Path) -> Result<(), BenchError> {
+        self.libraries_below(Path::new("/"), path)
+    }
+
+    /// The same, to a root file system at `root` on the stage.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::libraries`].
+    pub(crate) fn libraries_below(&self, root: &Path, path: &Path) -> Result<(), BenchError> {
         let output = Command::new("ldd").arg(path).output().map_err(file("run ldd on", path))?;
         // A static program: ldd says so and fails.
         for library in library_paths(&String::from_utf8_lossy(&output.stdout)) {
-            if !self.at(&library).exists() {
-                self.copy(&library, &library)?;
+            let to = root.join(library.strip_prefix("/").unwrap_or(&library));
+            if !self.at(&to).exists() {
+                self.copy(&library, &to)?;
             }
         }
         Ok(())
@@ -131,7 +141,11 @@ impl Stage {
 }
 
 /// The path of the program `name` in PATH.
-fn find_program(name: &str) -> Result<PathBuf, BenchError> {
+///
+/// # Errors
+///
+/// It is not there.
+pub(crate) fn find_program(name: &str) -> Result<PathBuf, BenchError> {
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     let found = env::split_paths(&path).chain(sbin).map(|folder| folder.join(name)).find(|path| is_program(path));

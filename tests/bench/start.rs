@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -59,9 +59,7 @@ impl Running {
     /// The program cannot be started.
     pub(crate) fn start(case: &str, invocation: &Invocation) -> Result<Self, BenchError> {
         let messages = File::create(MESSAGES).map_err(file("create", MESSAGES))?;
-        let mut command = Command::new(&invocation.program);
-        command.args(&invocation.args).current_dir(&invocation.folder);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut command = invocation.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(messages);
         let began = Instant::now();
         let child = command.spawn().map_err(file("start", &invocation.program))?;
