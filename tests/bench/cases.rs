@@ -113,8 +113,8 @@ pub(crate) struct QemuMachine<'a> {
     pub(crate) memory_mib: u64,
     /// Its initramfs on the stage.
     pub(crate) image: &'a str,
-    /// What its init is called with.
-    pub(crate) init_args: &'a str,
+    /// More words for the kernel. The kernel gives what is after `--` to init, and so it does with those that QEMU appends.
+    pub(crate) words: &'a str,
     /// Options for its devices.
     pub(crate) devices: &'a [&'a str],
 }
@@ -197,8 +197,8 @@ impl Programs {
 
     /// The machine of the starts.
     pub(crate) fn qemu(&self, idle: bool) -> Invocation {
-        let init_args = if idle { "idle" } else { "" };
-        let machine = QemuMachine { memory_mib: GUEST_MEM_SIZE_MIB, image: INITRAMFS, init_args, devices: &[] };
+        let words = if idle { "-- idle" } else { "" };
+        let machine = QemuMachine { memory_mib: GUEST_MEM_SIZE_MIB, image: INITRAMFS, words, devices: &[] };
         self.qemu_machine(&machine)
     }
 
@@ -207,8 +207,7 @@ impl Programs {
     pub(crate) fn qemu_machine(&self, machine: &QemuMachine<'_>) -> Invocation {
         let memory = machine.memory_mib.to_string();
         let words = "quiet console=ttynull earlyprintk=serial,0x3f8,115200,keep panic=-1 reboot=t";
-        let words =
-            if machine.init_args.is_empty() { words.to_owned() } else { format!("{words} -- {}", machine.init_args) };
+        let words = format!("{words} {}", machine.words);
         let kind = "microvm,acpi=off,pic=off,pit=off,rtc=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=on";
         // Without xsave: the emulated host cannot virtualize it right, and the kernel loses time on telling so.
         #[rustfmt::skip]

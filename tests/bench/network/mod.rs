@@ -44,12 +44,13 @@ const IMAGE: &str = "/network/initramfs.cpio";
 /// This program in it.
 const CLIENT: &str = "/bin/bulkhead-bench";
 
-/// The first program of QEMU's guest, called with the addresses of the guest and the host.
+/// The first program of QEMU's guest. The kernel gives it the addresses as variables: words that it does not know itself.
 const INIT: &str = "#!/bin/busybox sh
+exec >/dev/kmsg 2>&1
 /bin/busybox ip link set lo up
-/bin/busybox ip addr add $1/24 dev eth0
+/bin/busybox ip addr add $own/24 dev eth0
 /bin/busybox ip link set eth0 up
-exec /bin/bulkhead-bench network-client $2
+exec /bin/bulkhead-bench network-client $server
 ";
 
 const VHOST_NET: &str = "/dev/vhost-net";

@@ -209,11 +209,11 @@ fn qemu(programs: &Programs, vhost: bool, link: &Link) -> Result<Invocation, Ben
     link.join_tap()?;
     let backend = format!("tap,id=net,ifname={TAP},script=no,downscript=no,vhost={}", if vhost { "on" } else { "off" });
     let device = format!("virtio-net-device,netdev=net,mac={}", link.mac());
-    let init_args = format!("{} {}", link.peer_address(), link.host_address());
+    let words = format!("own={} server={}", link.peer_address(), link.host_address());
     let machine = QemuMachine {
         memory_mib: GUEST_MEM_SIZE_MIB,
         image: IMAGE,
-        init_args: &init_args,
+        words: &words,
         devices: &["-netdev", &backend, "-device", &device, "-global", "virtio-mmio.force-legacy=false"],
     };
     Ok(programs.qemu_machine(&machine).inside(link.namespace()))
