@@ -79,6 +79,8 @@ pub(crate) enum OpenPartError {
     Read { part: &'static str, path: PathBuf, source: io::Error },
     #[error("the {part} {} is damaged: it does not begin as {kind} does; install it again", path.display())]
     Damaged { part: &'static str, path: PathBuf, kind: &'static str },
+    #[error("the {part} {} is damaged: its end is missing; install it again", path.display())]
+    CutShort { part: &'static str, path: PathBuf },
 }
 
 /// The number that Linux has given to KVM, major and minor (Documentation/admin-guide/devices.txt).
@@ -182,12 +184,12 @@ impl Install {
 
     /// Opens the guest's kernel.
     pub(crate) fn open_kernel(&self) -> Result<File, OpenPartError> {
-        open_file("guest kernel", &self.kernel, ELF_MAGIC, "an ELF file")
+        open_file("guest kernel", &self.kernel, ELF_MAGIC, "an ELF file", segments_are_whole)
     }
 
     /// Opens the guest's image.
     pub(crate) fn open_initramfs(&self) -> Result<File, OpenPartError> {
-        open_file("guest image", &self.initramfs, CPIO_MAGIC, "an uncompressed cpio archive")
+        open_file("guest image", &self.initramfs, CPIO_MAGIC, "an uncompressed cpio archive", archive_is_whole)
     }
 }
 
@@ -195,16 +197,66 @@ fn valid_timeout(ms: u64) -> bool {
     (1..=3_600_000).contains(&ms)
 }
 
-fn open_file(part: &'static str, path: &Path, magic: &[u8], kind: &'static str) -> Result<File, OpenPartError> {
-    let file = File::open(path).map_err(|source| OpenPartError::Open { part, path: path.to_owned(), source })?;
+fn open_file(
+    part: &'static str,
+    path: &Path,
+    magic: &[u8],
+    kind: &'static str,
+    is_whole: fn(&File, u64) -> io::Result<bool>,
+) -> Result<File, OpenPartError> {
+    let path = || path.to_owned();
+    let file = File::open(path()).map_err(|source| OpenPartError::Open { part, path: path(), source })?;
     let mut head = [0; 6];
     match file.read_exact_at(&mut head, 0) {
-        Ok(()) if head.starts_with(magic) => Ok(file),
+        Ok(()) if head.starts_with(magic) => {}
         Err(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-            Err(OpenPartError::Read { part, path: path.to_owned(), source })
+            return Err(OpenPartError::Read { part, path: path(), source });
         }
-        _ => Err(OpenPartError::Damaged { part, path: path.to_owned(), kind }),
+        _ => return Err(OpenPartError::Damaged { part, path: path(), kind }),
     }
+    match file.metadata().and_then(|metadata| is_whole(&file, metadata.len())) {
+        Ok(true) => Ok(file),
+        Err(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(OpenPartError::Read { part, path: path(), source })
+        }
+        _ => Err(OpenPartError::CutShort { part, path: path() }),
+    }
+}
+
+/// Whether an ELF file has all that its segments are made of (System V ABI, Object Files: ELF-64 header, program header).
+fn segments_are_whole(file: &File, length: u64) -> io::Result<bool> {
+    const HEADER_LEN: u16 = 56;
+    let mut header = [0; 64];
+    file.read_exact_at(&mut header, 0)?;
+    let (offset, entry_len, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
+    if entry_len != HEADER_LEN {
+        return Ok(false);
+    }
+    let mut headers = vec![0; usize::from(count) * usize::from(HEADER_LEN)];
+    file.read_exact_at(&mut headers, offset)?;
+    Ok(count != 0
+        && headers.chunks_exact(usize::from(HEADER_LEN)).all(|header| {
+            let (offset, len) = (u64_at(header, 8), u64_at(header, 32));
+            offset.checked_add(len).is_some_and(|end| end <= length)
+        }))
+}
+
+/// Whether a cpio archive has its last entry (Documentation/driver-api/early-userspace/buffer-format.rst), which zeros may
+/// follow as far as the next block of 512 bytes.
+fn archive_is_whole(file: &File, length: u64) -> io::Result<bool> {
+    let mut tail = vec![0; 1024.min(length) as usize];
+    let start = length - tail.len() as u64;
+    file.read_exact_at(&mut tail, start)?;
+    let end = tail.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    Ok(tail[..end].ends_with(b"TRAILER!!!"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes[at..].first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]
@@ -254,8 +306,47 @@ mod tests {
         let path = dir.path().join("vmlinux");
         for content in [&b""[..], b"\x7fEL", b"PE file or so"] {
             fs::write(&path, content).unwrap();
-            let opened = open_file("guest kernel", &path, ELF_MAGIC, "an ELF file");
+            let opened = open_file("guest kernel", &path, ELF_MAGIC, "an ELF file", segments_are_whole);
             assert!(matches!(opened, Err(OpenPartError::Damaged { .. })), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_its_end_is_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinux");
+        // One program header behind the ELF header, and behind it a segment of 8 bytes.
+        let mut kernel = vec![0; 64 + 56 + 8];
+        kernel[..4].copy_from_slice(ELF_MAGIC);
+        (kernel[32], kernel[54], kernel[56]) = (64, 56, 1);
+        (kernel[64 + 8], kernel[64 + 32]) = (120, 8);
+
+        let open = |content: &[u8]| {
+            fs::write(&path, content).unwrap();
+            open_file("guest kernel", &path, ELF_MAGIC, "an ELF file", segments_are_whole)
+        };
+
+        assert!(open(&kernel).is_ok());
+        for length in [6, 63, 64, 119, 120, 127] {
+            assert!(matches!(open(&kernel[..length]), Err(OpenPartError::CutShort { .. })), "{length} bytes");
+        }
+        kernel[64 + 8..64 + 16].fill(0xff);
+        assert!(matches!(open(&kernel), Err(OpenPartError::CutShort { .. })), "an offset without end");
+    }
+
+    #[test]
+    fn an_image_without_its_trailer_is_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initramfs.cpio");
+        let open = |content: &[u8]| {
+            fs::write(&path, content).unwrap();
+            open_file("guest image", &path, CPIO_MAGIC, "an uncompressed cpio archive", archive_is_whole)
+        };
+
+        assert!(open(b"070701 TRAILER!!!").is_ok());
+        assert!(open(&[&b"070701 TRAILER!!!"[..], &[0; 600]].concat()).is_ok());
+        for content in [&b"070701"[..], b"070701 TRAILER!!", b"070701 TRAILER!!! and more"] {
+            assert!(matches!(open(content), Err(OpenPartError::CutShort { .. })), "{content:?}");
         }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn add_beginnings(phases: &mut Vec<Phase>) {
     let first = |lane: &str| phases.iter().find(|phase| phase.lane == lane).map(|phase| phase.begin_ms);
     let entry = phases.iter().find(|phase| phase.name == "kernel entry").map(|phase| phase.end_ms);
     let kernel = entry.zip(first("guest")).map(|(begin_ms, end_ms)| ("guest".to_owned(), "kernel", begin_ms, end_ms));
-    let earliest = phases.first().map(|phase| (phase.lane.clone(), "exec and dynamic linking", 0.0, phase.begin_ms));
+    let earliest = phases.first().map(|phase| (phase.lane.clone(), "exec of the program", 0.0, phase.begin_ms));
     for (lane, name, begin_ms, end_ms) in kernel.into_iter().chain(earliest) {
         let phase = Phase { lane, name: name.to_owned(), begin_ms, end_ms };
         let place = phases.partition_point(|other| other.begin_ms < begin_ms);
@@ -75,7 +75,7 @@ mod tests {
 
         add_beginnings(&mut phases);
 
-        assert_eq!(phases[0], phase("bulkhead", "exec and dynamic linking", 0.0, 2.0));
+        assert_eq!(phases[0], phase("bulkhead", "exec of the program", 0.0, 2.0));
         assert_eq!(phases[3], phase("guest", "kernel", 9.5, 20.0));
     }
 

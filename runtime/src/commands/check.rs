@@ -92,10 +92,19 @@ fn print(items: &[Item], format: Format) -> io::Result<()> {
 }
 
 fn user_rights() -> Found {
-    if rustix::process::geteuid().is_root() {
-        return Ok("root".to_owned());
+    if !rustix::process::geteuid().is_root() {
+        return Err((
+            "not root, so file systems cannot be mounted into the VMM's jail".to_owned(),
+            "run bulkhead as root",
+        ));
     }
-    Err(("not root, so file systems cannot be mounted into the VMM's jail".to_owned(), "run bulkhead as root"))
+    let sets = rustix::thread::capabilities(None)
+        .map_err(|error| (format!("cannot read this process's capabilities: {error}"), "run bulkhead as root"))?;
+    if !sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN) {
+        let mend = "run bulkhead where root may mount: on the host, or in a container that has CAP_SYS_ADMIN";
+        return Err(("root without CAP_SYS_ADMIN, so nothing can be mounted into the VMM's jail".to_owned(), mend));
+    }
+    Ok("root".to_owned())
 }
 
 fn kvm(install: &Install) -> Found {

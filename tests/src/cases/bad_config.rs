@@ -249,7 +249,7 @@ fn fields_that_are_not_honoured(env: &Env) -> Result {
 
 fn ids_that_are_not_valid(env: &Env) -> Result {
     let bundle = Bundle::busybox(env)?;
-    let long = "x".repeat(1025);
+    let long = "x".repeat(if env.kind == Kind::Other { 1025 } else { 256 });
     for id in ["a/b", "/", "../up", "..", ".", "a b", "a\nb", "ä", long.as_str()] {
         if env.kind == Kind::Other && id == "." {
             continue;
