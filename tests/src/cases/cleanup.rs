@@ -107,6 +107,7 @@ fn killed_at_random_moments(env: &Env, count: usize) -> Result {
     env.only_bulkhead()?;
     let (bundle, whole) = busy(env)?;
     let mut state = seed();
+    let (mut runtimes, mut vmms) = (0, 0);
     for number in 0..count {
         let delay = Duration::from_micros(next_random(&mut state) % u64::try_from(whole.as_micros())?.max(1));
         let kill_vmm = next_random(&mut state).is_multiple_of(2);
@@ -114,8 +115,14 @@ fn killed_at_random_moments(env: &Env, count: usize) -> Result {
         std::thread::sleep(delay);
         let vmm = processes::descendants(running.pid()).into_iter().find(|process| process.name == "bulkhead-vmm");
         let victim = match vmm {
-            Some(process) if kill_vmm => process.pid,
-            _ => running.pid(),
+            Some(process) if kill_vmm => {
+                vmms += 1;
+                process.pid
+            }
+            _ => {
+                runtimes += 1;
+                running.pid()
+            }
         };
         // It may have ended by itself.
         let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
@@ -128,6 +135,8 @@ fn killed_at_random_moments(env: &Env, count: usize) -> Result {
         }
         ensure_no_processes(Duration::from_secs(10)).map_err(|failure| at(told(), failure))?;
     }
+    // Ten may all be of one kind.
+    ensure!(count < 100 || runtimes.min(vmms) >= count / 5, "killed were {runtimes} runtimes and {vmms} VMMs");
     let mut last = Bundle::busybox(env)?;
     last.sh("echo last");
     env.run(&last)?.output()?.expect_stdout("last\n")

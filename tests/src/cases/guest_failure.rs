@@ -158,5 +158,6 @@ fn guest_that_stops_answering(env: &Env) -> Result {
     let output = running.finish()?;
 
     output.expect_code(137)?;
+    output.expect_within(Duration::from_secs(90))?;
     output.expect_error_line(&["no longer answers"])
 }
