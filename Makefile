@@ -100,7 +100,7 @@ bench-net: setup build ## Measure networks beside QEMU and runc (BENCH_ARGS="--r
 	@tests/bench/run --network $(BENCH_ARGS)
 
 .PHONY: debug-image
-debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image with a shell in it, to mount or boot for a look
+debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image with a shell in it, to mount and look into
 	$(CARGO) build --release -p bulkhead-rootfs-builder
 	@target/release/bulkhead-rootfs-builder debug --agent $(AGENT) --shell /bin/busybox --output target/debug.erofs
 	@echo target/debug.erofs
