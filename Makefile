@@ -87,7 +87,7 @@ test-unit: ## Unit tests (neither KVM nor root)
 test-e2e: build ## End-to-end tests, where KVM works (E2E_ARGS="--filter NAME")
 	@tests/all e2e
 
-.PHONY: bench bench-icount bench-net
+.PHONY: bench bench-icount bench-net bench-pods
 bench: setup build ## Measure starts beside QEMU, runc and crun, and draw docs/start-phases.svg
 	@tests/bench/run $(BENCH_ARGS)
 	@tests/bench/phases
@@ -98,6 +98,9 @@ bench-icount: setup build ## The same on the instruction clock
 
 bench-net: setup build ## Measure networks beside QEMU and runc (BENCH_ARGS="--rounds 5")
 	@tests/bench/run --network $(BENCH_ARGS)
+
+bench-pods: setup-tests build ## Measure pods under containerd beside runc's (BENCH_ARGS="--rounds 10")
+	@tests/bench/run --pods $(BENCH_ARGS)
 
 .PHONY: debug-image
 debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image with a shell in it, to mount and look into

@@ -17,6 +17,8 @@ mod leftovers;
 mod messages;
 mod options;
 mod output;
+#[path = "../bench/pods/mod.rs"]
+mod pod_bench;
 mod processes;
 mod pty;
 mod run;
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
     };
     if let Some(name) = &options.case {
         return runner::run_one(&options, name);
+    }
+    if let Some(bench) = &options.pod_bench {
+        return runner::run_bench(&options, bench);
     }
     if options.list {
         for case in runner::selected(&options) {

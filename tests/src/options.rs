@@ -21,6 +21,8 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
                    share DIR, which is empty at first
   --keep           keep the folders of failed cases
   --list           print the names and end
+  --bench-pods N   instead of the cases, measure N pods of Bulkhead and of runc in turns (`make bench-pods`);
+                   --machine TEXT says what on, --json FILE takes every figure
 
 Environment: BULKHEAD_TEST_DEBIAN names a Debian root file system (tests/rootfs/make-debian makes one).
 ";
@@ -41,10 +43,23 @@ pub(crate) struct Options {
     pub(crate) claims: Option<PathBuf>,
     pub(crate) keep: bool,
     pub(crate) list: bool,
+    /// Measures pods instead.
+    pub(crate) pod_bench: Option<PodBench>,
     /// Set for the process that runs one case.
     pub(crate) case: Option<String>,
     /// The folder of that one case.
     pub(crate) work: PathBuf,
+}
+
+/// How pods are measured.
+#[derive(Debug, Default)]
+pub(crate) struct PodBench {
+    /// Rounds that count.
+    pub(crate) rounds: usize,
+    /// What is said of the machine.
+    pub(crate) machine: String,
+    /// Takes the figures too.
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// Why there is nothing to run.
@@ -66,10 +81,12 @@ impl Options {
             claims: None,
             keep: false,
             list: false,
+            pod_bench: None,
             case: None,
             work: PathBuf::new(),
         };
         let mut arguments = arguments;
+        let (mut machine, mut json) = ("This machine.".to_owned(), None);
         while let Some(argument) = arguments.next() {
             let argument = text(argument)?;
             let mut value = || arguments.next().ok_or_else(|| Stop::Usage(format!("{argument} needs a value")));
@@ -91,6 +108,14 @@ impl Options {
                             .map_err(|_| Stop::Usage(format!("--stop-after {seconds} is not a number of seconds")))?,
                     ));
                 }
+                "--bench-pods" => {
+                    let rounds = text(value()?)?;
+                    let rounds = count(&rounds)
+                        .ok_or_else(|| Stop::Usage(format!("--bench-pods {rounds} is not from 1 to 64")))?;
+                    options.pod_bench = Some(PodBench { rounds, ..PodBench::default() });
+                }
+                "--machine" => machine = text(value()?)?,
+                "--json" => json = Some(value()?.into()),
                 "--claim" => options.claims = Some(value()?.into()),
                 "--skip-slow" => options.skip_slow = true,
                 "--second-try" => options.second_try = true,
@@ -99,6 +124,9 @@ impl Options {
                 "--help" | "-h" => return Err(Stop::Help),
                 other => return Err(Stop::Usage(format!("unknown option {other}"))),
             }
+        }
+        if let Some(bench) = &mut options.pod_bench {
+            (bench.machine, bench.json) = (machine, json);
         }
         Ok(options)
     }

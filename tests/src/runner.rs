@@ -17,8 +17,8 @@ use crate::cases::{self, Case};
 use crate::env::Env;
 use crate::failure::{Context as _, Failure, Result, fail};
 use crate::leftovers::Before;
-use crate::options::Options;
-use crate::processes;
+use crate::options::{Options, PodBench};
+use crate::{pod_bench, processes};
 
 const PASSED: u8 = 0;
 const FAILED: u8 = 1;
@@ -290,11 +290,30 @@ pub(crate) fn run_one(options: &Options, name: &str) -> ExitCode {
     }
 }
 
+/// Measures pods, in surroundings like a case's.
+pub(crate) fn run_bench(options: &Options, bench: &PodBench) -> ExitCode {
+    let measured = Suite::new(options).and_then(|suite| {
+        let measured = in_surroundings(&suite.runtime, &suite.work, |env| pod_bench::run(env, bench));
+        fs::remove_dir_all(&suite.work).context(|| format!("removing {}", suite.work.display())).and(measured)
+    });
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(reason) | Failure::Skipped(reason)) => {
+            eprintln!("bench: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn run_case(options: &Options, case: &Case) -> Result {
+    in_surroundings(&options.runtime, &options.work, case.run)
+}
+
+fn in_surroundings(runtime: &Path, work: &Path, run: impl FnOnce(&Env) -> Result) -> Result {
     isolate()?;
-    let env = Env::new(&options.runtime, &options.work)?;
+    let env = Env::new(runtime, work)?;
     let before = Before::record();
-    let result = (case.run)(&env);
+    let result = run(&env);
     let mut left = env.unmount_all().and_then(|()| before.check(&env));
     if let (Err(Failure::Failed(reason)), Err(Failure::Failed(found))) = (&result, &left) {
         left = Err(Failure::Failed(format!("{reason}; and then: {found}")));

@@ -30,7 +30,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// What `bulkhead install-containerd` calls its runtime in containerd's configuration, and what another's is called.
 const BULKHEAD: &str = "bulkhead";
-const OTHER: &str = "tested";
+const OTHER: &str = "runc";
+
+/// The runtimes that there are where Bulkhead is tested.
+pub(crate) const RUNTIMES: [&str; 2] = [BULKHEAD, OTHER];
 
 /// containerd with CRI; it ends when dropped, with all pods, and the bridge with it.
 #[derive(Debug)]
@@ -138,9 +141,14 @@ impl<'a> Kubelet<'a> {
 
     /// Runs a pod that has no containers yet.
     pub(crate) fn run(&self, config: PodSandboxConfig) -> Result<Pod<'_>> {
+        self.run_by(handler(self.env), config)
+    }
+
+    /// Runs a pod by one of the runtimes.
+    pub(crate) fn run_by(&self, runtime: &str, config: PodSandboxConfig) -> Result<Pod<'_>> {
         let request = RunPodSandboxRequest {
             config: MessageField::some(config.clone()),
-            runtime_handler: handler(self.env).to_owned(),
+            runtime_handler: runtime.to_owned(),
             ..Default::default()
         };
         let answer: RunPodSandboxResponse = self.call("RunPodSandbox", &request)?;
@@ -332,17 +340,14 @@ fn settings(env: &Env, version: u32, plugins: &str, bridge: &Bridge) -> String {
             ),
         ),
     };
-    let mut text = format!(
+    format!(
         "{image}disable_apparmor = true\nnetns_mounts_under_state_dir = true\n\
          {cri}.cni]\nbin_dir = \"{plugins}\"\nconf_dir = \"{0}\"\n\
-         {cri}.containerd]\ndefault_runtime_name = \"{1}\"\n",
+         {cri}.containerd]\ndefault_runtime_name = \"{1}\"\n\
+         {cri}.containerd.runtimes.{OTHER}]\nruntime_type = \"io.containerd.runc.v2\"\n",
         bridge.configuration.display(),
         handler(env),
-    );
-    if env.kind == Kind::Other {
-        text += &format!("{cri}.containerd.runtimes.{OTHER}]\nruntime_type = \"io.containerd.runc.v2\"\n");
-    }
-    text
+    )
 }
 
 /// The request that names a container and nothing else.

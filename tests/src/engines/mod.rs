@@ -13,7 +13,7 @@ use std::process::Command;
 
 pub(crate) use containerd::Containerd;
 pub(crate) use docker::{BY_NAME, Docker, SHIM};
-pub(crate) use kubelet::{Kubelet, Pod, mount, named};
+pub(crate) use kubelet::{Kubelet, Pod, RUNTIMES, mount, named};
 pub(crate) use podman::Podman;
 
 use serde_json::json;
