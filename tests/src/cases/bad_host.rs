@@ -97,7 +97,7 @@ fn image_is_cut_short(env: &Env) -> Result {
     refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "half-an-image", "its end is missing"])?;
     // What has its end may lack something before it: then it is the guest that says so.
     let trailer = image.len() - 124;
-    fs::write(&path, [&image[..image.len() / 2 & !3], &image[trailer..]].concat())?;
+    fs::write(&path, [&image[..(image.len() / 2) & !3], &image[trailer..]].concat())?;
     let bundle = Bundle::busybox(env)?;
     env.run(&bundle)?.variable("BULKHEAD_INITRAMFS", &path).output()?.expect_error_code(1, &["panicked"])
 }

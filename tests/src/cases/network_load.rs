@@ -20,7 +20,7 @@ use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq, fail};
 pub(super) const CASES: &[Case] = &[
     case!(several_queues),
     case!(a_thousand_connections).limit(600),
-    case!(frames_that_are_lost),
+    case!(frames_that_are_lost).limit(600),
     case!(a_link_that_fails),
     case!(two_gibibytes_unchanged).slow(2400),
     case!(two_hundred_starts_leave_nothing).slow(3600),
@@ -150,7 +150,8 @@ fn frames_that_are_lost(env: &Env) -> Result {
     namespace.inside("tc qdisc add dev eth0 root netem loss 20%")?;
     let bundle = any_container(env, &namespace, ECHO)?;
 
-    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    // Each connection waits for what is lost, longer each time.
+    let mut running = env.run(&bundle)?.limit(Duration::from_secs(500)).open_stdin().spawn()?;
     running.wait_for("ready\n")?;
     echo("10.9.62.2:4000", 32)?;
     for (end, statistics) in [
