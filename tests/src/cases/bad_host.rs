@@ -67,6 +67,7 @@ fn kernel_is_damaged(env: &Env) -> Result {
 }
 
 fn kernel_is_cut_short(env: &Env) -> Result {
+    env.only_bulkhead()?;
     let kernel = fs::read(images::installed(env, "vmlinux")?)?;
     let path = env.work.join("half-a-kernel");
     for length in [60, 4000, kernel.len() / 2] {
@@ -89,13 +90,13 @@ fn image_is_damaged(env: &Env) -> Result {
     refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "noise"])
 }
 
-/// Its beginning is right: the guest's kernel is the first to find out.
 fn image_is_cut_short(env: &Env) -> Result {
+    env.only_bulkhead()?;
     let image = fs::read(images::installed(env, "initramfs.cpio")?)?;
     let path = env.work.join("half-an-image");
     fs::write(&path, &image[..image.len() / 2])?;
     refused(env, "BULKHEAD_INITRAMFS", &path, &["image", "half-an-image", "its end is missing"])?;
-    // What has its end may lack something before it: then it is the guest that says so.
+    // What has its end, an entry of 124 bytes, may lack something before it: then it is the guest that says so.
     let trailer = image.len() - 124;
     fs::write(&path, [&image[..(image.len() / 2) & !3], &image[trailer..]].concat())?;
     let bundle = Bundle::busybox(env)?;
