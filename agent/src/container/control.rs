@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::cgroup::{Cgroup, CgroupError, MEMORY_EVENTS};
 use super::error::{ControlError, NoSuchContainer};
 use super::instance::Instance;
-use super::{Engine, files, listing, spec, stats};
+use super::{Engine, files, listing, proc_files, spec, stats};
 use crate::process::Reaper;
 use crate::sys::{self, Cloned, Parent};
 
@@ -91,9 +91,7 @@ impl Engine {
     /// The processes of a container, in the order of their pids.
     pub async fn processes(&self, id: &str) -> Result<Vec<wire::ProcessInfo>, ControlError> {
         let instance = self.find(id)?;
-        let mut pids = instance.needs_cgroup()?.processes()?;
-        pids.sort_unstable();
-        pids.dedup();
+        let pids = pids(&instance)?;
         let running = |process: &super::process::Process| (!process.has_ended()).then(|| process.pid());
         let exec_ids = {
             let execs = instance.execs();
@@ -101,6 +99,12 @@ impl Engine {
             known.collect()
         };
         Ok(listing::describe(&pids, &exec_ids).await)
+    }
+
+    /// The same processes by their files in /proc, as the container's pid namespace has them.
+    pub async fn process_files(&self, id: &str) -> Result<wire::ReadProcessesResponse, ControlError> {
+        let instance = self.find(id)?;
+        Ok(proc_files::read(&pids(&instance)?).await)
     }
 
     /// Waits until the OOM killer has struck more often in a container than `seen`, or the container has ended.
@@ -180,6 +184,14 @@ impl Drop for Freezing<'_> {
             let _ = self.cgroup.freeze(false);
         }
     }
+}
+
+/// The processes of a container, in order.
+fn pids(instance: &Instance) -> Result<Vec<i32>, ControlError> {
+    let mut pids = instance.needs_cgroup()?.processes()?;
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
 }
 
 /// Waits until there have been more OOM kills than `seen`; for ever where they are not counted, or no longer.

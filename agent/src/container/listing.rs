@@ -12,16 +12,16 @@ use rustix::time::{ClockId, clock_gettime};
 use super::files::read_bounded;
 
 /// Processes that are listed. The answer must fit into one message of 4 MiB.
-const MAX_PROCESSES: usize = 8192;
+pub(super) const MAX_PROCESSES: usize = 8192;
 
 /// Bytes of a command line that are looked at.
-const MAX_COMMAND_LEN: u64 = 4096;
+pub(super) const MAX_COMMAND_LEN: u64 = 4096;
 
 /// Bytes of all command lines together; of processes beyond, the name is given.
 const MAX_COMMANDS_LEN: usize = 2 << 20;
 
 /// Processes looked at in a row, after which others have their turn.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Clock ticks in a second, as /proc counts them: the same in every Linux on x86-64 (USER_HZ).
 const TICKS_PER_SECOND: u64 = 100;
@@ -46,7 +46,7 @@ pub(super) async fn describe(pids: &[i32], exec_ids: &HashMap<i32, String>) -> V
 }
 
 /// When the guest was booted, in seconds since 1970.
-fn boot_time() -> u64 {
+pub(super) fn boot_time() -> u64 {
     let since_boot = clock_gettime(ClockId::Boottime).tv_sec;
     u64::try_from(clock_gettime(ClockId::Realtime).tv_sec - since_boot).unwrap_or(0)
 }

@@ -37,6 +37,7 @@ mod instance;
 mod join;
 mod launch;
 mod listing;
+mod proc_files;
 mod process;
 mod sandbox;
 mod setup;

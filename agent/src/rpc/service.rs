@@ -202,6 +202,14 @@ impl Agent for AgentService {
         Ok(wire::ListProcessesResponse { processes, ..Default::default() })
     }
 
+    async fn read_processes(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ListProcessesRequest,
+    ) -> ttrpc::Result<wire::ReadProcessesResponse> {
+        self.engine.process_files(&request.container_id).await.map_err(ToStatus::into_status)
+    }
+
     async fn pause_container(
         &self,
         _context: &TtrpcContext,

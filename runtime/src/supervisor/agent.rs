@@ -11,9 +11,9 @@ use bulkhead_protocol::agent::{
     CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, CreateContainerResponse,
     DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest,
     GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process,
-    ProcessInfo, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
-    StartContainerResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
-    WaitProcessResponse,
+    ProcessInfo, ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest,
+    StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessRequest, WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -180,6 +180,12 @@ impl Agent {
     pub(crate) async fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
         let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
         Ok(within(CALL_TIMEOUT, self.client.list_processes(Context::default(), &request)).await?.processes)
+    }
+
+    /// The files of the same processes in the container's own /proc.
+    pub(super) async fn process_files(&self) -> Result<ReadProcessesResponse, AgentError> {
+        let request = ListProcessesRequest { container_id: self.container_id.clone(), ..Default::default() };
+        within(CALL_TIMEOUT, self.client.read_processes(Context::default(), &request)).await
     }
 
     pub(crate) async fn pause(&self) -> Result<(), AgentError> {

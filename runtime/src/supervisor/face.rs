@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::error::RunError;
+use super::proc_view::{self, ProcMount};
 use crate::storage::Shares;
 
 /// A folder that every host has, to be covered for a moment.
@@ -33,6 +34,8 @@ pub(super) struct Face {
     root: DetachedTree,
     /// By their places in the container.
     binds: Vec<(PathBuf, DetachedTree)>,
+    /// What will show its processes, if it has a /proc and this host has FUSE.
+    processes: Option<ProcMount>,
 }
 
 impl Face {
@@ -45,12 +48,19 @@ impl Face {
                 binds.push((PathBuf::from(&mount.destination), DetachedTree::open(tree)?));
             }
         }
-        Ok(Self { root: DetachedTree::open(root)?, binds })
+        let has_proc =
+            request.mounts.iter().any(|mount| mount.destination == proc_view::PLACE && mount.fs_type == "proc");
+        let processes = if has_proc { ProcMount::open() } else { None };
+        Ok(Self { root: DetachedTree::open(root)?, binds, processes })
     }
 
     /// Does `work` on a thread of its own, once this one, which has to be the first of its process, is in a mount namespace
-    /// that has these trees and nothing else: for this one, a path leads into the container ever after.
-    pub(super) fn show<T: Send>(self, work: impl FnOnce() -> Result<T, RunError> + Send) -> Result<T, RunError> {
+    /// that has these trees and nothing else: for this one, a path leads into the container ever after. Whoever does the work
+    /// gets what is to show the processes there.
+    pub(super) fn show<T: Send>(
+        self,
+        work: impl FnOnce(Option<ProcMount>) -> Result<T, RunError> + Send,
+    ) -> Result<T, RunError> {
         let (shown, is_shown) = mpsc::channel();
         thread::scope(|scope| {
             // Dropped here when something fails: the worker is waited for, and waits for this.
@@ -58,17 +68,17 @@ impl Face {
             // It is made before, and so is where this one was.
             let worker = thread::Builder::new().name("supervisor".to_owned()).spawn_scoped(scope, move || {
                 // What has failed is told by the other thread.
-                is_shown.recv().ok().map(|()| work())
+                is_shown.recv().ok().map(work)
             });
             let worker = worker.map_err(RunError::Face)?;
-            self.enter().map_err(RunError::Face)?;
-            let _ = shown.send(());
+            let processes = self.enter().map_err(RunError::Face)?;
+            let _ = shown.send(processes);
             let done = worker.join().unwrap_or_else(|panic: Box<dyn Any + Send>| panic::resume_unwind(panic));
             done.unwrap_or_else(|| Err(RunError::Face(io::ErrorKind::BrokenPipe.into())))
         })
     }
 
-    fn enter(self) -> io::Result<()> {
+    fn enter(self) -> io::Result<Option<ProcMount>> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -86,7 +96,7 @@ impl Face {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(self.processes.and_then(ProcMount::mount))
     }
 }
 

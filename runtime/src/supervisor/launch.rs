@@ -14,6 +14,7 @@ use super::daemon::{self, DetachError};
 use super::error::RunError;
 use super::face::Face;
 use super::groundwork::Groundwork;
+use super::proc_view::ProcMount;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{StateDir, check_id, sweep};
@@ -224,11 +225,11 @@ fn supervise(
     let ground = Groundwork::lay(options, translated)?;
     let parts = (install, parts);
     if matches!(options.mode, Mode::Foreground { .. }) {
-        return supervise_from(options, ground, parts, signals, caller, trace);
+        return supervise_from(options, ground, parts, signals, None, caller, trace);
     }
     // Engines look for what lives on.
     let face = Face::new(&ground.translated.request, &ground.translated.shares).map_err(RunError::Face)?;
-    face.show(|| supervise_from(options, ground, parts, signals, caller, trace))
+    face.show(|processes| supervise_from(options, ground, parts, signals, processes, caller, trace))
 }
 
 fn supervise_from(
@@ -236,6 +237,7 @@ fn supervise_from(
     mut ground: Groundwork,
     parts: (Install, OpenParts),
     signals: BlockedSignals,
+    processes: Option<ProcMount>,
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
@@ -249,7 +251,7 @@ fn supervise_from(
         None
     };
     let (last_hooks, ended) = ground.last_hooks();
-    let (sandbox, launched) = match (launch(options, ground, parts, signals, Ends::Own, trace), &early_loop) {
+    let (mut sandbox, launched) = match (launch(options, ground, parts, signals, Ends::Own, trace), &early_loop) {
         (Ok(launched), _) => launched,
         (Err(error), None) => return Err(error),
         (Err(error), Some(runtime)) => {
@@ -257,6 +259,7 @@ fn supervise_from(
             return Err(error);
         }
     };
+    sandbox.show_processes_in(processes);
     let runtime = early_loop.map_or_else(event_loop, Ok)?;
     runtime.block_on(sandbox.supervise(options, launched, caller, trace))
 }

@@ -47,6 +47,7 @@ mod launch;
 mod network;
 mod pid_file;
 pub(crate) mod pod;
+mod proc_view;
 mod proxy;
 mod sandbox;
 mod signals;

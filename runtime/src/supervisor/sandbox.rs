@@ -23,6 +23,7 @@ use super::execs::FAREWELL;
 use super::launch::Options;
 use super::network::NetworkTask;
 use super::pid_file;
+use super::proc_view::ProcMount;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
@@ -83,6 +84,8 @@ pub(super) struct Sandbox {
     outputs: Option<Outputs>,
     phase: Phase,
     follower: Option<Follower>,
+    /// Where the container's processes are to be seen, until they are.
+    processes: Option<ProcMount>,
     /// Work that ends with the sandbox.
     tasks: JoinSet<()>,
 }
@@ -110,8 +113,28 @@ impl Sandbox {
         streams: StreamIds,
     ) -> Self {
         let (cgroup, ends, outputs, phase) = (cgroup.map(Arc::new), Ends::Own, None, Phase::Booting);
-        let (follower, tasks) = (None, JoinSet::new());
-        Self { raw: None, vmm, cgroup, network, state, terminal, size, streams, ends, outputs, phase, follower, tasks }
+        let (follower, processes, tasks) = (None, None, JoinSet::new());
+        Self {
+            raw: None,
+            vmm,
+            cgroup,
+            network,
+            state,
+            terminal,
+            size,
+            streams,
+            ends,
+            outputs,
+            phase,
+            follower,
+            processes,
+            tasks,
+        }
+    }
+
+    /// Has the container's processes seen in `place` once there are any.
+    pub(super) fn show_processes_in(&mut self, place: Option<ProcMount>) {
+        self.processes = place;
     }
 
     /// Supervises until the end; the container's exit status. A caller is told when the container is created, or
@@ -141,6 +164,9 @@ impl Sandbox {
             self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
             self.state.handle()?,
         ));
+        if let Some(place) = self.processes.take() {
+            place.serve(container.agent.clone(), &mut self.tasks);
+        }
         let (watched, told) = (self.vmm.watch().map_err(RunError::EventLoop)?, Arc::clone(&container));
         tokio::spawn(vmm::follow(report, watched, control, vmm_sender, move || told.network_is_without_vhost()));
         let calls = Calls::default();

@@ -250,12 +250,30 @@ fn files_copied_both_ways(env: &Env) -> Result {
     podman.succeed(["rm", "box"]).map(drop)
 }
 
-/// Options that podman does not know itself are for the container's own ps.
+/// podman reads /proc of the container's mount namespace; options that it does not know itself are for the container's own ps.
 fn processes_shown(env: &Env) -> Result {
     let podman = Podman::new(env)?;
     podman.run_detached("box", &["sh", "-c", "sleep 4321 & exec sleep 1234"])?;
 
-    podman.succeed(["top", "box", "-ef"])?.expect_in_stdout(&["sleep 4321", "sleep 1234"])?;
+    let shown = podman.succeed(["top", "box", "pid", "ppid", "user", "state", "seccomp", "args"])?.stdout();
+    let rows: Vec<Vec<&str>> = shown.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    ensure_eq!(rows.len(), 2, "processes of the container in {shown:?}");
+    ensure_eq!(rows[0], ["1", "0", "root", "S", "filter", "sleep", "1234"], "the first process");
+    ensure_eq!(rows[1][1..], ["1", "root", "S", "filter", "sleep", "4321"], "the second process");
+    let inside = podman.succeed(["exec", "box", "pidof", "sleep"])?.stdout();
+    ensure!(inside.split_whitespace().any(|pid| pid == rows[1][0]), "{:?} is not among {inside:?}", rows[1][0]);
+
+    // Times too, of another machine's clock.
+    let of_default = podman.succeed(["top", "box"])?.stdout();
+    let first = of_default.lines().nth(1).unwrap_or_default().trim_end();
+    ensure!(first.starts_with("root ") && first.ends_with("sleep 1234"), "a row in {of_default:?}");
+    let elapsed = first.split_whitespace().nth(4).unwrap_or_default();
+    ensure!(elapsed.ends_with('s') && !elapsed.contains('h'), "it has run for {elapsed:?}");
+
+    podman.succeed(["exec", "box", "sh", "-c", "kill -9 $(pidof sleep | tr ' ' '\n' | grep -vx 1)"])?;
+    let shown = podman.succeed(["top", "box", "pid"])?.stdout();
+    ensure_eq!(shown, "PID\n1\n", "what is left");
+    podman.succeed(["top", "box", "-ef"])?.expect_in_stdout(&["sleep 1234"])?;
     podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
 }
 
