@@ -23,6 +23,7 @@ mod events;
 mod exec;
 mod info;
 mod logger;
+mod loop_device;
 mod metrics;
 mod pod;
 mod rootfs;

@@ -18,6 +18,8 @@ use rustix::fs::{Mode, OFlags, open};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use super::loop_device::LoopDevice;
+
 /// The bundle's folder for it.
 const FOLDER: &str = "rootfs";
 
@@ -36,8 +38,8 @@ pub(super) enum RootfsError {
     Mount { kind: String, source_path: String, target: PathBuf, options: Vec<String>, source: io::Error },
     #[error("cannot mount on {0:?}: it is not a path below the root file system")]
     Target(String),
-    #[error("the mount option {0:?} of the root file system is not supported")]
-    Option(String),
+    #[error("cannot make a block device of {}, which the mount option loop of the root file system asks for (module loop)", .0.display())]
+    Loop(PathBuf, #[source] io::Error),
     #[error("cannot open {} for an overlay", .0.display())]
     Lower(PathBuf, #[source] io::Error),
     #[error("the options of a mount of the root file system are longer than {MAX_DATA} bytes")]
@@ -124,8 +126,11 @@ pub(super) fn unmount_all(bundle: &Path) -> io::Result<()> {
 
 fn mount_one(folder: &Path, description: &Mount) -> Result<(), RootfsError> {
     let target = target(folder, &description.target)?;
-    let Options { flags, data } = Options::parse(&description.options)?;
-    let (kind, source) = (description.type_.as_str(), description.source.as_str());
+    let Options { flags, data, is_file } = Options::parse(&description.options);
+    let (kind, source) = (description.type_.as_str(), Path::new(&description.source));
+    // Held until it is mounted, which then holds it.
+    let device = is_file.then(|| attach(source, flags.contains(MsFlags::MS_RDONLY))).transpose()?;
+    let source = device.as_ref().map_or(source, LoopDevice::path);
     let (data, _lower) = if data.len() > MAX_DATA { shorten(&data)? } else { (data, Vec::new()) };
     if data.len() > MAX_DATA {
         return Err(RootfsError::TooLong);
@@ -138,15 +143,19 @@ fn mount_one(folder: &Path, description: &Mount) -> Result<(), RootfsError> {
     };
     mounted.map_err(|error| RootfsError::Mount {
         kind: kind.to_owned(),
-        source_path: source.to_owned(),
+        source_path: description.source.clone(),
         target,
         options: description.options.clone(),
         source: error.into(),
     })
 }
 
+fn attach(file: &Path, read_only: bool) -> Result<LoopDevice, RootfsError> {
+    LoopDevice::attach(file, read_only).map_err(|error| RootfsError::Loop(file.to_owned(), error))
+}
+
 /// A bind mount takes its other flags by a second call only.
-fn bind(source: &str, target: &Path, flags: MsFlags) -> nix::Result<()> {
+fn bind(source: &Path, target: &Path, flags: MsFlags) -> nix::Result<()> {
     let none: Option<&str> = None;
     let recursive = flags & MsFlags::MS_REC;
     mount(Some(source), target, none, MsFlags::MS_BIND | recursive, none)?;
@@ -178,11 +187,14 @@ fn target(folder: &Path, below: &str) -> Result<PathBuf, RootfsError> {
 struct Options {
     flags: MsFlags,
     data: String,
+    /// Whether the source is a file that is to be a block device.
+    is_file: bool,
 }
 
 impl Options {
-    fn parse(options: &[String]) -> Result<Self, RootfsError> {
+    fn parse(options: &[String]) -> Self {
         let mut flags = MsFlags::empty();
+        let mut is_file = false;
         let mut data = Vec::new();
         for option in options {
             match option.as_str() {
@@ -197,11 +209,11 @@ impl Options {
                 "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
                 "relatime" => flags |= MsFlags::MS_RELATIME,
                 "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
-                "loop" => return Err(RootfsError::Option(option.clone())),
+                "loop" => is_file = true,
                 option => data.push(option),
             }
         }
-        Ok(Self { flags, data: data.join(",") })
+        Self { flags, data: data.join(","), is_file }
     }
 }
 
@@ -230,17 +242,17 @@ fn shorten(data: &str) -> Result<(String, Vec<OwnedFd>), RootfsError> {
 mod tests {
     use super::*;
 
-    fn parse(options: &[&str]) -> Result<Options, RootfsError> {
+    fn parse(options: &[&str]) -> Options {
         Options::parse(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
     fn options_are_flags_or_the_file_systems_own() {
-        let parsed = parse(&["rbind", "ro", "index=off", "lowerdir=/a:/b"]).unwrap();
+        let parsed = parse(&["rbind", "ro", "index=off", "lowerdir=/a:/b"]);
 
         assert_eq!(parsed.flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
         assert_eq!(parsed.data, "index=off,lowerdir=/a:/b");
-        assert!(matches!(parse(&["loop"]), Err(RootfsError::Option(option)) if option == "loop"));
+        assert!(!parsed.is_file && parse(&["ro", "loop"]).is_file);
     }
 
     #[test]

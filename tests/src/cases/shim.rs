@@ -4,19 +4,27 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, ShutdownRequest, StartRequest, WaitRequest};
+use containerd_shim_protos::ttrpc::context::with_duration;
+use containerd_shim_protos::types::mount::Mount;
+use containerd_shim_protos::{Client, TaskClient};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use protobuf::Message;
 
 use super::{Case, case};
+use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Result, ensure, ensure_eq, fail};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::messages::shim::{Any, BootstrapParams, BootstrapResult, DeleteResponse, RuntimeInfo};
 use crate::output::Output;
 use crate::processes::{self, Process};
 use crate::run::Run;
 
-pub(super) const CASES: &[Case] = &[case!(start_and_delete), case!(information), case!(refused)];
+pub(super) const CASES: &[Case] = &[case!(start_and_delete), case!(information), case!(refused), case!(root_in_a_file)];
 
 /// `log_level` of the bootstrap parameters.
 const DEBUG: i32 = -4;
@@ -69,7 +77,7 @@ impl<'a> Shim<'a> {
                 return Ok(());
             }
             ensure!(Instant::now() < end, "the server {pid} goes on");
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -83,6 +91,12 @@ impl<'a> Shim<'a> {
         output.expect_code(0)?;
         output.expect_silent_stderr()?;
         Ok(output)
+    }
+
+    /// Starts it; its Task service.
+    fn tasks(&self) -> Result<TaskClient> {
+        let address = self.start(Vec::new())?.stdout();
+        Ok(TaskClient::new(Client::connect(&address).context(|| format!("connecting to {address}"))?))
     }
 
     /// `delete` of a server at that address, after which nothing is left.
@@ -161,4 +175,69 @@ fn refused(env: &Env) -> Result {
     };
     let words = [shim.flags().as_slice(), &["start"]].concat();
     shim.call(&words).input(relative.write_to_bytes()?).output()?.expect_error(&["socket_dir", "\"sockets\""])
+}
+
+/// What the snapshotters `blockfile` and `erofs` of containerd 2 hand over: a file with a file system.
+fn root_in_a_file(env: &Env) -> Result {
+    let shim = Shim::new(env)?;
+    let mut bundle = Bundle::busybox(env)?;
+    let (image, output) = (env.work.join("root.ext4"), env.work.join("output"));
+    let [image_path, rootfs] = [&image, &bundle.rootfs()].map(|path| path.display().to_string());
+    env.tool(Path::new("mkfs.ext4"), ["-q", "-d", &rootfs, &image_path, "32M"]).output()?.expect_code(0)?;
+    fs::remove_dir_all(bundle.rootfs())?;
+    bundle.sh("echo from the container >/written; echo it ran").write()?;
+    env.tool(Path::new("modprobe"), ["loop"]).output()?.expect_code(0)?;
+    let tasks = shim.tasks()?;
+    let limit = || with_duration(Duration::from_secs(120));
+    let options = vec!["loop".to_owned()];
+    let root = Mount { type_: "ext4".to_owned(), source: image_path.clone(), options, ..Mount::default() };
+    let request = CreateTaskRequest {
+        id: shim.id.clone(),
+        bundle: bundle.folder.display().to_string(),
+        rootfs: vec![root],
+        stdout: format!("file://{}", output.display()),
+        ..CreateTaskRequest::default()
+    };
+    let absent = Mount { source: "/no/such/image".to_owned(), ..request.rootfs[0].clone() };
+    let refused = tasks.create(limit(), &CreateTaskRequest { rootfs: vec![absent], ..request.clone() });
+    let why = refused.map(|_| String::new()).unwrap_or_else(|error| error.to_string());
+    ensure!(why.contains("cannot make a block device of /no/such/image"), "an absent image is refused by {why:?}");
+
+    tasks.create(limit(), &request)?;
+    ensure_eq!(loop_devices(&image)?, 1, "loop devices while it is there");
+    tasks.start(limit(), &StartRequest { id: shim.id.clone(), ..StartRequest::default() })?;
+    let ended = tasks.wait(limit(), &WaitRequest { id: shim.id.clone(), ..WaitRequest::default() })?;
+    ensure_eq!(ended.exit_status, 0, "the exit status");
+    ensure_eq!(fs::read_to_string(&output)?, "it ran\n", "its output");
+    tasks.delete(limit(), &DeleteRequest { id: shim.id.clone(), ..DeleteRequest::default() })?;
+    ensure_eq!(loop_devices(&image)?, 0, "loop devices when it is gone");
+    let written = env.tool(Path::new("debugfs"), ["-R", "cat /written", &image_path]).output()?.stdout();
+    ensure_eq!(written, "from the container\n", "what the image has");
+
+    tasks.shutdown(limit(), &ShutdownRequest { id: shim.id.clone(), ..ShutdownRequest::default() })?;
+    Shim::ends(shim.pid()?)?;
+
+    // One that is killed leaves none.
+    let killed = Shim::new(env)?;
+    killed.tasks()?.create(limit(), &CreateTaskRequest { id: killed.id.clone(), ..request })?;
+    ensure_eq!(loop_devices(&image)?, 1, "loop devices of the second one");
+    kill(Pid::from_raw(killed.pid()?), Signal::SIGKILL)?;
+    Shim::ends(killed.pid()?)?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while loop_devices(&image)? > 0 {
+        ensure!(Instant::now() < end, "a loop device is left");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let bundle = killed.bundle.display().to_string();
+    killed.call(&[killed.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?.expect_code(0)
+}
+
+/// How many block devices a file is.
+fn loop_devices(file: &Path) -> Result<usize> {
+    let mut count = 0;
+    for device in fs::read_dir("/sys/block")? {
+        let backing = fs::read_to_string(device?.path().join("loop/backing_file")).unwrap_or_default();
+        count += usize::from(Path::new(backing.trim_end()) == file);
+    }
+    Ok(count)
 }
