@@ -6,10 +6,10 @@
 //! | who connects | vsock port | what flows |
 //! | --- | --- | --- |
 //! | agent to host (CID 2) | [`AGENT_PORT`] | ttrpc; the agent is the server. Opened once, when the agent is ready. |
-//! | host to agent | [`STREAM_PORT`] | one process stream; the host first sends its [stream id](STREAM_ID_LEN). |
+//! | host to agent | [`STREAM_PORT`] | one stream of a process, or one connection; the host first sends its [stream id](STREAM_ID_LEN). |
 //!
 //! A stream carries raw bytes. For stdin, the host shuts its sending side down at end of file; for stdout and stderr
-//! the agent closes at end of file.
+//! the agent closes at end of file. What a stream does that stands for a connection is told in [`splice`].
 
 #![allow(
     missing_docs,
@@ -24,7 +24,7 @@
 /// The host's port that the agent connects to when it is ready to serve.
 pub const AGENT_PORT: u32 = 1024;
 
-/// The guest's port that accepts process streams.
+/// The guest's port that accepts streams.
 pub const STREAM_PORT: u32 = 1025;
 
 /// The guest's context id: every sandbox has its own vsock device, so all use the same.
@@ -38,6 +38,8 @@ pub const ERROR_PROGRAM_NOT_FOUND: ttrpc::Code = ttrpc::Code::NOT_FOUND;
 
 /// The ttrpc code of an error whose details name a program that cannot be executed (exit status 126).
 pub const ERROR_PROGRAM_NOT_EXECUTABLE: ttrpc::Code = ttrpc::Code::PERMISSION_DENIED;
+
+pub mod splice;
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));

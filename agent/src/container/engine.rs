@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::failure::{Failure, Stage};
 use super::instance::Instance;
 use super::process::{Exit, Process, Waiting};
 use super::setup::Setup;
+use super::sockets::HostSockets;
 use super::spec::{ContainerSpec, TerminalSize};
 use super::trees::{TreeUses, UsedTrees};
 use super::{devices, launch};
@@ -50,6 +51,8 @@ pub struct EngineConfig {
     pub sysfs: PathBuf,
     /// An empty directory for the tmpfs that containers can share.
     pub sandbox_shm: PathBuf,
+    /// An empty directory for the sockets at which the agent listens for the host.
+    pub sockets: PathBuf,
 }
 
 /// Makes, starts, signals and deletes containers. Needs a process with one thread.
@@ -63,6 +66,8 @@ pub struct Engine {
     tree_uses: Arc<TreeUses>,
     has_shm: AtomicBool,
     common_pids: CommonPids,
+    /// The next name of a socket.
+    socket_names: AtomicU64,
 }
 
 /// Keeps an id from being used twice while its container is being made, and gives it back if that fails.
@@ -84,9 +89,16 @@ impl Drop for Reservation<'_> {
 impl Engine {
     /// An engine without containers.
     pub fn new(config: EngineConfig, reaper: Arc<Reaper>, streams: Arc<StreamTable>) -> Self {
-        let (tree_uses, has_shm) = (Arc::default(), AtomicBool::new(false));
-        let common_pids = CommonPids::default();
-        Self { config, reaper, streams, containers: Mutex::default(), tree_uses, has_shm, common_pids }
+        Self {
+            config,
+            reaper,
+            streams,
+            containers: Mutex::default(),
+            tree_uses: Arc::default(),
+            has_shm: AtomicBool::new(false),
+            common_pids: CommonPids::default(),
+            socket_names: AtomicU64::new(0),
+        }
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Instance>>>> {
@@ -129,6 +141,7 @@ impl Engine {
         devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
         let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
         self.mount_shm(spec)?;
+        let sockets = HostSockets::listen(&spec.mounts, &self.config.sockets, &self.socket_names)?;
         let cgroup = match &self.config.cgroup_parent {
             Some(parent) => {
                 Some(Arc::new(Cgroup::create(parent, &spec.id, &spec.cgroup_settings, &spec.device_filter)?))
@@ -136,7 +149,7 @@ impl Engine {
             None => None,
         };
         let begin = trace.add("prepare", begin);
-        let spawned = self.spawn(spec, &mapped, cgroup.as_deref());
+        let spawned = self.spawn(spec, &mapped, &sockets, cgroup.as_deref());
         drop(mapped);
         let (child, channel, stdio) = match spawned {
             Ok(spawned) => spawned,
@@ -152,6 +165,7 @@ impl Engine {
             namespaces: spec.namespaces,
             id_mappings: spec.id_mappings.clone(),
             trees,
+            sockets,
             cgroup,
             execs: Mutex::default(),
         };
@@ -172,6 +186,7 @@ impl Engine {
         &self,
         spec: &ContainerSpec,
         mapped: &[Option<OwnedFd>],
+        sockets: &HostSockets,
         cgroup: Option<&Cgroup>,
     ) -> Result<(Child, AgentEnd, AgentStdio), CreateError> {
         let (agent_end, child_end) = channel::pair().map_err(LaunchError::Channel)?;
@@ -196,7 +211,7 @@ impl Engine {
                 // that both processes have.
                 let cgroup = cgroup.map(Cgroup::path);
                 let stdio = child_stdio.as_ref();
-                run_child(&Setup { spec, config: &self.config, channel: &child_end, stdio, cgroup, mapped })
+                run_child(&Setup { spec, config: &self.config, channel: &child_end, stdio, cgroup, mapped, sockets })
             }
         }
     }

@@ -47,6 +47,14 @@ pub enum CreateError {
     /// The tmpfs that containers share cannot be mounted.
     #[error("cannot mount the sandbox's shared memory")]
     Shm(#[source] io::Error),
+    /// A socket in the place of one of the host's cannot be made.
+    #[error("cannot make the socket for {destination}")]
+    Socket {
+        /// Where it is to be bound.
+        destination: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The pid namespace that containers share cannot be made or entered.
     #[error("cannot enter the pid namespace that the containers share")]
     CommonPids(#[source] io::Error),

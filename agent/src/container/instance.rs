@@ -15,6 +15,7 @@ use super::cgroup::{Cgroup, CgroupError};
 use super::error::NoSuchProcess;
 use super::id_map::IdMappings;
 use super::process::Process;
+use super::sockets::HostSockets;
 use super::spec::Namespaces;
 use super::trees::UsedTrees;
 
@@ -27,6 +28,7 @@ pub(crate) struct Instance {
     /// Those of its user namespace, if it has one.
     pub(crate) id_mappings: Option<IdMappings>,
     pub(crate) trees: UsedTrees,
+    pub(crate) sockets: HostSockets,
     pub(crate) cgroup: Option<Arc<Cgroup>>,
     /// The exec'd processes by their ids; `None` for one that is being made.
     pub(crate) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,

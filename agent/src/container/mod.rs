@@ -41,6 +41,7 @@ mod proc_files;
 mod process;
 mod sandbox;
 mod setup;
+mod sockets;
 mod spec;
 mod stats;
 mod sysctl;
@@ -59,4 +60,5 @@ pub use sandbox::SandboxSpec;
 pub use spec::{ContainerSpec, ProcessSpec, SpecError, TerminalSize};
 
 pub(crate) use id_map::IdMappings;
+pub(crate) use sockets::HostSockets;
 pub(crate) use spec::{Capabilities, Mount, MountSource, StdioSpec};

@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::attributes::{self, Program};
 use super::channel::ChildEnd;
-use super::{ContainerSpec, EngineConfig, Failure, Stage, devices, sandbox, sysctl};
+use super::{ContainerSpec, EngineConfig, Failure, HostSockets, Stage, devices, sandbox, sysctl};
 use crate::network;
 use crate::process::{credentials, stdio, terminal};
 use crate::storage::hidden;
@@ -30,6 +30,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) cgroup: Option<&'a std::path::Path>,
     /// For each mount of the spec whose ids are mapped: what is to be mounted.
     pub(crate) mapped: &'a [Option<OwnedFd>],
+    /// Those that are to be bound.
+    pub(crate) sockets: &'a HostSockets,
 }
 
 impl Setup<'_> {
@@ -118,6 +120,7 @@ impl Setup<'_> {
             root,
             shares: &self.config.shares,
             shm: &self.config.sandbox_shm,
+            sockets: self.sockets,
             cgroup: if self.spec.namespaces.cgroup { None } else { self.cgroup },
             sysfs: (self.spec.namespaces.user && !self.spec.namespaces.network).then_some(&*self.config.sysfs),
         };

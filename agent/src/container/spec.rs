@@ -196,6 +196,19 @@ pub(crate) enum MountSource {
     FileSystem { fs_type: String, source: String },
     /// The tmpfs that containers share.
     SandboxShm,
+    /// A socket at which the agent listens for the host.
+    Socket(SocketSpec),
+}
+
+/// A socket in the place of one of the host's.
+#[derive(Debug)]
+pub(crate) struct SocketSpec {
+    /// The host's number for it.
+    pub(crate) number: u32,
+    /// Permission bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 /// A device node to be made.
@@ -316,7 +329,7 @@ impl ContainerSpec {
     pub(crate) fn shared_trees(&self) -> Vec<SharedTree> {
         let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Share { place, .. } => Some(place.clone()),
-            MountSource::FileSystem { .. } | MountSource::SandboxShm => None,
+            MountSource::FileSystem { .. } | MountSource::SandboxShm | MountSource::Socket(_) => None,
         });
         std::iter::once(self.rootfs.clone()).chain(binds).collect()
     }
@@ -389,6 +402,10 @@ impl Mount {
                 is_directory: wire.source_is_dir,
             },
             None if wire.sandbox_shm => MountSource::SandboxShm,
+            None if wire.socket.is_some() => {
+                let wire::HostSocket { number, mode, uid, gid, .. } = wire.socket.unwrap_or_default();
+                MountSource::Socket(SocketSpec { number, mode: mode & 0o777, uid, gid })
+            }
             None if wire.fs_type.is_empty() => return Err(SpecError::Missing("mount source")),
             None => MountSource::FileSystem { fs_type: wire.fs_type, source: wire.source },
         };

@@ -30,6 +30,7 @@ const ROOTFS: &str = "/run/bulkhead/rootfs";
 const DEVICES: &str = "/run/bulkhead/devices";
 pub(crate) const SYS: &str = "/run/bulkhead/sys";
 const SHM: &str = "/run/bulkhead/shm";
+const SOCKETS: &str = "/run/bulkhead/sockets";
 
 /// The virtio-fs tags of the two share devices.
 const PRIVATE_TAG: &str = "private";
@@ -92,6 +93,7 @@ fn bring_up() -> Result<std::convert::Infallible, InitError> {
         device_scratch: DEVICES.into(),
         sysfs: SYS.into(),
         sandbox_shm: SHM.into(),
+        sockets: SOCKETS.into(),
     };
     runtime.block_on(serve(config, trace))
 }

@@ -11,8 +11,16 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use crate::log;
 
 /// Directories that are made, beside those in the image.
-const DIRECTORIES: [&str; 7] =
-    [super::PRIVATE, super::SHARED, super::CGROUP, super::ROOTFS, super::DEVICES, super::SYS, super::SHM];
+const DIRECTORIES: [&str; 8] = [
+    super::PRIVATE,
+    super::SHARED,
+    super::CGROUP,
+    super::ROOTFS,
+    super::DEVICES,
+    super::SYS,
+    super::SHM,
+    super::SOCKETS,
+];
 
 /// The cgroup in which containers get theirs.
 const CONTAINERS: &str = "bulkhead";

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use crate::sys;
+use bulkhead_protocol::splice::Socket;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -81,6 +82,20 @@ impl FdStream {
 impl AsFd for FdStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.get_ref().as_fd()
+    }
+}
+
+impl Socket for FdStream {
+    async fn readable(&self) -> io::Result<()> {
+        Self::readable(self).await
+    }
+
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        Self::read_now(self, buffer)
+    }
+
+    async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        Self::write_all(self, bytes).await
     }
 }
 

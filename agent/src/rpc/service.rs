@@ -254,6 +254,17 @@ impl Agent for AgentService {
         Ok(wire::WaitOomResponse { count: kills.count, ended: kills.ended, ..Default::default() })
     }
 
+    async fn wait_connection(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::WaitConnectionRequest,
+    ) -> ttrpc::Result<wire::WaitConnectionResponse> {
+        let waited = self.engine.wait_connection(&request.container_id, request.stream).await;
+        let socket = waited.map_err(ToStatus::into_status)?;
+        let (ended, socket) = (socket.is_none(), socket.unwrap_or_default());
+        Ok(wire::WaitConnectionResponse { socket, ended, ..Default::default() })
+    }
+
     async fn delete_container(
         &self,
         _context: &TtrpcContext,

@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::resolve::{self, Kind};
 use super::{ShareRoots, copy_up, tree};
-use crate::container::{Failure, IdMappings, Mount, MountSource, Stage};
+use crate::container::{Failure, HostSockets, IdMappings, Mount, MountSource, Stage};
 
 /// Where mounts are made, and from what.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct MountContext<'a> {
     pub(crate) shares: &'a ShareRoots,
     /// The tmpfs that containers share.
     pub(crate) shm: &'a Path,
+    /// Those that stand for the host's.
+    pub(crate) sockets: &'a HostSockets,
     /// The container's cgroup, if it has no cgroup namespace: it then sees its own part of the tree by a bind mount.
     pub(crate) cgroup: Option<&'a Path>,
     /// A sysfs, if the container cannot mount one, as it has a user namespace and not the network one: then it gets this.
@@ -77,6 +80,7 @@ pub(crate) fn make(
     match &mount.source {
         MountSource::Share { .. } => bind(context, mount, mapped).map(|()| None),
         MountSource::SandboxShm => bind_own(context, mount, Some(context.shm)).map(|()| None),
+        MountSource::Socket(socket) => bind_socket(context, mount, socket.number).map(|()| None),
         MountSource::FileSystem { fs_type, .. } if fs_type == "cgroup2" && context.cgroup.is_some() => {
             bind_own(context, mount, context.cgroup).map(|()| None)
         }
@@ -97,6 +101,7 @@ fn describe(mount: &Mount) -> String {
         }
         MountSource::FileSystem { fs_type, .. } => format!("{fs_type} at {}", mount.destination),
         MountSource::SandboxShm => format!("the sandbox's shared memory at {}", mount.destination),
+        MountSource::Socket(_) => format!("the host's socket at {}", mount.destination),
     }
 }
 
@@ -119,6 +124,16 @@ fn bind_own(context: &MountContext<'_>, mount: &Mount, directory: Option<&Path>)
     let make = || -> io::Result<()> {
         let source = resolve::own_directory(directory)?;
         attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::Directory)
+    };
+    make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
+}
+
+fn bind_socket(context: &MountContext<'_>, mount: &Mount, number: u32) -> Result<(), Failure> {
+    let make = || -> io::Result<()> {
+        let path = context.sockets.path(number).ok_or(Errno::NOENT)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::File)
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }

@@ -7,6 +7,7 @@ mod control;
 mod exec;
 mod filesystem;
 mod program;
+mod sockets;
 mod stdio;
 
 use std::future::Future;
@@ -96,6 +97,11 @@ cases![
     program::created_container_waits_to_be_started,
     program::containers_are_deleted_in_any_state,
     program::several_containers_run_at_once,
+    sockets::connections_are_told_and_joined_with_the_hosts_streams,
+    sockets::connections_to_all_sockets_have_their_turn,
+    sockets::socket_is_owned_as_the_hosts,
+    sockets::what_was_sent_last_is_told_after_the_containers_end,
+    sockets::stream_that_the_host_closes_at_once_closes_the_connection,
     stdio::input_reaches_output_and_ends,
     stdio::absent_streams_are_dev_null,
     stdio::reader_that_goes_away_ends_the_writer,

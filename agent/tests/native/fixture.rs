@@ -74,7 +74,7 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder for the case");
         rustix::mount::mount("tmpfs", folder.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=755"))
             .expect("root can mount");
-        for name in ["private", "shared", "mount-point", "devices"] {
+        for name in ["private", "shared", "mount-point", "devices", "sockets"] {
             std::fs::create_dir(folder.path().join(name)).expect("an empty folder");
         }
         make_rootfs(&folder.path().join("private/rootfs"));
@@ -87,6 +87,7 @@ impl World {
             device_scratch: folder.path().join("devices"),
             sysfs: "/sys".into(),
             sandbox_shm: folder.path().join("shm"),
+            sockets: folder.path().join("sockets"),
         };
         // One for the whole process: each would take the children of all.
         static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();

@@ -34,7 +34,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec};
 
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
@@ -48,7 +48,7 @@ use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
 use crate::network::NetworkNamespace;
-use crate::storage::{ShareError, Shares};
+use crate::storage::{HostSocket, ShareError, Shares};
 
 /// The name of the configuration in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -63,6 +63,8 @@ pub(crate) struct Translated {
     pub(crate) request: CreateContainerRequest,
     /// What the guest gets to see of the host's files.
     pub(crate) shares: Shares,
+    /// The host's sockets that it may connect to, by their numbers in the request.
+    pub(crate) sockets: Vec<HostSocket>,
     /// The machine.
     pub(crate) machine: Machine,
     /// The sandbox's cgroup on the host.
@@ -235,11 +237,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         linux.and_then(|linux| linux.personality().as_ref()).map(scheduling::personality).transpose()?;
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = list(linux.and_then(|linux| linux.namespaces().as_ref()));
-    let has_pids = namespaces.is_empty() || namespaces.iter().any(|other| other.typ() == LinuxNamespaceType::Pid);
-    if matches!(role, Role::Sandbox) && !has_pids {
-        let what = "a pod without a pid namespace, which is to see the processes of the host";
-        return Err(FieldError::unsupported("linux.namespaces", what));
-    }
+    check_pids(namespaces, role)?;
     let network_path = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
     let network_path = network_path.and_then(|namespace| namespace.path().clone());
     let namespaces = Namespaces::translate(namespaces, role.pod())?;
@@ -292,6 +290,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let inherited = if matches!(role, Role::Sandbox) { pod::inherited(&wanted) } else { Vec::new() };
     let IdMappings { uids: uid_mappings, gids: gid_mappings } = id_mappings.unwrap_or_default();
     devices.extend(mounts.devices);
+    let sockets = mounts.sockets;
     let request = CreateContainerRequest {
         rootfs: Some(rootfs).into(),
         rootfs_readonly,
@@ -316,7 +315,29 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     };
     let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
     let network = namespaces.into_network();
-    Ok(Translated { request, shares, machine, cgroup, network, network_path, inherited, hooks, bundle, annotations })
+    Ok(Translated {
+        request,
+        shares,
+        sockets,
+        machine,
+        cgroup,
+        network,
+        network_path,
+        inherited,
+        hooks,
+        bundle,
+        annotations,
+    })
+}
+
+/// Refuses a pod that is to see the processes of the host.
+fn check_pids(namespaces: &[LinuxNamespace], role: Role<'_>) -> Result<(), FieldError> {
+    let has_pids = namespaces.is_empty() || namespaces.iter().any(|other| other.typ() == LinuxNamespaceType::Pid);
+    if matches!(role, Role::Sandbox) && !has_pids {
+        let what = "a pod without a pid namespace, which is to see the processes of the host";
+        return Err(FieldError::unsupported("linux.namespaces", what));
+    }
+    Ok(())
 }
 
 /// An absent list is an empty one.

@@ -5,14 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use bulkhead_protocol::agent::{Device, Mount};
+use bulkhead_protocol::agent::{self as wire, Device, Mount};
 use libc::{MS_BIND, MS_REC};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::{Depth, MountOptions};
-use crate::storage::{self, BindSource, ShareError, Shares};
+use crate::storage::{self, BindSource, HostSocket, ShareError, Shares};
 
 /// The file systems that a container may ask for by type; `cgroup` is served as `cgroup2`, as runc does on a host that
 /// has only that.
@@ -22,11 +22,14 @@ const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "c
 /// container of a pod.
 const SHM: &str = "/dev/shm";
 
-/// The mounts in their wire form, and the devices that stand for bound devices.
+/// The mounts in their wire form, and what is not a mount in the guest.
 #[derive(Debug, Default)]
 pub(crate) struct Translated {
     pub(crate) mounts: Vec<Mount>,
+    /// What stands for bound devices.
     pub(crate) devices: Vec<Device>,
+    /// The bound sockets, by their numbers.
+    pub(crate) sockets: Vec<HostSocket>,
 }
 
 /// Checks the mounts, takes the sources of bind mounts into `shares`, and brings all to their wire form. `user_namespace`
@@ -103,9 +106,16 @@ fn translate_one(
                 "ridmap where something is mounted below the source",
             ));
         }
+        let unusable = |error: ShareError| match error {
+            ShareError::Path(error) => FieldError::path(field("source"), source.clone(), error),
+            error => FieldError::path(field("source"), source.clone(), io::Error::other(error)),
+        };
         match shares.add_bind(&source, options.read_only(), recursive, mappings.is_some()) {
             Ok(BindSource::GuestDevice { .. }) if mappings.is_some() => {
                 return Err(FieldError::unsupported(field("source"), "a device with mapped ids"));
+            }
+            Ok(BindSource::Socket(_)) if mappings.is_some() => {
+                return Err(FieldError::unsupported(field("source"), "a socket with mapped ids"));
             }
             Ok(BindSource::Share { path, is_dir }) => {
                 if let Some(IdMappings { uids, gids }) = mappings {
@@ -118,8 +128,13 @@ fn translate_one(
             Ok(BindSource::GuestDevice { major, minor }) => {
                 translated.devices.push(guest_device(destination.clone(), major, minor));
             }
-            Err(ShareError::Path(error)) => return Err(FieldError::path(field("source"), source, error)),
-            Err(error) => return Err(FieldError::path(field("source"), source, io::Error::other(error))),
+            Ok(BindSource::Socket(path)) => {
+                let socket = HostSocket::find(path).map_err(unusable)?;
+                wire.socket = Some(to_wire(&socket, translated.sockets.len())).into();
+                translated.mounts.push(wire);
+                translated.sockets.push(socket);
+            }
+            Err(error) => return Err(unusable(error)),
         }
         return Ok(());
     }
@@ -179,6 +194,13 @@ fn guest_device(path: String, major: i64, minor: i64) -> Device {
     Device { path, kind: "c".to_owned(), major, minor, mode: 0o666, ..Device::default() }
 }
 
+fn to_wire(socket: &HostSocket, number: usize) -> wire::HostSocket {
+    let (mode, uid, gid) = socket.attributes();
+    // A configuration is too short for more.
+    let number = u32::try_from(number).unwrap_or(u32::MAX);
+    wire::HostSocket { number, mode, uid, gid, ..wire::HostSocket::default() }
+}
+
 /// The destination as a path that starts at the container's root and has no `.` or `..`; links are the agent's to
 /// resolve, inside the container.
 fn clean_destination(destination: &Path) -> String {
@@ -197,6 +219,8 @@ fn clean_destination(destination: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -279,6 +303,24 @@ mod tests {
         assert!(translated.mounts.is_empty());
         assert_eq!(translated.devices, [guest_device("/dev/x".to_owned(), 1, 5)]);
         assert_eq!(shares, Shares::default());
+    }
+
+    #[test]
+    fn bound_sockets_are_numbered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        let _listeners = [&one, &other].map(|path| UnixListener::bind(path).unwrap());
+        let bind = |source: &Path| json!({"destination": "/s", "type": "bind", "source": source, "options": ["ro"]});
+        let mounts = [bind(&one), bind(folder.path()), bind(&other)];
+        let mounts = mounts.map(|mount| serde_json::from_value::<OciMount>(mount).unwrap());
+        let mut shares = Shares::default();
+
+        let translated = translate(&mounts, Path::new("/b"), None, &mut shares).unwrap();
+
+        let numbers = translated.mounts.iter().map(|mount| mount.socket.as_ref().map(|socket| socket.number));
+        assert_eq!(numbers.collect::<Vec<_>>(), [Some(0), None, Some(1)]);
+        assert_eq!((translated.sockets.len(), shares.shared.len()), (2, 1));
+        assert_eq!(translated.mounts[0].flags, MS_BIND | libc::MS_RDONLY);
     }
 
     #[test]

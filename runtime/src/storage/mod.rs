@@ -2,6 +2,7 @@
 //! Which files of the host a guest gets to see: its root file system and the sources of its bind mounts, each a tree
 //! of a share device.
 
+mod host_socket;
 pub(crate) mod mount_points;
 
 use std::fs;
@@ -13,6 +14,8 @@ use bulkhead_protocol::agent::{ShareDevice, SharePath};
 use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
+
+pub(crate) use self::host_socket::HostSocket;
 
 /// The name of the tree that holds the root file system.
 const ROOTFS_TREE: &str = "rootfs";
@@ -48,6 +51,8 @@ pub(crate) enum BindSource {
         /// Its minor number.
         minor: i64,
     },
+    /// A socket of the host, at this path.
+    Socket(PathBuf),
 }
 
 /// A source that cannot be shared with a guest.
@@ -108,7 +113,7 @@ impl Shares {
     ///
     /// # Errors
     ///
-    /// It is absent, or something that means nothing in another machine: a socket, a named pipe, most devices.
+    /// It is absent, or something that means nothing in another machine: a named pipe, most devices.
     pub(crate) fn add_bind(
         &mut self,
         source: &Path,
@@ -126,13 +131,11 @@ impl Shares {
             }
             return Ok(BindSource::GuestDevice { major: number.0.cast_signed(), minor: number.1.cast_signed() });
         }
+        if kind.is_socket() {
+            return Ok(BindSource::Socket(source));
+        }
         if !kind.is_dir() && !kind.is_file() {
-            let kind = match () {
-                () if kind.is_socket() => "Unix socket",
-                () if kind.is_fifo() => "named pipe",
-                () => "block device",
-            };
-            return Err(ShareError::Kind(kind));
+            return Err(ShareError::Kind(if kind.is_fifo() { "named pipe" } else { "block device" }));
         }
         let name = self.shared_tree(source, read_only, recursive, id_mapped);
         Ok(BindSource::Share { path: share_path(ShareDevice::SHARED, &name), is_dir: kind.is_dir() })
@@ -213,14 +216,28 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_cannot_be_shared() {
+    fn a_socket_is_no_tree() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("s");
+        let socket = dir.path().canonicalize().unwrap().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
+        symlink("s", dir.path().join("link")).unwrap();
+        let mut shares = Shares::default();
 
-        let error = Shares::default().add_bind(&socket, false, false, false).unwrap_err();
+        let bound = shares.add_bind(&dir.path().join("link"), false, false, false).unwrap();
 
-        assert!(matches!(error, ShareError::Kind("Unix socket")), "{error}");
+        assert_eq!(bound, BindSource::Socket(socket));
+        assert_eq!(shares, Shares::default());
+    }
+
+    #[test]
+    fn a_named_pipe_cannot_be_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("p");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+
+        let error = Shares::default().add_bind(&pipe, false, false, false).unwrap_err();
+
+        assert!(matches!(error, ShareError::Kind("named pipe")), "{error}");
     }
 
     #[test]

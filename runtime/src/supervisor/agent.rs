@@ -12,8 +12,8 @@ use bulkhead_protocol::agent::{
     DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest,
     GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process,
     ProcessInfo, ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest,
-    StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessRequest, WaitProcessResponse,
+    StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest,
+    WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -221,6 +221,14 @@ impl Agent {
     pub(crate) async fn wait_oom(&self, seen: u64) -> Result<WaitOomResponse, AgentError> {
         let request = WaitOomRequest { container_id: self.container_id.clone(), seen, ..Default::default() };
         Ok(self.client.wait_oom(Context::default(), &request).await?)
+    }
+
+    /// Waits for the next connection to one of the container's sockets, which is joined with the stream of that number. Returns
+    /// the socket's, or `None` after the container's end.
+    pub(crate) async fn next_connection(&self, stream: u32) -> Result<Option<u32>, AgentError> {
+        let request = WaitConnectionRequest { container_id: self.container_id.clone(), stream, ..Default::default() };
+        let response = self.client.wait_connection(Context::default(), &request).await?;
+        Ok((!response.ended).then_some(response.socket))
     }
 
     /// Forgets an exec'd process that has ended.

@@ -32,7 +32,7 @@ const KILLED: u8 = 137;
 #[derive(Debug)]
 pub(crate) struct Execs {
     table: Mutex<HashMap<String, Arc<Exec>>>,
-    /// The next stream's number: each is used once in a guest.
+    /// The next stream's number: no two that are under way in a guest have the same.
     next_stream: Arc<AtomicU32>,
     /// Somebody who attended to a process is done with it.
     changed: Notify,
@@ -105,10 +105,21 @@ impl Execs {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of a further stream.
+    pub(crate) fn stream_number(&self) -> u32 {
+        loop {
+            match self.next_stream.fetch_add(1, Ordering::Relaxed) {
+                // After four billion connections.
+                0 => {}
+                number => return number,
+            }
+        }
+    }
+
     /// Adds a process; `wanted` says which of its streams are to be carried.
     pub(crate) fn add(&self, exec_id: &str, mut process: Process, wanted: [bool; 3]) -> Result<(), CallError> {
         let terminal = process.terminal;
-        let number = |wanted: bool| if wanted { self.next_stream.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let number = |wanted: bool| if wanted { self.stream_number() } else { 0 };
         let [stdin, stdout, stderr] = wanted;
         // A terminal's output is one stream.
         let streams = StreamIds { stdin: number(stdin), stdout: number(stdout), stderr: number(stderr && !terminal) };

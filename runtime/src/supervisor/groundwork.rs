@@ -126,7 +126,7 @@ pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Share
         return Ok(());
     };
     let mounts = request.mounts.iter().map(|mount| {
-        let file = mount.share.is_some() && !mount.source_is_dir;
+        let file = mount.socket.is_some() || mount.share.is_some() && !mount.source_is_dir;
         (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
     });
     // What the container's root is on the host.

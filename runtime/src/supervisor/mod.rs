@@ -11,6 +11,7 @@
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
 //! | `state` | what lies under `--root` |
 //! | `network` | what changes in its network on the host, passed on |
+//! | `connections` | what it connects to on the host |
 //! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
@@ -35,6 +36,7 @@
 pub(crate) mod agent;
 mod caller;
 pub(crate) mod client;
+mod connections;
 mod console;
 pub(crate) mod container;
 pub(crate) mod daemon;

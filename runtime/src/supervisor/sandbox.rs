@@ -2,6 +2,7 @@
 //! The supervising loop: everything that a sandbox reacts to, from its VMM's start to its end.
 
 use std::cell::Cell;
+use std::mem;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::agent::{Agent, AgentError};
 use super::caller::Caller;
+use super::connections::Connections;
 use super::container::{CallError, Container, DEFIANT, Ended};
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
@@ -35,6 +37,7 @@ use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
 use crate::network::{Follower, Network};
+use crate::storage::HostSocket;
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
 
@@ -46,6 +49,8 @@ pub(super) struct Launched {
     pub(super) start: Start,
     pub(super) record: Record,
     pub(super) sockets: VmmSockets,
+    /// Those of the host that the container may connect to.
+    pub(super) host_sockets: Vec<HostSocket>,
     pub(super) signals: BlockedSignals,
     pub(super) task: UnixListener,
     pub(super) ends: Ends,
@@ -82,6 +87,9 @@ pub(super) struct Sandbox {
     /// Until the streams are opened.
     ends: Ends,
     outputs: Option<Outputs>,
+    /// Until they are served.
+    host_sockets: Vec<HostSocket>,
+    connections: Connections,
     phase: Phase,
     follower: Option<Follower>,
     /// Where the container's processes are to be seen, until they are.
@@ -112,23 +120,23 @@ impl Sandbox {
         size: Option<Size>,
         streams: StreamIds,
     ) -> Self {
-        let (cgroup, ends, outputs, phase) = (cgroup.map(Arc::new), Ends::Own, None, Phase::Booting);
-        let (follower, processes, tasks) = (None, None, JoinSet::new());
         Self {
             raw: None,
             vmm,
-            cgroup,
+            cgroup: cgroup.map(Arc::new),
             network,
             state,
             terminal,
             size,
             streams,
-            ends,
-            outputs,
-            phase,
-            follower,
-            processes,
-            tasks,
+            ends: Ends::Own,
+            outputs: None,
+            host_sockets: Vec::new(),
+            connections: Connections::default(),
+            phase: Phase::Booting,
+            follower: None,
+            processes: None,
+            tasks: JoinSet::new(),
         }
     }
 
@@ -146,8 +154,8 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, sockets, signals, task, ends, follower } = launched;
-        (self.ends, self.follower) = (ends, follower);
+        let Launched { start, record, sockets, host_sockets, signals, task, ends, follower } = launched;
+        (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -203,6 +211,7 @@ impl Sandbox {
         let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
         self.create(&container.agent, start, events, parent).await?;
         self.phase = Phase::Running;
+        self.connections = Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets));
         if let Some(follower) = self.follower.take() {
             let (container, agent, control) = (Arc::clone(container), container.agent.clone(), events.control.clone());
             let task = NetworkTask { container, agent, control, dir: self.state.handle()? };
@@ -258,7 +267,7 @@ impl Sandbox {
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
-        let ends = std::mem::take(&mut self.ends);
+        let ends = mem::take(&mut self.ends);
         let result = {
             let answer = async {
                 let info = agent.get_info().await.map_err(RunError::Agent)?;
@@ -387,6 +396,7 @@ impl Sandbox {
     /// After init's end: until its output is delivered and its files are written back.
     async fn drain(&mut self, container: &Container, events: &mut Events<'_>) -> Result<(), RunError> {
         let mut outputs = self.outputs.take();
+        let mut connections = mem::take(&mut self.connections);
         let drained = async {
             if let Some(outputs) = &mut outputs {
                 tokio::select! {
@@ -397,7 +407,7 @@ impl Sandbox {
             Ok(())
         };
         let deleted = async {
-            container.execs.farewell(FAREWELL).await;
+            tokio::join!(container.execs.farewell(FAREWELL), connections.finish());
             container.agent.delete(false).await.map_err(RunError::Delete)
         };
         let result = {

@@ -17,6 +17,7 @@ mod exit;
 mod files;
 mod guest_failure;
 mod hooks;
+mod host_sockets;
 mod jail;
 mod lifecycle;
 mod machine;
@@ -112,6 +113,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         guest_failure::CASES,
         hooks::CASES,
+        host_sockets::CASES,
         jail::CASES,
         lifecycle::CASES,
         machine::CASES,

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
 use super::{Case, case};
@@ -103,12 +103,14 @@ fn sources_of_no_files(env: &Env) -> Result {
     env.only_bulkhead()?;
     let folder = env.folder("folder")?;
     let (socket, pipe) = (folder.join("socket"), folder.join("pipe"));
-    let _listener = UnixListener::bind(&socket).context(|| format!("making {}", socket.display()))?;
+    let _datagrams = UnixDatagram::bind(&socket).context(|| format!("making {}", socket.display()))?;
     let made = Command::new("mkfifo").arg(&pipe).status()?;
     ensure!(made.success(), "mkfifo: {made}");
-    for (source, what) in
-        [(socket.as_path(), "Unix socket"), (pipe.as_path(), "named pipe"), ("/dev/kvm".as_ref(), "device of the host")]
-    {
+    for (source, what) in [
+        (socket.as_path(), "Unix socket of datagrams"),
+        (pipe.as_path(), "named pipe"),
+        ("/dev/kvm".as_ref(), "device of the host"),
+    ] {
         let mut bundle = Bundle::busybox(env)?;
         bundle.bind(source, "/data", &[]);
         env.run(&bundle)?.output()?.expect_error(&["mounts[7].source", what])?;

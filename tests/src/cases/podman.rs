@@ -2,8 +2,9 @@
 //! Containers under podman, as its users type it.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use super::network::host;
 use super::{Case, case};
 use crate::engines::Podman;
 use crate::env::{Env, Kind};
-use crate::failure::{Context as _, Result, ensure, ensure_eq, skip};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail, skip};
 use crate::pty::Terminal;
 
 /// How long what is waited for may take.
@@ -26,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case!(paused_and_killed),
     case!(limits),
     case!(file_systems),
+    case!(socket_of_the_host),
     case!(identity),
     case!(terminals),
     case!(bridge_and_published_port).limit(600),
@@ -116,6 +118,25 @@ fn file_systems(env: &Env) -> Result {
     let read_only = format!("{volume}:ro");
     let output = podman.run(&["-v", &read_only], &["touch", "/data/y"]).output()?;
     ensure!(output.status.code() == Some(1), "a read-only volume: {}", output.describe());
+    Ok(())
+}
+
+fn socket_of_the_host(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    let socket = env.work.join("s");
+    let listener = UnixListener::bind(&socket)?;
+    let server = thread::spawn(move || -> std::io::Result<String> {
+        let mut text = String::new();
+        listener.accept()?.0.read_to_string(&mut text)?;
+        Ok(text)
+    });
+    let volume = format!("{}:/dev/log", socket.display());
+
+    podman.run(&["-v", &volume], &["logger", "-t", "box", "from a container"]).output()?.expect_stdout("")?;
+
+    let Ok(text) = server.join() else { fail!("the server panicked") };
+    let text = text?;
+    ensure!(text.contains("box: from a container"), "not what was sent: {text:?}");
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 //! Pods as the kubelet makes them, by containerd's CRI.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,7 @@ use crate::processes;
 pub(super) const CASES: &[Case] = &[
     case!(three_containers),
     case!(volumes),
+    case!(socket_of_the_host),
     case!(network),
     case!(logs_and_statistics),
     case!(streams),
@@ -141,6 +145,46 @@ fn volumes(env: &Env) -> Result {
     ensure_eq!(fs::read_to_string(memory.join("file"))?, "kept\n", "what is in the volume of memory");
     ensure!(pod.exec(&id, "head -c 2000000 /dev/zero > /memory/large")?.exit_code != 0, "a volume of 1 MiB is larger");
     ensure_eq!(fs::read_to_string(&log)?, "last words\n", "the termination log");
+    pod.remove()?;
+    kubelet.end()
+}
+
+/// As a plugin's socket that is a hostPath: each container of the pod that mounts it has it, one after the other too.
+fn socket_of_the_host(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    let socket = kubelet.volume("plugin")?.join("s");
+    let listener = UnixListener::bind(&socket)?;
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(std::io::Result::ok) {
+            let mut line = String::new();
+            let read = BufReader::new(stream).read_line(&mut line);
+            let _ = sender.send(read.map(|_| line));
+        }
+    });
+    let pod = kubelet.pod("socket")?;
+    let start = |name: &str| {
+        let mut config = pod.config(name, &format!("logger -t {name} started; {WAIT}"));
+        config.mounts = vec![mount(&socket, "/dev/log", false)];
+        pod.start(config)
+    };
+    let expect = |text: &str| -> Result {
+        let line = lines.recv_timeout(Duration::from_secs(60))??;
+        ensure!(line.contains(text), "not {text:?} but {line:?}");
+        Ok(())
+    };
+
+    let first = start("first")?;
+    expect("first: started")?;
+    let second = start("second")?;
+    expect("second: started")?;
+    pod.stop(&first, 30)?;
+    pod.remove_container(&first)?;
+    pod.output(&second, "logger -t second goes on")?;
+    expect("second: goes on")?;
+    start("third")?;
+    expect("third: started")?;
+
     pod.remove()?;
     kubelet.end()
 }

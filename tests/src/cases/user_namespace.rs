@@ -30,7 +30,7 @@ fn mapping(inside: u32, outside: u32, size: u32) -> Value {
 }
 
 /// A bundle with a user namespace, its files those of the namespace's root.
-fn bundle(env: &Env) -> Result<Bundle> {
+pub(super) fn bundle(env: &Env) -> Result<Bundle> {
     let mut bundle = Bundle::busybox(env)?;
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup", "user"];
     bundle.set("/linux/namespaces", namespaces.iter().map(|name| json!({ "type": name })).collect());

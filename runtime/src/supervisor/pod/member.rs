@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container in a pod's machine, from its making until nothing is left of it.
 
+use std::mem;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::hooks::{self, Hook};
 use crate::logging;
 use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
+use crate::supervisor::connections::Connections;
 use crate::supervisor::container::{Container, DEFIANT, Ended};
 use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::execs;
@@ -42,6 +44,7 @@ struct Held {
     taken: Taken,
     state: StateDir,
     outputs: Outputs,
+    connections: Connections,
     server: TaskServer,
     poststop: Vec<Hook>,
     gone: watch::Sender<bool>,
@@ -62,7 +65,8 @@ impl Pod {
         // Unique in the machine: a name is not used a second time.
         let prefix = format!("c{first_stream}-");
         let role = Role::Member { namespaces: &self.namespaces, mounts: &self.mounts, prefix: &prefix };
-        let translated = spec::load_as(&options.bundle, role)?;
+        let mut translated = spec::load_as(&options.bundle, role)?;
+        let sockets = mem::take(&mut translated.sockets);
         let own_pids = self.own_pids(&translated.request)?;
         groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;
@@ -78,7 +82,19 @@ impl Pod {
         };
         let (gone, is_gone) = watch::channel(false);
         let pod = Arc::clone(self);
-        let held = Held { pod, taken, state, outputs, server, poststop, gone, _own_pids: own_pids, _alive: alive };
+        let connections = Connections::serve(Arc::clone(&container), sockets);
+        let held = Held {
+            pod,
+            taken,
+            state,
+            outputs,
+            connections,
+            server,
+            poststop,
+            gone,
+            _own_pids: own_pids,
+            _alive: alive,
+        };
         tokio::spawn(live(Arc::clone(&container), held));
         Ok(Member { container, gone: is_gone })
     }
@@ -222,7 +238,7 @@ async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Opti
 
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
-    let Held { pod, taken, state, mut outputs, server, poststop, gone, _own_pids, _alive } = held;
+    let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _alive } = held;
     let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
             if exit.oom_killed {
@@ -237,7 +253,7 @@ async fn live(container: Arc<Container>, held: Held) {
                 }
             };
             let deleted = async {
-                container.execs.farewell(execs::FAREWELL).await;
+                tokio::join!(container.execs.farewell(execs::FAREWELL), connections.finish());
                 container.agent.delete(true).await
             };
             if let ((), Err(error)) = tokio::join!(drained, deleted) {

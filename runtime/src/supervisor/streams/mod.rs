@@ -263,15 +263,17 @@ async fn connect(path: &Path, id: u32, name: &'static str) -> Result<Option<Unix
     if id == 0 {
         return Ok(None);
     }
-    match handshake(path.to_owned(), id).await {
-        Ok(Some(stream)) => Ok(Some(stream)),
+    let failed = |error| OpenStreamError::Connect(name, error);
+    match open_one(path.to_owned(), id).await {
+        // It stays non-blocking: splice(2) heeds the socket's own flag when it writes to one.
+        Ok(Some(stream)) => stream.into_std().map(Some).map_err(failed),
         Ok(None) => Err(OpenStreamError::Refused(name)),
-        Err(error) => Err(OpenStreamError::Connect(name, error)),
+        Err(error) => Err(failed(error)),
     }
 }
 
-/// Connects to the agent's stream port; `None` if it is refused.
-async fn handshake(path: PathBuf, id: u32) -> io::Result<Option<UnixStream>> {
+/// Opens one stream through the vsock socket at `path`; `None` if it is refused.
+pub(crate) async fn open_one(path: PathBuf, id: u32) -> io::Result<Option<tokio::net::UnixStream>> {
     let mut stream = tokio::net::UnixStream::connect(path).await?;
     stream.write_all(format!("CONNECT {STREAM_PORT}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(MAX_ANSWER);
@@ -287,8 +289,7 @@ async fn handshake(path: PathBuf, id: u32) -> io::Result<Option<UnixStream>> {
         return Ok(None);
     }
     stream.write_all(&id.to_le_bytes()).await?;
-    // It stays non-blocking: splice(2) heeds the socket's own flag when it writes to one.
-    Ok(Some(stream.into_std()?))
+    Ok(Some(stream))
 }
 
 #[cfg(test)]
@@ -322,9 +323,9 @@ mod tests {
             let read = stream.read(&mut id).unwrap();
             id[..read].to_vec()
         });
-        let result = handshake(path, 7).await;
+        let result = open_one(path, 7).await;
         let result = result.map(|stream| {
-            stream.inspect(|stream| {
+            stream.map(|stream| stream.into_std().unwrap()).inspect(|stream| {
                 stream.shutdown(Shutdown::Write).unwrap();
             })
         });

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The connections of a container to sockets of the host: the agent tells of each, and here it is made to the host's socket, and
+//! the two are joined.
+//!
+//! The agent is asked for the next one only while there is room for it: the others wait in the guest's kernel.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::splice::splice;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::agent::AgentError;
+use super::container::Container;
+use super::streams;
+use crate::logging;
+use crate::storage::HostSocket;
+use crate::text;
+
+/// How many there can be at once.
+const MAX_CONNECTIONS: usize = 128;
+
+/// How long, after the container's end, the host may take for what it was sent.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A container's connections. Dropped, they are closed.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    /// The one that makes them, if the container has sockets of the host; it ends after the container, with the last of them.
+    task: JoinSet<()>,
+}
+
+impl Connections {
+    /// Makes those that a container asks for, from its creation on.
+    pub(super) fn serve(container: Arc<Container>, sockets: Vec<HostSocket>) -> Self {
+        let mut task = JoinSet::new();
+        if !sockets.is_empty() {
+            task.spawn(serve(container, sockets));
+        }
+        Self { task }
+    }
+
+    /// After the container's end: returns when the host has taken what it was sent, or has had the time to.
+    pub(super) async fn finish(&mut self) {
+        let _ = timeout(FAREWELL, self.task.join_next()).await;
+    }
+}
+
+async fn serve(container: Arc<Container>, sockets: Vec<HostSocket>) {
+    let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    // The semaphore is never closed.
+    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+        while connections.try_join_next().is_some() {}
+        let stream = container.execs.stream_number();
+        let socket = match container.agent.next_connection(stream).await {
+            Ok(Some(number)) => usize::try_from(number).ok().and_then(|number| sockets.get(number)),
+            Ok(None) => break,
+            // The machine's end is told of elsewhere.
+            Err(AgentError::Lost) => return,
+            Err(error) => {
+                let (id, why) = (container.id(), text::chain(&error));
+                return logging::warn(format_args!("{id}: no more connections to the host's sockets: {why}"));
+            }
+        };
+        let Some(socket) = socket else {
+            let id = container.id();
+            return logging::warn(format_args!(
+                "{id}: the guest's agent names a socket that the container does not have"
+            ));
+        };
+        let (socket, vsock) = (Arc::clone(socket), container.vsock_path());
+        connections.spawn(async move {
+            join(&socket, vsock, stream).await;
+            drop(place);
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// Makes one connection, and serves it to its end. If the host refuses it, the guest finds its stream closed.
+async fn join(socket: &HostSocket, vsock: PathBuf, stream: u32) {
+    let (guest, host) = tokio::join!(streams::open_one(vsock, stream), socket.connect());
+    match (guest, host) {
+        (Ok(Some(guest)), Some(host)) => splice(&guest, &host).await,
+        (Ok(Some(_)), None) => {}
+        (Ok(None), _) => logging::debug(format_args!("the guest refused the stream of a connection to the host")),
+        (Err(error), _) => logging::debug(format_args!("cannot open the stream of a connection to the host: {error}")),
+    }
+}
