@@ -9,12 +9,14 @@
 //! | [`process`] | a container's process: stdio, credentials, limits, program, reaping |
 //! | [`storage`] | shared trees, mounts, safe destinations, hidden paths |
 //! | [`network`] | the guest's network interfaces |
+//! | [`memory`] | memory that the machine is given while it runs |
 //!
 //! The engine works without a VM as well: give it directories for the shared trees and run it as root.
 
 pub mod container;
 pub mod init;
 pub mod log;
+pub mod memory;
 pub mod network;
 pub mod process;
 pub mod rpc;

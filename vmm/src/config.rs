@@ -7,6 +7,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use bulkhead_kvm::ReserveLayout;
 pub use bulkhead_virtio::fs::PART_PREFIX;
 pub use bulkhead_virtio::net::{Limits, MacAddress, Rate, VhostNet};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Guest memory, [`MIN_MEM_SIZE_MIB`] or more.
     pub mem_size_mib: u64,
+    /// How much it may become while the machine runs (see [`crate::control::Order::AddMemory`]); not to grow if it is no
+    /// more than that. Addresses cost nothing.
+    #[serde(default)]
+    pub max_mem_size_mib: u64,
     /// `/dev/kvm`, open for reading and writing.
     pub kvm_fd: RawFd,
     /// The guest kernel, an uncompressed x86-64 ELF.

@@ -63,6 +63,12 @@ pub enum Order {
         /// How much may go; not with vhost-net.
         limits: Limits,
     },
+    /// Grants the guest the next part of what its memory may become, at the address that
+    /// [`crate::config::ReserveLayout`] tells. It is the agent's to use it.
+    AddMemory {
+        /// How much, in whole blocks.
+        size_mib: u64,
+    },
 }
 
 /// A share device.

@@ -114,7 +114,7 @@ fn run_guest(device: OwnedFd) -> Result<(), ProbeError> {
     let memory = allocate(1)?;
     memory.write_slice(&GUEST, GuestAddress(CODE))?;
     paging::write(&memory, true)?;
-    vm.set_memory(memory)?;
+    vm.set_memory(memory, None)?;
     vm.create_irqchip()?;
     let mut vcpu = vm.create_vcpu(0)?;
     let start = StartState { rip: CODE, rsp: layout::STACK_TOP, rsi: 0, cr3: layout::PAGE_TABLES, gdt: layout::GDT };

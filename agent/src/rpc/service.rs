@@ -15,6 +15,8 @@ use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
     TerminalSize,
 };
+use crate::init::SYS;
+use crate::memory;
 use crate::network::Network;
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
@@ -106,6 +108,11 @@ impl Agent for AgentService {
     ) -> ttrpc::Result<wire::Empty> {
         let sandbox = SandboxSpec::from_wire(request).map_err(|error| CreateError::from(error).into_status())?;
         sandbox.apply().map_err(|failure| status(Code::INTERNAL, failure))?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn add_memory(&self, _context: &TtrpcContext, request: wire::AddMemoryRequest) -> ttrpc::Result<wire::Empty> {
+        memory::add(SYS.as_ref(), request.address, request.length).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

@@ -10,6 +10,7 @@ use crate::container::{
     CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
     LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
+use crate::memory::MemoryError;
 use crate::network::NetworkError;
 
 /// The error and what caused it, on one line.
@@ -44,6 +45,15 @@ impl ToStatus for SpecError {
 impl ToStatus for NetworkError {
     fn code(&self) -> Code {
         Code::INTERNAL
+    }
+}
+
+impl ToStatus for MemoryError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unaligned { .. } => Code::INVALID_ARGUMENT,
+            Self::BlockSize { .. } | Self::Probe { .. } => Code::INTERNAL,
+        }
     }
 }
 

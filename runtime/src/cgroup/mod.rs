@@ -219,6 +219,21 @@ impl HostCgroup {
         Ok(())
     }
 
+    /// Raises the limit of memory, if there is a lower one.
+    pub(crate) fn raise_memory(&self, bytes: i64) -> Result<(), HostCgroupError> {
+        for group in &self.groups {
+            // Without a limit, version 2 has a word and version 1 a number that nothing exceeds.
+            let file = if group.version_2 { "memory.max" } else { "memory.limit_in_bytes" };
+            let path = group.path.join(file);
+            let limit = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
+            if limit.is_some_and(|limit| limit < bytes) {
+                let value = bytes.to_string();
+                fs::write(&path, &value).map_err(|source| HostCgroupError::Limit { path, value, source })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes it; what has processes still when the time is up is left, for whoever has its record, and told of.
     pub(crate) fn remove(&mut self, patience: Duration, tell: logging::Tell) {
         for group in self.groups.drain(..).rev() {
@@ -309,6 +324,22 @@ mod tests {
         }
         let _cgroup = create().unwrap();
         assert_eq!(fs::read_to_string(root.path().join("a/io.max")).unwrap(), "7:0 wbps=9");
+    }
+
+    #[test]
+    fn a_limit_of_memory_is_raised_and_none_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let of_test = || Ok(hierarchies(root.path(), true));
+        let cgroup = HostCgroup::create_in(&spec(Some("/a")), "x", of_test, |_| Ok(())).unwrap();
+        let file = root.path().join("a/memory.max");
+
+        let after = |before: &str| {
+            fs::write(&file, before).unwrap();
+            cgroup.raise_memory(2 << 20).unwrap();
+            fs::read_to_string(&file).unwrap()
+        };
+
+        assert_eq!([after("1048576\n"), after("4194304\n"), after("max\n")], ["2097152", "4194304\n", "max\n"]);
     }
 
     #[test]

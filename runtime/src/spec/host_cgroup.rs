@@ -34,14 +34,15 @@ pub(crate) fn translate(
     Ok(CgroupSpec { place, limits: limits(resources, machine.mem_size_mib)? })
 }
 
-/// New limits for a machine that runs. Its memory is what it was made with, so that it cannot be given more.
-pub(crate) fn new_limits(resources: &LinuxResources, memory_mib: u64) -> Result<Limits, FieldError> {
-    let limit = resources.memory().and_then(|memory| memory.limit()).unwrap_or(0);
-    if limit > (memory_mib << 20).cast_signed() {
-        let expected = format!("at most the {memory_mib} MiB that the machine was made with: its memory does not grow");
-        return Err(FieldError::invalid("linux.resources.memory.limit", limit, expected));
-    }
-    limits(Some(resources), memory_mib)
+/// New limits for a machine that runs, but for its memory: see [`host_memory_bytes`].
+pub(super) fn new_limits(resources: &LinuxResources) -> Result<Limits, FieldError> {
+    Ok(Limits { memory_bytes: None, ..limits(Some(resources), 0)? })
+}
+
+/// The limit for a machine with that much memory, as a whole. A lower one would end it: what its guest has had is not given
+/// back.
+pub(crate) fn host_memory_bytes(memory_mib: u64) -> i64 {
+    ((memory_mib + HOST_OVERHEAD_MIB) << 20).cast_signed()
 }
 
 /// The limits for a machine with that much memory.
@@ -50,11 +51,9 @@ fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Result<Limits,
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
         |list: &Option<String>| list.as_deref().map(str::trim).filter(|list| !list.is_empty()).map(str::to_owned);
-    // A lower limit than that would end the machine: what its guest has had is not given back.
-    let whole = ((memory_mib + HOST_OVERHEAD_MIB) << 20).cast_signed();
     let shares = cpu.shares().filter(|shares| *shares != 0);
     Ok(Limits {
-        memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { whole }),
+        memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { host_memory_bytes(memory_mib) }),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
         cpu_quota_us: cpu.quota().filter(|quota| *quota != 0),
@@ -71,7 +70,7 @@ mod tests {
     use serde_json::json;
 
     fn machine(mem_size_mib: u64) -> Machine {
-        Machine { vcpus: 1, mem_size_mib, kernel_args: Vec::new(), host_cpus: Vec::new(), net: Default::default() }
+        Machine::for_test(mem_size_mib)
     }
 
     #[test]
@@ -87,17 +86,12 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_runs_gets_no_more_memory() {
-        let new = |limit: i64| {
-            new_limits(&serde_json::from_value(json!({ "memory": { "limit": limit } })).unwrap(), 160)
-                .map(|limits| limits.memory_bytes)
-        };
+    fn new_limits_leave_the_memory_to_who_knows_the_machine() {
+        let resources = json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 5000}});
 
-        assert_eq!(new(64 << 20).unwrap(), Some((160 + 64) << 20));
-        assert_eq!(new(160 << 20).unwrap(), Some((160 + 64) << 20));
-        assert_eq!((new(-1).unwrap(), new(0).unwrap()), (Some(-1), None));
-        let error = new(161 << 20).unwrap_err().to_string();
-        assert!(error.contains("linux.resources.memory.limit") && error.contains("160 MiB"), "{error}");
+        let limits = new_limits(&serde_json::from_value(resources).unwrap()).unwrap();
+
+        assert_eq!((limits.memory_bytes, limits.cpu_quota_us), (None, Some(5000)));
     }
 
     #[test]

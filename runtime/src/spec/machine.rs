@@ -8,7 +8,8 @@
 //! | more words for the kernel | `io.bulkhead.kernel_args` | | none |
 //! | network devices | `io.bulkhead.net.…` | | see `net_device` |
 //!
-//! Guest memory costs the host nothing until the guest touches it.
+//! Guest memory costs the host nothing until the guest touches it. Where no annotation names its size, it may grow while the
+//! machine runs, up to the host's.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -45,21 +46,19 @@ const MEMORY_MIB: &str = "io.bulkhead.memory_mib";
 const KERNEL_ARGS: &str = "io.bulkhead.kernel_args";
 const ANNOTATIONS: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGS];
 
-/// What a machine cannot exceed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a machine cannot exceed; each is asked only where it matters.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Host {
-    pub(crate) cpu_count: usize,
-    pub(crate) memory_mib: u64,
+    cpu_count: fn() -> usize,
+    memory_mib: fn() -> u64,
 }
 
 impl Host {
     /// This host.
-    pub(crate) fn query() -> Self {
-        Self {
-            cpu_count: thread::available_parallelism().map_or(1, usize::from),
-            memory_mib: sysinfo().map_or(MAX_MEMORY_MIB, |info| info.ram_total() >> 20),
-        }
-    }
+    pub(crate) const THIS: Self = Self {
+        cpu_count: || thread::available_parallelism().map_or(1, usize::from),
+        memory_mib: || sysinfo().map_or(MAX_MEMORY_MIB, |info| info.ram_total() >> 20).min(MAX_MEMORY_MIB),
+    };
 }
 
 /// The size of a machine, and where it runs.
@@ -69,6 +68,8 @@ pub(crate) struct Machine {
     pub(crate) vcpus: u8,
     /// [`MIN_MEM_SIZE_MIB`] or more.
     pub(crate) mem_size_mib: u64,
+    /// What that may become while the machine runs; no less.
+    pub(crate) max_mem_size_mib: u64,
     /// Words added to the kernel's command line.
     pub(crate) kernel_args: Vec<String>,
     /// The CPUs of the host that the sandbox may use; empty for all.
@@ -78,11 +79,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Sizes a machine; `host` is asked only where it matters.
+    /// Sizes a machine.
     pub(crate) fn translate(
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
-        host: impl Fn() -> Host,
+        host: Host,
     ) -> Result<Self, FieldError> {
         let known = [ANNOTATIONS.as_slice(), net_device::ANNOTATIONS.as_slice()].concat();
         let unknown = annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !known.contains(&key.as_str()));
@@ -98,19 +99,31 @@ impl Machine {
         };
         let vcpus = match number(annotations, VCPUS, 1, MAX_VCPUS)? {
             Some(vcpus) => vcpus,
-            None => vcpus_from(cpu, &host_cpus, || host().cpu_count),
+            None => vcpus_from(cpu, &host_cpus, host.cpu_count),
         };
-        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-        let mem_size_mib = match number(annotations, MEMORY_MIB, MIN_MEM_SIZE_MIB, MAX_MEMORY_MIB)? {
-            Some(size) if size > host().memory_mib => {
-                let expected = format!("at most the host's {} MiB", host().memory_mib);
+        let host_memory_mib = (host.memory_mib)();
+        let (mem_size_mib, max_mem_size_mib) = match number(annotations, MEMORY_MIB, MIN_MEM_SIZE_MIB, MAX_MEMORY_MIB)?
+        {
+            Some(size) if size > host_memory_mib => {
+                let expected = format!("at most the host's {host_memory_mib} MiB");
                 return Err(FieldError::invalid(format!("annotations[{MEMORY_MIB:?}]"), size, expected));
             }
-            Some(size) => size,
-            None => limit.and_then(|limit| memory_from(limit, || host().memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB),
+            Some(size) => (size, size),
+            None => {
+                let with_limit = |limit: u64| (limit + MEMORY_OVERHEAD_MIB).min(host_memory_mib);
+                let size = memory_limit_mib(resources).map_or(DEFAULT_MEMORY_MIB, with_limit);
+                (size, size.max(host_memory_mib))
+            }
         };
         let (kernel_args, net) = (kernel_args(annotations)?, NetSettings::translate(annotations)?);
-        Ok(Self { vcpus, mem_size_mib, kernel_args, host_cpus, net })
+        Ok(Self { vcpus, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net })
+    }
+
+    /// One with a vCPU and that much memory, for good.
+    #[cfg(test)]
+    pub(crate) fn for_test(mem_size_mib: u64) -> Self {
+        let (kernel_args, host_cpus, net) = (Vec::new(), Vec::new(), NetSettings::default());
+        Self { vcpus: 1, mem_size_mib, max_mem_size_mib: mem_size_mib, kernel_args, host_cpus, net }
     }
 }
 
@@ -126,12 +139,12 @@ fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: impl 
     u8::try_from(wanted).map_or(MAX_VCPUS, |wanted| wanted.min(MAX_VCPUS))
 }
 
-/// The memory for a limit in bytes; `None` if that is no limit.
-fn memory_from(limit: i64, host_memory_mib: impl FnOnce() -> u64) -> Option<u64> {
-    let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
-    let size_mib = limit.div_ceil(1 << 20).saturating_add(MEMORY_OVERHEAD_MIB);
+/// The limit of memory; `None` if there is none.
+pub(super) fn memory_limit_mib(resources: Option<&LinuxResources>) -> Option<u64> {
+    let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+    let limit_mib = u64::try_from(limit?).ok().filter(|limit| *limit > 0)?.div_ceil(1 << 20);
     // Whoever writes "a lot" means "no limit"; the cgroup has the exact value.
-    (size_mib <= MAX_MEMORY_MIB).then(|| size_mib.min(host_memory_mib()))
+    (limit_mib + MEMORY_OVERHEAD_MIB <= MAX_MEMORY_MIB).then_some(limit_mib)
 }
 
 fn number<T: FromStr + PartialOrd + std::fmt::Display>(
@@ -183,19 +196,21 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    const HOST: Host = Host { cpu_count: 8, memory_mib: 4096 };
+    const HOST_MEMORY_MIB: u64 = 4096;
+    const HOST: Host = Host { cpu_count: || 8, memory_mib: || HOST_MEMORY_MIB };
 
     fn sized(annotations: Value, resources: Value) -> Result<Machine, String> {
         let annotations = serde_json::from_value(annotations).unwrap();
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        Machine::translate(&annotations, Some(&resources), || HOST).map_err(|error| error.to_string())
+        Machine::translate(&annotations, Some(&resources), HOST).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_silent_configuration_gets_the_defaults() {
-        let machine = Machine::translate(&HashMap::new(), None, || HOST).unwrap();
+        let machine = Machine::translate(&HashMap::new(), None, HOST).unwrap();
 
         assert_eq!((machine.vcpus, machine.mem_size_mib), (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB));
+        assert_eq!(machine.max_mem_size_mib, HOST_MEMORY_MIB);
         assert!(machine.kernel_args.is_empty() && machine.host_cpus.is_empty());
     }
 
@@ -204,7 +219,7 @@ mod tests {
         let cases = [
             (json!({"memory": {"limit": 64 << 20}}), 1, 64 + MEMORY_OVERHEAD_MIB),
             (json!({"memory": {"limit": (1 << 20) + 1}}), 1, 2 + MEMORY_OVERHEAD_MIB),
-            (json!({"memory": {"limit": 64_i64 << 30}}), 1, HOST.memory_mib),
+            (json!({"memory": {"limit": 64_i64 << 30}}), 1, HOST_MEMORY_MIB),
             (json!({"memory": {"limit": i64::MAX}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"memory": {"limit": -1}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"cpu": {"quota": 150_000}}), 2, DEFAULT_MEMORY_MIB),
@@ -216,6 +231,7 @@ mod tests {
         for (resources, vcpus, mem_size_mib) in cases {
             let machine = sized(json!({}), resources.clone()).unwrap();
             assert_eq!((machine.vcpus, machine.mem_size_mib), (vcpus, mem_size_mib), "{resources}");
+            assert_eq!(machine.max_mem_size_mib, HOST_MEMORY_MIB, "{resources}");
         }
     }
 
@@ -228,7 +244,7 @@ mod tests {
 
         let machine = sized(annotations, json!({"memory": {"limit": 1 << 30}, "cpu": {"quota": 800_000}})).unwrap();
 
-        assert_eq!((machine.vcpus, machine.mem_size_mib), (3, 200));
+        assert_eq!((machine.vcpus, machine.mem_size_mib, machine.max_mem_size_mib), (3, 200, 200));
         assert_eq!(machine.kernel_args, ["debug", "loglevel=7"]);
     }
 

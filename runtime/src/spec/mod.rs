@@ -27,23 +27,26 @@ pub(crate) mod template;
 mod unknown;
 mod unsupported;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec,
+};
 
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
+pub(crate) use self::host_cgroup::host_memory_bytes;
 use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
 use self::machine::Host;
-pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, Machine};
+pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine};
 pub(crate) use self::net_device::NetSettings;
-pub(crate) use self::pod::{PodNamespaces, Role};
+pub(crate) use self::pod::{PodNamespaces, Role, tells_memory as tells_memory_of_pod};
 use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
@@ -67,6 +70,8 @@ pub(crate) struct Translated {
     pub(crate) sockets: Vec<HostSocket>,
     /// The machine.
     pub(crate) machine: Machine,
+    /// The container's limit of memory, if it has one.
+    pub(crate) memory_limit_mib: Option<u64>,
     /// The sandbox's cgroup on the host.
     pub(crate) cgroup: CgroupSpec,
     /// The network namespace of the host whose interfaces the guest gets.
@@ -166,23 +171,26 @@ pub(crate) struct NewLimits {
     pub(crate) cgroup_settings: Vec<CgroupSetting>,
     /// The same, over its access to devices; empty where they say nothing of it.
     pub(crate) device_filter: Vec<u8>,
-    /// For the sandbox's cgroup on the host. The machine's memory is what it was made with.
+    /// Of memory, in bytes: what the machine is to have room for. Negative for none.
+    pub(crate) memory: Option<i64>,
+    /// For the sandbox's cgroup on the host, but for its memory, which depends on the machine's.
     pub(crate) host: Limits,
 }
 
-/// New limits, from the JSON of the specification's `linux.resources`, for a container whose machine has that much memory.
+/// New limits, from the JSON of the specification's `linux.resources`.
 ///
 /// # Errors
 ///
 /// Names the field.
-pub(crate) fn new_limits_from_json(json: &[u8], memory_mib: u64) -> Result<NewLimits, PartError> {
+pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> {
     let resources: LinuxResources = serde_json::from_slice(json)?;
     let device_filter = match list(resources.devices().as_ref()) {
         [] => Vec::new(),
         rules => device_filter::translate(rules, &[])?,
     };
     let cgroup_settings = resources::translate(&resources)?;
-    Ok(NewLimits { cgroup_settings, device_filter, host: host_cgroup::new_limits(&resources, memory_mib)? })
+    let memory = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit != 0);
+    Ok(NewLimits { cgroup_settings, device_filter, memory, host: host_cgroup::new_limits(&resources)? })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {
@@ -268,17 +276,8 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     if !matches!(role, Role::Alone) {
         block_io::refuse_devices(resources)?;
     }
-    let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(&annotations)).transpose()?;
-    let resources = of_pod.as_ref().or(resources);
-    let machine = Machine::translate(&annotations, resources, Host::query)?;
-
-    let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
-    if matches!(role, Role::Sandbox) {
-        // The sum is that of the containers which have a limit, and must not hold for those which have none. Where all have
-        // one, the kubelet sets it on the pod's cgroup, which is above this one.
-        (cgroup.limits.cpu_quota_us, cgroup.limits.cpu_period_us) = (None, None);
-    }
+    let memory_limit_mib = machine::memory_limit_mib(resources);
+    let (machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
 
     let mut shares = match role {
         Role::Member { prefix, .. } => Shares::of_pod(prefix),
@@ -320,6 +319,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         shares,
         sockets,
         machine,
+        memory_limit_mib,
         cgroup,
         network,
         network_path,
@@ -338,6 +338,26 @@ fn check_pids(namespaces: &[LinuxNamespace], role: Role<'_>) -> Result<(), Field
         return Err(FieldError::unsupported("linux.namespaces", what));
     }
     Ok(())
+}
+
+/// The machine, and what it may use of the host.
+fn machine_and_cgroup(
+    linux: Option<&Linux>,
+    resources: Option<&LinuxResources>,
+    annotations: &HashMap<String, String>,
+    role: Role<'_>,
+) -> Result<(Machine, CgroupSpec), FieldError> {
+    let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(annotations)).transpose()?;
+    let resources = of_pod.as_ref().or(resources);
+    let machine = Machine::translate(annotations, resources, Host::THIS)?;
+    let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
+    if matches!(role, Role::Sandbox) {
+        // The sum is that of the containers which have a limit, and must not hold for those which have none. Where all have
+        // one, the kubelet sets it on the pod's cgroup, which is above this one.
+        (cgroup.limits.cpu_quota_us, cgroup.limits.cpu_period_us) = (None, None);
+    }
+    Ok((machine, cgroup))
 }
 
 /// An absent list is an empty one.

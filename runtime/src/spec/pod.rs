@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a configuration means in a pod: whose namespaces it names, and how large the pod's machine is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -123,6 +123,11 @@ pub(super) fn resources(annotations: &HashMap<String, String>) -> Result<LinuxRe
         .map_err(broken)
 }
 
+/// Whether the annotations tell what a pod's containers may use of memory together.
+pub(crate) fn tells_memory(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.get(MEMORY).and_then(|text| text.parse::<i64>().ok()).is_some_and(|memory| memory > 0)
+}
+
 /// A number of an annotation; 0 says nothing.
 fn number(annotations: &HashMap<String, String>, key: &str) -> Result<Option<i64>, FieldError> {
     let Some(text) = annotations.get(key) else {
@@ -188,6 +193,14 @@ mod tests {
         let cpu = resources.cpu().as_ref().unwrap();
         assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(268_435_456));
         assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), None));
+    }
+
+    #[test]
+    fn a_sum_of_no_memory_tells_nothing() {
+        let tells = |text: &str| tells_memory(&BTreeMap::from([(MEMORY.to_owned(), text.to_owned())]));
+
+        assert!(tells("268435456") && !tells("0") && !tells("-1"));
+        assert!(!tells_memory(&BTreeMap::new()));
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, CreateContainerResponse,
-    DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse, GetInfoRequest,
-    GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest, Process,
-    ProcessInfo, ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest,
+    AddMemoryRequest, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest,
+    CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse,
+    GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest,
+    Process, ProcessInfo, ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest,
     StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest,
     WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
 };
@@ -31,6 +31,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a guest may take for a change of its network, which it may first have to find devices for.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to have its kernel use more memory: 8,000 blocks for a terabyte.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a guest may take to write its dirty pages back: all of its memory, to a slow disk.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -119,6 +122,13 @@ impl Agent {
     /// The same while containers are there.
     pub(crate) async fn change_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
         within(NETWORK_TIMEOUT, self.client.configure_network(Context::default(), request)).await?;
+        Ok(())
+    }
+
+    /// Has the guest's kernel use memory that the machine was given.
+    pub(super) async fn add_memory(&self, address: u64, length: u64) -> Result<(), AgentError> {
+        let request = AddMemoryRequest { address, length, ..Default::default() };
+        within(MEMORY_TIMEOUT, self.client.add_memory(Context::default(), &request)).await?;
         Ok(())
     }
 

@@ -21,13 +21,14 @@ use tokio::time::{sleep, timeout};
 
 use super::agent::{Agent, AgentError};
 use super::execs::Execs;
+use super::machine_memory::{Claim, GrowError};
 use super::network::Settler;
 use super::signals;
 use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
-use crate::spec::NewLimits;
+use crate::spec::{self, NewLimits};
 
 /// The number of the signal that nothing survives.
 pub(crate) const SIGKILL: u32 = 9;
@@ -85,6 +86,8 @@ pub(crate) enum CallError {
     BadRequest(String),
     #[error("not supported: {0}")]
     NotSupported(&'static str),
+    #[error(transparent)]
+    Memory(#[from] GrowError),
     #[error(transparent)]
     Cgroup(#[from] HostCgroupError),
     #[error(transparent)]
@@ -151,6 +154,8 @@ pub(crate) struct Container {
     network: OnceLock<Settler>,
     /// The sandbox's, as long as it has one.
     cgroup: Weak<HostCgroup>,
+    /// What it may use of the machine's memory; none of a pod's sandbox.
+    memory: Option<Claim>,
     /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
     sandbox_end: Option<watch::Sender<Option<u8>>>,
     /// What confines init and is the configuration's, not its process': it confines the others too.
@@ -183,6 +188,7 @@ impl Container {
             poststart,
             network: OnceLock::new(),
             cgroup,
+            memory: None,
             sandbox_end: None,
             seccomp: init.seccomp.clone(),
             personality: init.personality,
@@ -198,6 +204,11 @@ impl Container {
     /// Gives streams of further processes the next of these numbers.
     pub(super) fn numbering_streams(self, numbers: Arc<AtomicU32>) -> Self {
         Self { execs: Execs::new(numbers), ..self }
+    }
+
+    /// It uses the machine's memory as that tells.
+    pub(super) fn claiming(self, memory: Claim) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// Whether it is a pod's sandbox.
@@ -287,6 +298,7 @@ impl Container {
                 self.write(&life.record);
             }
         }
+        self.memory.iter().for_each(Claim::release);
         self.ended.send_replace(Some(ended));
     }
 
@@ -475,8 +487,8 @@ impl Container {
         Ok(())
     }
 
-    /// Changes the limits, in the guest and then on the host.
-    pub(crate) async fn update(&self, limits: NewLimits) -> Result<(), CallError> {
+    /// Changes the limits, in the guest and then on the host. The machine grows first, if it has less memory than they need.
+    pub(crate) async fn update(&self, mut limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
         self.require_process()?;
         if limits.host.needs_host() && self.cgroup.upgrade().is_none() {
@@ -485,6 +497,10 @@ impl Container {
         }
         if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
             return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
+        }
+        if let (Some(limit), Some(memory)) = (limits.memory, &self.memory) {
+            let size_mib = memory.change(limit).await?;
+            limits.host.memory_bytes = Some(if limit < 0 { -1 } else { spec::host_memory_bytes(size_mib) });
         }
         self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
         match self.cgroup.upgrade() {

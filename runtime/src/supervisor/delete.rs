@@ -175,7 +175,6 @@ mod tests {
             annotations: Default::default(),
             kept: true,
             exit_status: None,
-            memory_mib: 0,
             net_backend: None,
             poststop: Vec::new(),
             sandbox: None,

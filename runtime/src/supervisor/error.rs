@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::agent::{AgentError, Refusal};
 use super::console::ConsoleError;
+use super::machine_memory::GrowError;
 use super::signals::Received;
 use super::state::StateDirError;
 use super::streams::OpenStreamError;
@@ -94,6 +95,8 @@ pub(crate) enum RunError {
     ConfigureSandbox(#[source] AgentError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(transparent)]
+    Memory(#[from] GrowError),
     #[error("the pod's machine has ended")]
     PodGone,
     #[error("the container is to see the processes of another one of its pod, which has them to itself")]

@@ -56,7 +56,6 @@ impl Groundwork {
             annotations: translated.annotations.clone(),
             kept: options.mode.keeps(),
             exit_status: None,
-            memory_mib: translated.machine.mem_size_mib,
             net_backend: None,
             poststop: translated.hooks.poststop.clone(),
             sandbox: None,

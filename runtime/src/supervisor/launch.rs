@@ -275,8 +275,8 @@ fn launch(
 ) -> Result<(Sandbox, Launched), RunError> {
     let Groundwork { translated, state, cgroup, mut record, begin_ns, .. } = ground;
     let Translated { mut request, shares, machine, network, hooks, sockets: host_sockets, .. } = translated;
-    let machine = Machine { spec: &machine, shares: &shares, network, trees_grow: false };
-    let booted = boot(options, &install, parts, machine, &state, trace)?;
+    let of_one = Machine { spec: &machine, shares: &shares, network, trees_grow: false };
+    let booted = boot(options, &install, parts, of_one, &state, trace)?;
     let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
     let shared = if network.is_some() { share_network(&mut request) } else { None };
     record.net_backend = net_backend;
@@ -307,7 +307,7 @@ fn launch(
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
     let start = Start { request, network: network_request, shared, hooks, hook_state, boot_timeout };
-    let launched = Launched { start, record, sockets, host_sockets, signals, task, ends, follower };
+    let launched = Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
 }

@@ -12,6 +12,7 @@
 //! | `state` | what lies under `--root` |
 //! | `network` | what changes in its network on the host, passed on |
 //! | `connections` | what it connects to on the host |
+//! | `machine_memory` | what its containers may use of its memory together, and giving it more |
 //! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
@@ -46,6 +47,7 @@ pub(crate) mod execs;
 mod face;
 mod groundwork;
 mod launch;
+mod machine_memory;
 mod network;
 mod pid_file;
 pub(crate) mod pod;

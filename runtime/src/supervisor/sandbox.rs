@@ -23,6 +23,7 @@ use super::container::{CallError, Container, DEFIANT, Ended};
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
+use super::machine_memory::{Claim, MachineMemory};
 use super::network::NetworkTask;
 use super::pid_file;
 use super::proc_view::ProcMount;
@@ -37,6 +38,7 @@ use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
 use crate::network::{Follower, Network};
+use crate::spec::Machine;
 use crate::storage::HostSocket;
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
@@ -48,6 +50,7 @@ pub(super) const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Launched {
     pub(super) start: Start,
     pub(super) record: Record,
+    pub(super) machine: Machine,
     pub(super) sockets: VmmSockets,
     /// Those of the host that the container may connect to.
     pub(super) host_sockets: Vec<HostSocket>,
@@ -154,7 +157,7 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, sockets, host_sockets, signals, task, ends, follower } = launched;
+        let Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower } = launched;
         (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
@@ -164,14 +167,11 @@ impl Sandbox {
         sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
         let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
-        let container = Arc::new(Container::new(
-            agent,
-            record,
-            &start.request.process,
-            start.hooks.poststart.clone(),
-            self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
-            self.state.handle()?,
-        ));
+        let cgroup = self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let memory = MachineMemory::new(&machine, control.clone(), agent.clone(), cgroup.clone());
+        let (init, poststart) = (&start.request.process, start.hooks.poststart.clone());
+        let container = Container::new(agent, record, init, poststart, cgroup, self.state.handle()?);
+        let container = Arc::new(container.claiming(Claim::new(memory)));
         if let Some(place) = self.processes.take() {
             place.serve(container.agent.clone(), &mut self.tasks);
         }

@@ -28,6 +28,7 @@ use ttrpc::asynchronous::{Server, Service, TtrpcContext};
 use super::agent::{AgentError, Refusal};
 use super::container::{CallError, Container, Ended};
 use super::execs;
+use super::machine_memory::GrowError;
 use super::state::Status;
 use super::terminal::Size;
 use crate::spec::{self, PartError};
@@ -159,10 +160,11 @@ pub(crate) fn status(error: CallError) -> ttrpc::Error {
         | CallError::ExecStopped
         | CallError::ExecWhileCreating
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
-        CallError::BadRequest(_) => Code::INVALID_ARGUMENT,
+        CallError::BadRequest(_) | CallError::Memory(GrowError::TooMuch { .. }) => Code::INVALID_ARGUMENT,
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
         CallError::Create(_) | CallError::Network(_) => Code::UNKNOWN,
         CallError::Cgroup(_)
+        | CallError::Memory(_)
         | CallError::Hook(_)
         | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
         CallError::Agent(AgentError::Refused { .. }) => Code::INVALID_ARGUMENT,
@@ -252,8 +254,7 @@ pub(crate) fn add_exec(
 /// Changes the limits.
 pub(crate) async fn update(container: &Container, request: &UpdateTaskRequest) -> Result<(), CallError> {
     let refused = |error: PartError| CallError::BadRequest(text::chain(&error));
-    let memory_mib = container.record().memory_mib;
-    let limits = spec::new_limits_from_json(&request.resources.value, memory_mib).map_err(refused)?;
+    let limits = spec::new_limits_from_json(&request.resources.value).map_err(refused)?;
     container.update(limits).await
 }
 

@@ -105,6 +105,7 @@ impl Vmm {
             id: options.id.to_owned(),
             vcpus: options.machine.vcpus,
             mem_size_mib: options.machine.mem_size_mib,
+            max_mem_size_mib: options.machine.max_mem_size_mib,
             kvm_fd: parts.kvm.as_raw_fd(),
             kernel_fd: parts.kernel.as_raw_fd(),
             initramfs_fd: parts.initramfs.as_raw_fd(),

@@ -110,6 +110,11 @@ impl VmmControl {
         self.ask(order, &descriptors, format!("attach the network interface {name}")).await
     }
 
+    /// Grants the guest the next part of what its memory may become.
+    pub(crate) async fn add_memory(&self, size_mib: u64) -> Result<(), ControlError> {
+        self.ask(Order::AddMemory { size_mib }, &[], format!("add {size_mib} MiB of memory")).await
+    }
+
     /// Has something done. `doing` completes "cannot …".
     async fn ask(&self, order: Order, descriptors: &[BorrowedFd<'_>], doing: String) -> Result<(), ControlError> {
         let (sequence, answer) = match self.expect() {

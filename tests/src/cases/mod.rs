@@ -15,6 +15,7 @@ mod engine;
 mod exec;
 mod exit;
 mod files;
+mod growth;
 mod guest_failure;
 mod hooks;
 mod host_sockets;
@@ -111,6 +112,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         exec::CASES,
         exit::CASES,
         files::CASES,
+        growth::CASES,
         guest_failure::CASES,
         hooks::CASES,
         host_sockets::CASES,

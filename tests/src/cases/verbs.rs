@@ -292,7 +292,7 @@ fn options_of_update(env: &Env) -> Result {
                 ("update --cpu-burst 1000 --cpu-quota 50000 ID", 0, ""),
                 ("update --cpu-idle 1 ID", 0, ""),
                 ("update --cpu-rt-period 1000 ID", 1, "realtimePeriod"),
-                ("update --memory 10g ID", 1, "its memory does not grow"),
+                ("update --memory 100000g ID", 1, "that the machine can have"),
                 ("update --cpu-idle 7 ID", 1, "idle"),
             ],
         )?;

@@ -4,10 +4,12 @@
 mod cpuid;
 mod memory;
 mod msr;
+mod reserve;
 mod vcpu;
 mod vm;
 
 pub use cpuid::VcpuTopology;
 pub use memory::{GuestMemory, MMIO_GAP_END, MMIO_GAP_START, MemoryError, allocate};
+pub use reserve::{GrantError, Reserve, ReserveLayout};
 pub use vcpu::{ExitIo, StartState, Stop, Vcpu, VcpuError};
 pub use vm::{Kvm, KvmError, Vm};

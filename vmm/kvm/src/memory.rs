@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | 0 up to [`MMIO_GAP_START`] | RAM |
 //! | [`MMIO_GAP_START`] to [`MMIO_GAP_END`] | devices: virtio windows, IO-APIC, local APIC |
-//! | [`MMIO_GAP_END`] up | the rest of the RAM |
+//! | [`MMIO_GAP_END`] up | the rest of the RAM, and behind it what may be added: see `reserve` |
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -65,6 +65,12 @@ pub fn allocate(size_mib: u64) -> Result<GuestMemory, MemoryError> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     GuestMemoryMmap::from_regions(regions).map_err(|_| layout())
+}
+
+/// The first address behind `size_mib` MiB of RAM.
+pub(crate) fn ram_end(size_mib: u64) -> Option<u64> {
+    let (base, len) = ranges(size_mib)?.pop()?;
+    base.0.checked_add(len)
 }
 
 /// The regions that `size_mib` MiB of RAM are made of.

@@ -2,6 +2,7 @@
 //! The system and VM levels of KVM.
 
 use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
@@ -9,6 +10,7 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
+use crate::reserve::{GrantError, Reserve};
 use crate::vcpu::Vcpu;
 
 /// Something that KVM refused.
@@ -83,7 +85,8 @@ impl Kvm {
     ///
     /// When KVM refuses.
     pub fn create_vm(&self) -> Result<Vm, KvmError> {
-        Ok(Vm { fd: self.0.create_vm().map_err(cannot("create a virtual machine"))?, memory: None })
+        let fd = self.0.create_vm().map_err(cannot("create a virtual machine"))?;
+        Ok(Vm { fd, memory: None, growth: None })
     }
 
     /// What KVM can show a guest as CPUID.
@@ -102,28 +105,59 @@ impl Kvm {
 pub struct Vm {
     fd: VmFd,
     memory: Option<GuestMemory>,
+    growth: Option<Mutex<Growth>>,
+}
+
+/// What of the machine's memory is yet to come.
+#[derive(Debug)]
+struct Growth {
+    reserve: Reserve,
+    /// The number of the next part for KVM.
+    slot: u32,
 }
 
 impl Vm {
-    /// Gives the machine its memory; once.
+    /// Gives the machine its memory; once. Answers all that its guest may ever have, which is what devices are to know: of the
+    /// reserve, nothing is the guest's yet.
     ///
     /// # Errors
     ///
     /// When KVM refuses a region.
-    pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), KvmError> {
-        for (slot, region) in (0u32..).zip(memory.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
+    pub fn set_memory(&mut self, ram: GuestMemory, reserve: Option<Reserve>) -> Result<GuestMemory, KvmError> {
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let region = memory_region(slot, region.start_addr().0, region.len(), region.as_ptr());
             // SAFETY: the region is mapped, belongs to guest memory alone, and stays mapped as long as the VM's
             // descriptor is open, since `self.memory` holds it and is dropped after `self.fd`.
             unsafe { self.fd.set_user_memory_region(region) }.map_err(cannot("map guest memory"))?;
         }
-        self.memory = Some(memory);
+        let slot = ram.iter().count() as u32; // two at most
+        let joined = reserve.and_then(|reserve| Some((reserve.joined_with(&ram)?, Growth { reserve, slot })));
+        let (memory, growth) = joined.map_or((ram, None), |(memory, growth)| (memory, Some(Mutex::new(growth))));
+        (self.memory, self.growth) = (Some(memory.clone()), growth);
+        Ok(memory)
+    }
+
+    /// Grants the guest the next part of the reserve.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such part, or the host or KVM refuses it; nothing is granted then.
+    pub fn add_memory(&self, size_mib: u64) -> Result<(), GrantError> {
+        let growth = self.growth.as_ref().ok_or(GrantError::NoReserve)?;
+        // Nothing panics while the lock is held.
+        let mut growth = growth.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = growth.reserve.next(size_mib)?;
+        growth.reserve.allow(&part, true).map_err(|source| GrantError::Protect { size_mib, source })?;
+        let (guest_address, address) = growth.reserve.addresses(&part);
+        let region = memory_region(growth.slot, guest_address, part.end - part.start, address);
+        // SAFETY: as in `set_memory`: the reserve's region is one of those that `self.memory` holds.
+        if let Err(error) = unsafe { self.fd.set_user_memory_region(region) } {
+            // Nobody has touched it: it can be asked for again.
+            let _ = growth.reserve.allow(&part, false);
+            return Err(cannot("map added memory")(error).into());
+        }
+        growth.slot += 1;
+        growth.reserve.grant(&part);
         Ok(())
     }
 
@@ -168,4 +202,8 @@ impl Vm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(cannot("register a notification"))
     }
+}
+
+fn memory_region(slot: u32, guest_phys_addr: u64, memory_size: u64, address: *mut u8) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region { slot, flags: 0, guest_phys_addr, memory_size, userspace_addr: address as u64 }
 }

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use bulkhead_kvm::{GrantError, Vm};
 use bulkhead_virtio::fs::{AddedTrees, TreeError};
 use bulkhead_virtio::net::{Backend, MAX_PAIRS, NetConfig};
 
@@ -30,6 +32,8 @@ enum OrderError {
     Tree(#[from] TreeError),
     #[error(transparent)]
     Net(#[from] MachineError),
+    #[error(transparent)]
+    Memory(#[from] GrantError),
 }
 
 /// What of a machine can be changed while it runs.
@@ -40,6 +44,8 @@ pub(super) struct Changeable {
     pub(super) shared: Option<AddedTrees>,
     /// Where further network devices go.
     pub(super) nets: Option<SpareNets>,
+    /// Whose memory grows.
+    pub(super) vm: Option<Arc<Vm>>,
 }
 
 /// The machine's end of the control socket.
@@ -87,6 +93,11 @@ impl Changeable {
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
                 let backend = Backend { taps, vhosts, fallback: nets.fallback.clone() };
                 Ok(nets.attach(&NetConfig { mac, pairs, limits }, backend)?)
+            }
+            Order::AddMemory { size_mib } => {
+                let [] = exactly(descriptors)?;
+                let vm = self.vm.as_ref().ok_or(GrantError::NoReserve)?;
+                Ok(vm.add_memory(size_mib)?)
             }
         }
     }
@@ -186,6 +197,16 @@ mod tests {
         assert!(wrong.iter().all(is_wrong), "{wrong:?}");
         let no_room = Some("no network devices can be added to this machine".to_owned());
         assert!(right.iter().all(|failure| *failure == no_room), "{right:?}");
+    }
+
+    #[test]
+    fn a_machine_that_does_not_grow_gets_no_memory() {
+        let orders = vec![(Order::AddMemory { size_mib: 128 }, 0), (Order::AddMemory { size_mib: 128 }, 1)];
+
+        let failures = answers(Changeable::default(), orders);
+
+        assert_eq!(failures[0].as_deref(), Some("no memory can be added to this machine"));
+        assert_eq!(failures[1].as_deref(), Some("the request has 1 descriptors, and needs 0"));
     }
 
     #[test]

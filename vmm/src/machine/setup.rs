@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use bulkhead_kvm::{GuestMemory, Kvm, StartState, Vcpu, VcpuTopology, allocate};
+use bulkhead_kvm::{GuestMemory, Kvm, Reserve, ReserveLayout, StartState, Vcpu, VcpuTopology, allocate};
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
@@ -74,13 +74,18 @@ fn create_vm(device: OwnedFd, vcpus: u8) -> Result<Parts, MachineError> {
     Ok((kvm, vm, vcpus))
 }
 
+/// RAM with a guest in it, what may be added, and where the guest begins.
+type LoadedGuest = (GuestMemory, Option<Reserve>, StartState);
+
 /// What the kernel and the image take before the devices are known: their words go to the command line later.
-fn load_guest(config: &MachineConfig) -> Result<(GuestMemory, StartState), MachineError> {
+fn load_guest(config: &MachineConfig) -> Result<LoadedGuest, MachineError> {
     let memory = allocate(config.mem_size_mib)?;
+    // Where there is no room for it, the machine does not grow, and says so when it is asked to.
+    let reserve = ReserveLayout::new(config.mem_size_mib, config.max_mem_size_mib).and_then(Reserve::map);
     let mut kernel = File::from(owned(config.kernel_fd));
     let mut initramfs = File::from(owned(config.initramfs_fd));
     let start = boot::load(&memory, config.vcpus, &mut kernel, &mut initramfs, &command_line(config))?;
-    Ok((memory, start))
+    Ok((memory, reserve, start))
 }
 
 fn device_count(config: &MachineConfig) -> u64 {
@@ -98,9 +103,9 @@ fn assemble(
     config: &MachineConfig,
     jail: Jail,
     (kvm, mut vm, vcpus): Parts,
-    (memory, start): (GuestMemory, StartState),
+    (ram, reserve, start): LoadedGuest,
 ) -> Result<Machine, MachineError> {
-    vm.set_memory(memory.clone())?;
+    let memory = vm.set_memory(ram, reserve)?;
     set_up_vcpus(&kvm, &vcpus, start)?;
     let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
     let mut bus = Bus::new(Arc::clone(&console));
@@ -119,6 +124,7 @@ fn assemble(
     let empty = Mutex::new(first_spare..first_spare + config.spare_nets);
     changeable.nets =
         Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone(), fallback: fallback.clone(), empty });
+    changeable.vm = Some(Arc::clone(&vm));
     let orders = Orders { socket: owned(config.control_fd), machine: changeable };
     let network = NetworkWatch { fallback, needs_vhost: config.needs_vhost };
     Ok(Machine { _vm: vm, vcpus, bus, console, orders, network })
@@ -142,7 +148,7 @@ fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
             .map_err(|source| MachineError::Host { doing: "make an eventfd", source })
     };
     let (private, shared) = (added(&config.private_trees)?, added(&config.shared_trees)?);
-    Ok(Changeable { private: Some(private), shared: Some(shared), nets: None })
+    Ok(Changeable { private: Some(private), shared: Some(shared), ..Changeable::default() })
 }
 
 /// A device, and what to call it.

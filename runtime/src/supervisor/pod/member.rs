@@ -24,6 +24,7 @@ use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::execs;
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
+use crate::supervisor::machine_memory::Claim;
 use crate::supervisor::sandbox::GONE_TIMEOUT;
 use crate::supervisor::state::{self, Record, StateDir, Status};
 use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
@@ -71,8 +72,13 @@ impl Pod {
         groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
+        let memory = Claim::new(Arc::clone(&self.memory));
+        memory.note(translated.memory_limit_mib);
+        if self.grows {
+            memory.make_room().await?;
+        }
         let taken = self.trees.give(&translated.shares).await?;
-        let made = self.make(options, translated, &taken, &state, (first_stream, ends)).await;
+        let made = self.make(options, translated, &taken, memory, &state, (first_stream, ends)).await;
         let (container, outputs, server, poststop) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -115,6 +121,7 @@ impl Pod {
         options: &Options,
         translated: Translated,
         taken: &Taken,
+        memory: Claim,
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
     ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
@@ -132,7 +139,7 @@ impl Pod {
         if !request.start_hooks.is_empty() {
             request.start_hook_state = creating.at(hooks::Status::Created, Some(process::id())).to_text();
         }
-        let Record { memory_mib, net_backend, .. } = self.sandbox.record();
+        let net_backend = self.sandbox.record().net_backend;
         let record = Record {
             id: options.id.clone(),
             pid: process::id(),
@@ -143,7 +150,6 @@ impl Pod {
             annotations,
             kept: false,
             exit_status: None,
-            memory_mib,
             net_backend,
             poststop: hooks.poststop.clone(),
             sandbox: Some(self.sandbox.id().to_owned()),
@@ -178,7 +184,7 @@ impl Pod {
             () = self.machine_gone() => return Err(RunError::PodGone),
         };
         let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
-        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)));
+        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory));
         let calls = Calls::default();
         let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
         let server = match TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop) {

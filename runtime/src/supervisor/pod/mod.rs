@@ -34,6 +34,7 @@ use super::error::{Loss, Phase, RunError};
 use super::execs;
 use super::groundwork;
 use super::launch::{self, Booted, Options};
+use super::machine_memory::MachineMemory;
 use super::network::NetworkTask;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
@@ -63,6 +64,9 @@ pub(crate) struct Pod {
     root: PathBuf,
     agent: Agent,
     trees: PodTrees,
+    memory: Arc<MachineMemory>,
+    /// Whether the machine grows for a container that comes: not where the sum of all their limits has been told.
+    grows: bool,
     namespaces: PodNamespaces,
     /// What containers inherit.
     mounts: Vec<Mount>,
@@ -142,6 +146,7 @@ async fn make(
         control: control.clone(),
         dir: state.handle()?,
     };
+    let grows = !spec::tells_memory_of_pod(&translated.annotations);
     let namespaces = PodNamespaces { pid: process::id(), network: translated.network_path };
     let record = Record {
         id: options.id.clone(),
@@ -153,7 +158,6 @@ async fn make(
         annotations: translated.annotations,
         kept: false,
         exit_status: None,
-        memory_mib: translated.machine.mem_size_mib,
         net_backend,
         poststop: Vec::new(),
         sandbox: None,
@@ -176,6 +180,8 @@ async fn make(
     let told = Arc::clone(&sandbox);
     let without_vhost = move || told.network_is_without_vhost();
     tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender, without_vhost));
+    let its_cgroup = cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
+    let memory = MachineMemory::new(&translated.machine, control.clone(), agent.clone(), its_cgroup);
     let (gone, is_gone) = watch::channel(false);
     let (alive, all_ended) = mpsc::channel(1);
     let pod = Arc::new(Pod {
@@ -183,6 +189,8 @@ async fn make(
         root: options.root.clone(),
         agent,
         trees: PodTrees::new(control),
+        memory,
+        grows,
         namespaces,
         mounts: translated.inherited,
         own_pids: Arc::default(),

@@ -81,9 +81,6 @@ pub(crate) struct Record {
     pub(crate) kept: bool,
     /// Once the container has ended.
     pub(crate) exit_status: Option<u8>,
-    /// The machine's memory; 0 in a record that does not tell.
-    #[serde(default)]
-    pub(crate) memory_mib: u64,
     /// Who moves the frames of its network devices, if it has any.
     #[serde(default)]
     pub(crate) net_backend: Option<String>,
@@ -178,7 +175,6 @@ pub(super) mod tests {
             annotations: BTreeMap::new(),
             kept,
             exit_status: None,
-            memory_mib: 0,
             net_backend: None,
             poststop: Vec::new(),
             sandbox: None,

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The memory of a machine that runs: what its containers may use of it together, and giving it more.
+//!
+//! The VMM grants a part of what it keeps in reserve, and the agent is told to have the guest's kernel use that. A machine
+//! does not shrink: what a guest has had is not given back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use bulkhead_vmm::config::ReserveLayout;
+use thiserror::Error;
+
+use super::agent::{Agent, AgentError};
+use super::vmm_control::{ControlError, VmmControl};
+use crate::cgroup::{HostCgroup, HostCgroupError};
+use crate::logging;
+use crate::spec::{self, MEMORY_OVERHEAD_MIB, Machine};
+
+/// A machine that did not get more memory.
+#[derive(Debug, Error)]
+pub(crate) enum GrowError {
+    #[error("linux.resources.memory.limit: {limit} bytes are more than the {max_mib} MiB that the machine can have")]
+    TooMuch { limit: i64, max_mib: u64 },
+    #[error("cannot give the machine more memory")]
+    Host(#[from] HostCgroupError),
+    #[error("cannot give the machine more memory")]
+    Vmm(#[from] ControlError),
+    #[error("cannot have the guest use more memory")]
+    Guest(#[source] AgentError),
+}
+
+/// A machine's memory.
+#[derive(Debug)]
+pub(crate) struct MachineMemory {
+    control: VmmControl,
+    agent: Agent,
+    /// The sandbox's, as long as it has one.
+    cgroup: Weak<HostCgroup>,
+    boot_mib: u64,
+    max_mib: u64,
+    reserve: Option<ReserveLayout>,
+    /// Held while the machine grows.
+    grown: tokio::sync::Mutex<Grown>,
+    claims: Mutex<Claims>,
+}
+
+/// How much of the reserve is the guest's.
+#[derive(Debug, Default)]
+struct Grown {
+    granted_mib: u64,
+    /// Of which the guest has said that its kernel uses it: it is told again of what it has not.
+    used_mib: u64,
+}
+
+/// The limits of the containers that have one.
+#[derive(Debug, Default)]
+struct Claims {
+    last: u64,
+    limits_mib: HashMap<u64, u64>,
+}
+
+impl MachineMemory {
+    /// That of a machine whose guest boots.
+    pub(super) fn new(machine: &Machine, control: VmmControl, agent: Agent, cgroup: Weak<HostCgroup>) -> Arc<Self> {
+        let (boot_mib, max_mib) = (machine.mem_size_mib, machine.max_mem_size_mib);
+        let reserve = ReserveLayout::new(boot_mib, max_mib);
+        let (grown, claims) = (tokio::sync::Mutex::default(), Mutex::default());
+        Arc::new(Self { control, agent, cgroup, boot_mib, max_mib, reserve, grown, claims })
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        // Nothing panics while the lock is held.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the machine what its containers' limits together need, as far as it can have that. How much it has then, in
+    /// MiB.
+    async fn make_room(&self) -> Result<u64, GrowError> {
+        let mut grown = self.grown.lock().await;
+        let needed_mib =
+            self.claims().limits_mib.values().fold(MEMORY_OVERHEAD_MIB, |sum, mib| sum.saturating_add(*mib));
+        let more_mib = needed_mib.saturating_sub(self.boot_mib);
+        let Some(reserve) = self.reserve.filter(|_| more_mib > grown.used_mib) else {
+            return Ok(self.boot_mib + grown.granted_mib);
+        };
+        // The kernel has 64 bytes for each page of 4096, and takes them from what it is given.
+        let more_mib = reserve.whole_blocks_mib(more_mib.saturating_add(more_mib.div_ceil(63)));
+        if more_mib > grown.granted_mib {
+            if let Some(cgroup) = self.cgroup.upgrade() {
+                cgroup.raise_memory(spec::host_memory_bytes(self.boot_mib + more_mib))?;
+            }
+            self.control.add_memory(more_mib - grown.granted_mib).await?;
+            grown.granted_mib = more_mib;
+        }
+        if more_mib > grown.used_mib {
+            let length = (more_mib - grown.used_mib) << 20;
+            self.agent.add_memory(reserve.address(grown.used_mib), length).await.map_err(GrowError::Guest)?;
+            grown.used_mib = more_mib;
+            logging::debug(format_args!("the machine has {} MiB of memory", self.boot_mib + more_mib));
+        }
+        Ok(self.boot_mib + grown.granted_mib)
+    }
+}
+
+/// What one container may use of a machine's memory. It is forgotten with this.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    memory: Arc<MachineMemory>,
+    number: u64,
+}
+
+impl Claim {
+    /// That of a container without a limit.
+    pub(super) fn new(memory: Arc<MachineMemory>) -> Self {
+        let number = {
+            let mut claims = memory.claims();
+            claims.last += 1;
+            claims.last
+        };
+        Self { memory, number }
+    }
+
+    /// Notes a container's limit, in MiB.
+    pub(super) fn note(&self, limit_mib: Option<u64>) {
+        let mut claims = self.memory.claims();
+        match limit_mib {
+            Some(limit) => claims.limits_mib.insert(self.number, limit),
+            None => claims.limits_mib.remove(&self.number),
+        };
+    }
+
+    /// The machine gets what all containers' limits need, as far as it can have that.
+    pub(super) async fn make_room(&self) -> Result<(), GrowError> {
+        self.memory.make_room().await.map(drop)
+    }
+
+    /// Notes a new limit, in bytes and negative for none, and makes room for it. How much memory the machine has then, in
+    /// MiB.
+    pub(super) async fn change(&self, limit: i64) -> Result<u64, GrowError> {
+        let limit_mib = u64::try_from(limit).ok().map(|limit| limit.div_ceil(1 << 20));
+        let max_mib = self.memory.max_mib;
+        if limit_mib.is_some_and(|limit| limit > max_mib) {
+            return Err(GrowError::TooMuch { limit, max_mib });
+        }
+        let before = self.memory.claims().limits_mib.get(&self.number).copied();
+        self.note(limit_mib);
+        let room = self.memory.make_room().await;
+        if room.is_err() {
+            self.note(before);
+        }
+        room
+    }
+
+    /// The container uses nothing any more.
+    pub(super) fn release(&self) {
+        self.note(None);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use bulkhead_vmm::control::{self, Order, Received};
+
+    use super::*;
+
+    /// A machine of 160 MiB that may have 1000, and the VMM's end of its control socket. Its agent is gone.
+    fn memory(max_mem_size_mib: u64) -> (Arc<MachineMemory>, VmmControl, OwnedFd) {
+        let (ours, theirs) = control::pair().unwrap();
+        let control = VmmControl::new(ours);
+        let agent = Agent::new(UnixStream::pair().unwrap().0, "c".to_owned()).unwrap();
+        let machine = Machine { max_mem_size_mib, ..Machine::for_test(160) };
+        (MachineMemory::new(&machine, control.clone(), agent, Weak::new()), control, theirs)
+    }
+
+    /// Takes the next order, and answers it.
+    async fn next_order(control: &VmmControl, vmm: &OwnedFd) -> Order {
+        loop {
+            match control::receive(vmm) {
+                Ok(Received::Request(request, _)) => {
+                    control.answered(request.sequence, None);
+                    return request.order;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn limits_that_fit_ask_for_nothing() {
+        let (memory, _control, vmm) = memory(1000);
+        let (first, second) = (Claim::new(Arc::clone(&memory)), Claim::new(Arc::clone(&memory)));
+
+        assert_eq!(first.change(40 << 20).await.unwrap(), 160);
+        assert_eq!(second.change(24 << 20).await.unwrap(), 160);
+        first.release();
+        assert_eq!(second.change(64 << 20).await.unwrap(), 160);
+        assert_eq!(second.change(-1).await.unwrap(), 160);
+
+        assert!(control::receive(&vmm).is_err());
+    }
+
+    #[tokio::test]
+    async fn limits_that_do_not_fit_have_the_machine_grow_in_blocks() {
+        let (memory, control, vmm) = memory(1000);
+        let (first, second) = (Claim::new(Arc::clone(&memory)), Claim::new(Arc::clone(&memory)));
+        first.note(Some(60));
+        second.note(Some(140));
+
+        // 60 + 140 + 96 are 136 more than 160.
+        let (room, order) = tokio::join!(second.make_room(), next_order(&control, &vmm));
+
+        assert_eq!(order, Order::AddMemory { size_mib: 256 });
+        assert!(matches!(room, Err(GrowError::Guest(AgentError::Lost))), "{room:?}");
+        // What is granted is not asked for again, but what the guest does not use, it is told of again.
+        let again = second.make_room().await;
+        assert!(matches!(again, Err(GrowError::Guest(AgentError::Lost))), "{again:?}");
+        assert!(control::receive(&vmm).is_err());
+    }
+
+    #[tokio::test]
+    async fn more_than_there_can_be_is_refused_before_anything_is_asked_for() {
+        let (fixed, _control, vmm) = memory(160);
+        let claim = Claim::new(fixed);
+
+        let error = claim.change(161 << 20).await.unwrap_err().to_string();
+
+        assert!(error.starts_with("linux.resources.memory.limit: 168820736 bytes"), "{error}");
+        assert!(error.contains("160 MiB"), "{error}");
+        assert_eq!(claim.change(160 << 20).await.unwrap(), 160);
+        assert!(control::receive(&vmm).is_err());
+    }
+}
