@@ -92,6 +92,12 @@ impl Engine {
         })
     }
 
+    /// Looks at what lies in both rings, and sends what there is to send.
+    pub(super) fn look(&mut self) -> Result<(), QueueError> {
+        self.rx.look()?;
+        self.process(Work { transmit: true, ..Work::default() })
+    }
+
     /// The queues as they stand.
     pub(super) fn into_queues(self) -> [ActiveQueue; 2] {
         [self.rx.into_queue(), self.tx.into_queue()]

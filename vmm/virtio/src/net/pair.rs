@@ -71,8 +71,7 @@ impl Pair {
                     return Ok(Self::Vhost(Box::new(VhostPair { poller, errors, vhost, queues, context })));
                 }
                 Err(error) => {
-                    context.falls_back(&format_args!("it does not take the queues: {error}"));
-                    queues
+                    return Self::go_on(poller, context, queues, &format_args!("it does not take the queues: {error}"));
                 }
             },
         };
@@ -92,13 +91,29 @@ impl Pair {
     fn take_over(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Self::Lost(Poller::new()?)) {
             Self::Vhost(pair) => {
-                pair.context.falls_back(&"it cannot go on with the queues");
                 let (poller, context, queues, _) = pair.stop()?;
-                *self = Self::Engine(Box::new(Engine::start(poller, context, queues)?));
+                *self = Self::go_on(poller, context, queues, &"it cannot go on with the queues")?;
             }
             other => *self = other,
         }
         Ok(())
+    }
+
+    /// This thread serves queues that the host's kernel does not, for `reason`. That is told once both have been looked at: what
+    /// the guest broke is its loss alone, and says nothing of the kernel.
+    pub(super) fn go_on(
+        poller: Poller,
+        context: Context,
+        queues: [ActiveQueue; 2],
+        reason: &impl Display,
+    ) -> io::Result<Self> {
+        let mut engine = Engine::start(poller, context.clone(), queues)?;
+        if engine.look().is_err() {
+            context.interrupt.signal_needs_reset();
+            return Ok(Self::Lost(Poller::new()?));
+        }
+        context.falls_back(reason);
+        Ok(Self::Engine(Box::new(engine)))
     }
 }
 
@@ -118,9 +133,8 @@ impl EventHandler for Pair {
                 let interrupt = Arc::clone(&pair.context.interrupt);
                 if self.take_over().is_err() {
                     interrupt.signal_needs_reset();
-                    return ControlFlow::Break(());
                 }
-                ControlFlow::Continue(())
+                if matches!(self, Self::Lost(_)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
             Self::Lost(_) => ControlFlow::Break(()),
         }

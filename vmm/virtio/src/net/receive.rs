@@ -72,6 +72,14 @@ impl Receiver {
         active
     }
 
+    /// Takes the chains that the next frame would be read into, though there may be none.
+    pub(super) fn look(&mut self) -> Result<(), QueueError> {
+        if !self.has_room() {
+            self.take_chains()?;
+        }
+        Ok(())
+    }
+
     /// Reads frames until there are none, or no room, or it is others' turn.
     pub(super) fn receive(
         &mut self,

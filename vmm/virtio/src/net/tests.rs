@@ -346,28 +346,58 @@ fn frames_over_the_limit_wait_and_go_later() {
     }
 }
 
-#[test]
-fn queues_that_vhost_does_not_take_are_served_here_which_is_told() {
-    let memory = memory();
-    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-    let queue = |ring| {
-        let queue = MockSplitQueue::create(&memory, ring, SIZE).create_queue().unwrap();
-        ActiveQueue { queue, event: event() }
-    };
-    let (_network, device_side) = UnixDatagram::pair().unwrap();
+/// What queues without an engine run with; the other end of their tap, and what they tell of.
+fn context(memory: &GuestMemory) -> (Context, UnixDatagram, Fallback) {
+    let (network, device_side) = UnixDatagram::pair().unwrap();
+    device_side.set_nonblocking(true).unwrap();
     let fallback = Fallback::new().unwrap();
     let context = Context {
         memory: memory.clone(),
         accepted: 0,
-        interrupt: Arc::new(Interrupt::new(event())),
+        interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
         tap: Arc::new(Tap::new(OwnedFd::from(device_side))),
         limiter: None,
         fallback: Some(fallback.clone()),
     };
+    (context, network, fallback)
+}
+
+/// A queue as it is handed over.
+fn handed_over(mock: &MockSplitQueue<'_, GuestMemory>) -> ActiveQueue {
+    ActiveQueue { queue: mock.create_queue().unwrap(), event: EventFd::new(EFD_NONBLOCK).unwrap() }
+}
+
+#[test]
+fn queues_that_vhost_does_not_take_are_served_here_which_is_told() {
+    let memory = memory();
+    let (context, _network, fallback) = context(&memory);
+    let queues = [RX_RING, TX_RING].map(|ring| handed_over(&MockSplitQueue::create(&memory, ring, SIZE)));
     let not_vhost = VhostNet::new(std::fs::File::open("/dev/null").unwrap().into());
 
-    let pair = Pair::start(context, [queue(RX_RING), queue(TX_RING)], Some(not_vhost)).unwrap();
+    let pair = Pair::start(context, queues, Some(not_vhost)).unwrap();
 
     assert!(matches!(pair, Pair::Engine(_)));
     assert!(fallback.take().unwrap().starts_with("it does not take the queues: "));
+}
+
+#[test]
+fn queues_that_vhost_gives_up_are_served_here_which_is_told_unless_the_guest_broke_them() {
+    let (rx, tx) = (Descriptor::new(BUFFERS, 2000, WRITE, 0), Descriptor::new(BUFFERS, 100, 0, 0));
+    let outside = |flags| Descriptor::new(0x3f_ffff, 2000, flags, 0);
+    let cases = [([rx, tx], Some("a reason")), ([outside(WRITE), tx], None), ([rx, outside(0)], None)];
+    for (descriptors, told) in cases {
+        let memory = memory();
+        let rings = [RX_RING, TX_RING].map(|ring| MockSplitQueue::create(&memory, ring, SIZE));
+        for (ring, descriptor) in rings.iter().zip(descriptors) {
+            ring.build_desc_chain(&[RawDescriptor::from(descriptor)]).unwrap();
+        }
+        let (context, _network, fallback) = context(&memory);
+        let interrupt = Arc::clone(&context.interrupt);
+
+        let pair = Pair::go_on(Poller::new().unwrap(), context, rings.each_ref().map(handed_over), &"a reason").unwrap();
+
+        assert_eq!(fallback.take().as_deref(), told, "{descriptors:?}");
+        assert_eq!(interrupt.needs_reset(), told.is_none(), "{descriptors:?}");
+        assert_eq!(matches!(pair, Pair::Engine(_)), told.is_some(), "{descriptors:?}");
+    }
 }
