@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Interfaces: found by their hardware address, named, and turned on.
 
-use std::io;
+use std::path::Path;
+use std::{fs, io};
 
 use bulkhead_netlink::{LinkHeader, Message, Socket};
-use bulkhead_protocol::agent::NetworkInterface;
+use bulkhead_protocol::agent::{Ipv6Settings, NetworkInterface};
 
 use super::{NetworkError, late};
 use crate::init::SYS;
 
 /// Longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Where the kernel keeps what it does about IPv6, a folder for each interface.
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 
 /// An interface that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,8 +99,10 @@ pub(super) fn set_up(
         if !interface.up && old.is_some_and(|old| old.up) {
             turn_off(socket, link.index, &interface.name)?;
         }
-        let flags = if interface.up { libc::IFF_UP } else { 0 };
-        let mut message = change(link.index, flags.cast_unsigned()).with_number(libc::IFLA_MTU, interface.mtu);
+        // Before it is on: what a router says may come at once.
+        let ipv6 = set_ipv6(IPV6_SETTINGS.as_ref(), link, old, interface);
+        ipv6.map_err(|error| NetworkError::new(format!("set up IPv6 on network interface {}", interface.name), error))?;
+        let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
         if link.name != interface.name {
             message = message.with_text(libc::IFLA_IFNAME, &interface.name);
         }
@@ -169,8 +175,28 @@ fn is_one(before: &NetworkInterface, after: &NetworkInterface) -> bool {
 
 /// Whether nothing of the interface itself differs.
 fn is_same(before: &NetworkInterface, after: &NetworkInterface) -> bool {
-    (&before.name, before.mtu, before.up, &before.hardware_address)
-        == (&after.name, after.mtu, after.up, &after.hardware_address)
+    (&before.name, before.mtu, before.up, before.no_arp, &before.hardware_address, &before.ipv6)
+        == (&after.name, after.mtu, after.up, after.no_arp, &after.hardware_address, &after.ipv6)
+}
+
+/// Has the kernel do about IPv6 what the host's does, as far as that is news. One that is new has the kernel's defaults.
+fn set_ipv6(
+    settings: &Path,
+    link: &Link,
+    old: Option<&NetworkInterface>,
+    interface: &NetworkInterface,
+) -> io::Result<()> {
+    let values = |ipv6: &Ipv6Settings| {
+        let Ipv6Settings { accept_ra, autoconf, disable_ipv6, accept_dad, .. } = *ipv6;
+        [("accept_ra", accept_ra), ("autoconf", autoconf), ("disable_ipv6", disable_ipv6), ("accept_dad", accept_dad)]
+    };
+    let defaults = Ipv6Settings { accept_ra: 1, autoconf: 1, accept_dad: 1, ..Default::default() };
+    let before = values(old.and_then(|old| old.ipv6.as_ref()).unwrap_or(&defaults));
+    let wanted = interface.ipv6.iter().flat_map(values);
+    for ((key, value), _) in wanted.zip(before).filter(|(wanted, before)| wanted != before) {
+        fs::write(settings.join(&link.name).join(key), value.to_string())?;
+    }
+    Ok(())
 }
 
 fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkError> {
@@ -180,13 +206,17 @@ fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkEr
 }
 
 fn rename(socket: &mut Socket, index: i32, from: &str, to: &str) -> Result<(), NetworkError> {
-    let renamed = socket.request(change(index, 0).with_text(libc::IFLA_IFNAME, to));
+    let header = LinkHeader { index, ..Default::default() };
+    let renamed = socket.request(Message::new(libc::RTM_NEWLINK, 0, &header).with_text(libc::IFLA_IFNAME, to));
     renamed.map_err(|error| NetworkError::new(format!("rename network interface {from}"), error))
 }
 
-/// A request to change an interface; it is on from then on if `flags` say so.
-fn change(index: i32, flags: u32) -> Message {
-    Message::new(libc::RTM_NEWLINK, 0, &LinkHeader { index, flags, change: flags, ..Default::default() })
+/// A request to change an interface: it is on from then on if it is to be.
+fn change(index: i32, interface: &NetworkInterface) -> Message {
+    let up = if interface.up { libc::IFF_UP } else { 0 };
+    let no_arp = if interface.no_arp { libc::IFF_NOARP } else { 0 };
+    let (flags, change) = ((up | no_arp).cast_unsigned(), (up | libc::IFF_NOARP).cast_unsigned());
+    Message::new(libc::RTM_NEWLINK, 0, &LinkHeader { index, flags, change, ..Default::default() })
 }
 
 #[cfg(test)]
@@ -212,6 +242,28 @@ mod tests {
         assert_eq!(error.to_string(), "cannot find the device of network interface eth0");
 
         assert!(try_for(interface("a-name-too-long-for-it", 2)).is_err());
+    }
+
+    #[test]
+    fn only_what_is_news_is_set_of_ipv6() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = link("eth0", 2);
+        let with = |accept_ra, autoconf| {
+            let ipv6 = Ipv6Settings { accept_ra, autoconf, accept_dad: 1, ..Default::default() };
+            NetworkInterface { ipv6: Some(ipv6).into(), ..interface("eth0", 2) }
+        };
+        fs::create_dir(folder.path().join("eth0")).unwrap();
+        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| {
+            set_ipv6(folder.path(), &link, old, wanted).unwrap();
+            let files = ["accept_ra", "autoconf", "disable_ipv6", "accept_dad"];
+            files.map(|file| fs::read_to_string(folder.path().join("eth0").join(file)).unwrap_or_default())
+        };
+
+        assert_eq!(set(None, &interface("eth0", 2)), ["", "", "", ""]);
+        assert_eq!(set(None, &with(0, 1)), ["0", "", "", ""]);
+        // A container has changed it.
+        fs::write(folder.path().join("eth0/accept_ra"), "2").unwrap();
+        assert_eq!(set(Some(&with(0, 1)), &with(0, 0)), ["2", "0", "", ""]);
     }
 
     #[test]

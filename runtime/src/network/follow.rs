@@ -11,8 +11,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
+use super::address::Probed;
 use super::join::Joiner;
-use super::survey::{Link, Survey};
+use super::link::Link;
+use super::survey::Survey;
 use super::{Device, Junctions, NetworkError, NetworkRecord, Passed, is_idle, request, tap};
 use crate::logging;
 use crate::text;
@@ -50,6 +52,7 @@ pub(super) struct View {
     pub(super) told: Option<ConfigureNetworkRequest>,
     /// What has been warned of.
     pub(super) warned: Vec<String>,
+    pub(super) probed: Probed,
 }
 
 /// A device for an interface that has come, and the interface.
@@ -72,8 +75,9 @@ pub(crate) struct Change {
 impl View {
     /// What is to be done, if anything.
     fn look(&mut self) -> io::Result<Change> {
-        let survey = Survey::take(&mut self.socket)?;
+        let mut survey = Survey::take(&mut self.socket)?;
         self.forget_gone(&survey);
+        self.probed.mark(&mut survey.links, &self.passed);
         let mut late = Vec::new();
         for link in &survey.links {
             let is_known =
@@ -81,7 +85,7 @@ impl View {
             if is_known || is_idle(link) || tap::is_one(link) {
                 continue;
             }
-            match self.join(link) {
+            match self.join(link, &survey.links) {
                 Ok(device) => {
                     self.passed.push(Passed { index: link.index, mac: device.mac });
                     late.push(Late { name: link.name.clone(), device, index: link.index });
@@ -89,10 +93,10 @@ impl View {
                 Err(why) => self.give_up(link.index, &link.name, &why),
             }
         }
-        for route in &survey.routes.left_out {
-            if !self.warned.contains(route) {
-                logging::warn(format_args!("of the network namespace {}, {route}", self.joiner.path.display()));
-                self.warned.push(route.clone());
+        for what in &survey.left_out {
+            if !self.warned.contains(what) {
+                logging::warn(format_args!("of the network namespace {}, {what}", self.joiner.path.display()));
+                self.warned.push(what.clone());
             }
         }
         Ok(Change { late, request: self.news(survey) })
@@ -117,11 +121,11 @@ impl View {
     }
 
     /// Joins an interface that has come to a tap.
-    fn join(&mut self, link: &Link) -> Result<Device, String> {
+    fn join(&mut self, link: &Link, links: &[Link]) -> Result<Device, String> {
         if self.room == 0 {
             return Err("the virtual machine has no room for more".to_owned());
         }
-        self.joiner.check(link).map_err(|error| text::chain(&error))?;
+        self.joiner.check(link, links).map_err(|error| text::chain(&error))?;
         let Self { joiner, junctions, socket, .. } = self;
         let device = junctions.namespace.inside(|| joiner.join(socket, link, &mut junctions.joined()));
         let enter = |source| NetworkError::Enter { path: joiner.path.clone(), source };
@@ -212,7 +216,8 @@ impl Following {
     /// The namespace cannot be looked at.
     pub(crate) fn give_up(&mut self, late: &Late, why: &str) -> io::Result<Option<ConfigureNetworkRequest>> {
         self.view.give_up(late.index, &late.name, why);
-        let survey = Survey::take(&mut self.view.socket)?;
+        let mut survey = Survey::take(&mut self.view.socket)?;
+        self.view.probed.mark(&mut survey.links, &self.view.passed);
         Ok(self.view.news(survey))
     }
 

@@ -3,11 +3,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_netlink::Socket;
 
-use super::survey::Link;
+use super::link::{Link, PCI_DEVICES};
 use super::{Device, DeviceOptions, Joined, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
 
 /// What is the same for all interfaces of a namespace.
@@ -19,17 +19,17 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    /// Whether an interface can be passed on.
-    pub(super) fn check(&self, link: &Link) -> Result<(), NetworkError> {
+    /// Whether an interface can be passed on, which is one of `links`.
+    pub(super) fn check(&self, link: &Link, links: &[Link]) -> Result<(), NetworkError> {
         let (name, path) = (link.name.clone(), self.path.clone());
         if tap::is_one(link) {
             return Err(NetworkError::InUse(path));
         }
-        let is_ethernet = link.hardware == libc::ARPHRD_ETHER && link.mac.len() == 6;
-        if !SUPPORTED.contains(&link.kind.as_str()) || !is_ethernet {
-            let kind = if link.kind.is_empty() { "a device of the host" } else { &link.kind };
-            let without = if is_ethernet { "" } else { " without Ethernet frames" };
-            return Err(NetworkError::Unsupported { name, kind: format!("{kind}{without}"), path });
+        if !SUPPORTED.contains(&link.kind.as_str()) || !link.is_ethernet() || link.is_l3s {
+            return Err(NetworkError::Unsupported { name, kind: link.description(Path::new(PCI_DEVICES)), path });
+        }
+        if let Some(lower) = links.iter().find(|other| link.lower == Some(other.index)) {
+            return Err(NetworkError::Stacked { name, lower: lower.name.clone(), path });
         }
         if link.mtu < MIN_MTU {
             return Err(NetworkError::Mtu { name, mtu: link.mtu, path });

@@ -7,8 +7,8 @@
 //! | `namespace` | a network namespace, and how work is done in it |
 //! | `own` | the one that this process is in, and the host's |
 //! | `claim` | that a namespace is one machine's |
-//! | `survey`, `routes` | what there is in one |
-//! | `join` | an interface and a tap, joined
+//! | `survey`, `link`, `address`, `routes` | what there is in one |
+//! | `join` | an interface and a tap, joined |
 //! | `tap` | interfaces whose other side is a descriptor |
 //! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
@@ -18,9 +18,11 @@
 //! The interface stays where it is, with all its addresses; the guest's device has the same ones. What comes in at it goes
 //! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
 
+mod address;
 mod claim;
 mod follow;
 mod join;
+mod link;
 mod namespace;
 mod own;
 mod record;
@@ -34,21 +36,25 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bulkhead_netlink::Socket;
 use bulkhead_protocol::agent::{ConfigureNetworkRequest, NetworkInterface};
 use bulkhead_vmm::config::{Limits, MAX_NET_PAIRS, MAX_NETS};
 use thiserror::Error;
 
+use self::address::Probed;
 use self::claim::Claim;
 use self::follow::View;
 pub(crate) use self::follow::{Change, Follower, Following};
 use self::join::Joiner;
+use self::link::Link;
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::own::on_host;
 pub(crate) use self::record::NetworkRecord;
 use self::routes::Routes;
-use self::survey::{Link, Survey};
+use self::survey::Survey;
 use crate::logging;
 use crate::spec::NetSettings;
 
@@ -57,6 +63,10 @@ const SUPPORTED: [&str; 6] = ["veth", "macvlan", "ipvlan", "vlan", "dummy", "tun
 
 /// How many interfaces a machine can be given that come when it runs, as far as it has room for them.
 const SPARE_NETS: usize = 4;
+
+/// How long the taps may stay of a machine whose supervisor was killed, and which ends for that.
+const TAPS_STAY: Duration = Duration::from_secs(3);
+const TAPS_PAUSE: Duration = Duration::from_millis(20);
 
 /// Least MTU of an interface (that of IPv4).
 const MIN_MTU: u32 = 68;
@@ -73,6 +83,12 @@ pub(crate) enum NetworkError {
         path.display(), SUPPORTED.join(", ")
     )]
     Unsupported { name: String, kind: String, path: PathBuf },
+    #[error(
+        "cannot pass on the interface {name} of the network namespace {}: it lies on {lower} there, to which all frames would go: \
+         make it in the container, or leave {lower} in another namespace",
+        path.display()
+    )]
+    Stacked { name: String, lower: String, path: PathBuf },
     #[error("cannot pass on the interface {name} of the network namespace {}: its MTU of {mtu} is too small", path.display())]
     Mtu { name: String, mtu: u32, path: PathBuf },
     #[error(
@@ -273,11 +289,13 @@ impl Connector<'_> {
         let mut socket = Socket::open().map_err(joiner.cannot("open a netlink socket"))?;
         // What changes after the survey is seen.
         let events = follow::subscribe().map_err(joiner.cannot("follow its changes"))?;
-        let mut survey = Survey::take(&mut socket).map_err(joiner.cannot("look at the interfaces"))?;
+        let mut survey = look(&mut socket).map_err(joiner.cannot("look at the interfaces"))?;
         survey.links.retain(|link| !is_idle(link));
         for link in &survey.links {
-            joiner.check(link)?;
+            joiner.check(link, &survey.links)?;
         }
+        let mut probed = Probed::default();
+        probed.mark(&mut survey.links, &[]);
         let count = survey.links.len();
         if count > MAX_NETS {
             return Err(NetworkError::TooMany { count, path });
@@ -289,28 +307,53 @@ impl Connector<'_> {
             passed.push(Passed { index: link.index, mac: device.mac });
             devices.push(device);
         }
-        for route in &survey.routes.left_out {
-            logging::warn(format_args!("of the network namespace {}, {route}", path.display()));
+        for what in &survey.left_out {
+            logging::warn(format_args!("of the network namespace {}, {what}", path.display()));
         }
-        let warned = survey.routes.left_out.clone();
+        let warned = survey.left_out.clone();
         let told = request(survey, &passed);
         let (joiner, junctions) = (joiner.clone(), self.junctions.clone());
         let room = SPARE_NETS.min(MAX_NETS - count);
         let (told_last, given_up) = (Some(told.clone()), Vec::new());
-        let view = View { joiner, junctions, socket, passed, given_up, room, told: told_last, warned };
+        let view = View { joiner, junctions, socket, passed, given_up, room, told: told_last, warned, probed };
         Ok((devices, told, Follower::new(events, view)))
+    }
+}
+
+/// What there is in the calling thread's network namespace, which is claimed: taps of another machine are of one that has no
+/// supervisor any more, and are waited for.
+fn look(socket: &mut Socket) -> io::Result<Survey> {
+    let end = Instant::now() + TAPS_STAY;
+    loop {
+        let survey = Survey::take(socket)?;
+        if !survey.links.iter().any(tap::is_one) || Instant::now() >= end {
+            return Ok(survey);
+        }
+        thread::sleep(TAPS_PAUSE);
     }
 }
 
 /// What the guest is told of what there is: the interfaces that its machine has, and what leads through them.
 fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
-    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours } = survey;
+    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours, .. } = survey;
     let mac_of =
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
         let mac = mac_of(&link)?;
-        let Link { index: id, name, mac: hardware_address, mtu, up, addresses, .. } = link;
-        Some(NetworkInterface { name, mac, mtu, up, addresses, id, hardware_address, ..Default::default() })
+        let Link { index: id, name, mac: hardware_address, mtu, up, no_arp, addresses, ipv6, .. } = link;
+        let ipv6 = ipv6.into();
+        Some(NetworkInterface {
+            name,
+            mac,
+            mtu,
+            up,
+            addresses,
+            id,
+            hardware_address,
+            no_arp,
+            ipv6,
+            ..Default::default()
+        })
     };
     let interfaces: Vec<_> = links.into_iter().filter_map(interface).collect();
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);

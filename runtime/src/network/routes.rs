@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bulkhead_netlink::{Attributes, Header, Message, RouteHeader, RuleHeader, Socket};
 use bulkhead_protocol::agent::NetworkRoute;
 
-use super::survey::{Link, bytes, number};
+use super::link::Link;
+use super::survey::{bytes, number};
 
 /// Who made a route: the kernel, for an address or on a router's word. The guest's makes its own.
 const MADE_BY_KERNEL: [u8; 3] = [libc::RTPROT_KERNEL, libc::RTPROT_REDIRECT, RTPROT_RA];

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 
-use super::survey::Link;
+use super::link::Link;
 
 /// What the names of Bulkhead's taps begin with.
 const PREFIX: &str = "bh-";

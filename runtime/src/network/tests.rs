@@ -14,14 +14,14 @@ fn link(name: &str, kind: &str) -> Link {
         mac: vec![2, 0, 0, 0, 0, 1],
         mtu: 1500,
         up: true,
-        addresses: Vec::new(),
+        ..Link::default()
     }
 }
 
 fn check(link: &Link) -> Result<(), String> {
     let options = DeviceOptions::new(NetSettings::default(), 1);
     let joiner = Joiner { path: "/run/netns/x".into(), options };
-    joiner.check(link).map_err(|error| error.to_string())
+    joiner.check(link, std::slice::from_ref(link)).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -49,6 +49,24 @@ fn what_cannot_be_passed_on_is_named() {
         "{error}"
     );
     assert!(check(&Link { mtu: 60, ..link("eth0", "veth") }).unwrap_err().ends_with("its MTU of 60 is too small"));
+}
+
+#[test]
+fn an_ipvlan_whose_packets_come_past_the_filters_is_refused() {
+    let error = check(&Link { is_l3s: true, ..link("eth0", "ipvlan") }).unwrap_err();
+    assert!(error.contains("it is ipvlan in mode l3s, whose packets come past"), "{error}");
+}
+
+#[test]
+fn what_lies_on_another_interface_of_the_namespace_is_refused() {
+    let upper = Link { index: 5, lower: Some(2), ..link("eth0.7", "vlan") };
+    let joiner = Joiner { path: "/run/netns/x".into(), options: DeviceOptions::new(NetSettings::default(), 1) };
+
+    let error = joiner.check(&upper, &[link("eth0", "veth"), upper.clone()]).unwrap_err().to_string();
+
+    assert!(error.contains("eth0.7 of the network namespace /run/netns/x: it lies on eth0 there"), "{error}");
+    // Below is an interface of another namespace.
+    assert!(joiner.check(&upper, std::slice::from_ref(&upper)).is_ok());
 }
 
 #[test]

@@ -27,10 +27,12 @@ mod mounts;
 mod namespaces;
 mod net_device;
 mod network;
+mod network_addresses;
 mod network_guest;
 mod network_kinds;
 mod network_later;
 mod network_load;
+mod network_shared;
 mod podman;
 mod pods;
 mod process;
@@ -124,10 +126,12 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         namespaces::CASES,
         net_device::CASES,
         network::CASES,
+        network_addresses::CASES,
         network_guest::CASES,
         network_kinds::CASES,
         network_later::CASES,
         network_load::CASES,
+        network_shared::CASES,
         podman::CASES,
         pods::CASES,
         process::CASES,

@@ -6,8 +6,16 @@ use super::{Case, case};
 use crate::env::Env;
 use crate::failure::{Result, ensure, ensure_eq};
 
-pub(super) const CASES: &[Case] =
-    &[case!(macvlan), case!(ipvlan), case!(vlan), case!(vlan_made_inside), case!(tap), case!(kinds_that_are_refused)];
+pub(super) const CASES: &[Case] = &[
+    case!(macvlan),
+    case!(ipvlan),
+    case!(vlan),
+    case!(vlan_made_inside),
+    case!(tap),
+    case!(kinds_that_are_refused),
+    case!(ipvlan_whose_packets_come_past_is_refused),
+    case!(one_on_another_is_refused),
+];
 
 /// Two interfaces of the host joined by a cable: one is the host's, the other carries those of containers.
 struct Cable {
@@ -137,4 +145,35 @@ fn kinds_that_are_refused(env: &Env) -> Result {
         ensure!(!namespace.leftovers_of(name)?.contains("bh-"), "a tap is left beside {name}");
     }
     Ok(())
+}
+
+fn ipvlan_whose_packets_come_past_is_refused(env: &Env) -> Result {
+    let cable = Cable::new("46")?;
+    let namespace = Namespace::empty(env, "l3s")?;
+    let path = namespace.path.display();
+    host(&format!("ip link add link {} name eth0 netns {path} type ipvlan mode l3s", cable.lower))?;
+    let bundle = container(env, &namespace, "echo started")?;
+
+    env.run(&bundle)?.output()?.expect_error(&[
+        "eth0",
+        "network namespace",
+        "it is ipvlan in mode l3s",
+        "l2 and l3 work",
+    ])
+}
+
+/// All frames would go to the one below.
+fn one_on_another_is_refused(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "stack")?;
+    let bundle = container(env, &namespace, "ls /sys/class/net")?;
+    for kind in ["vlan id 7", "macvlan mode bridge"] {
+        namespace.inside(&format!("ip link add link eth0 name upper type {kind}"))?;
+        let output = env.run(&bundle)?.output()?;
+        output.expect_error(&["upper", "network namespace", "it lies on eth0 there", "make it in the container"])?;
+        ensure!(!namespace.leftovers()?.contains("bh-"), "a tap is left beside a {kind}");
+        namespace.inside("ip link del upper")?;
+    }
+    // The ends of a pair lie on nothing.
+    namespace.inside("ip link add eth1 type veth peer name eth2")?;
+    env.run(&bundle)?.output()?.expect_stdout("eth0\neth1\neth2\nlo\n")
 }

@@ -394,7 +394,8 @@ fn queues_that_vhost_gives_up_are_served_here_which_is_told_unless_the_guest_bro
         let (context, _network, fallback) = context(&memory);
         let interrupt = Arc::clone(&context.interrupt);
 
-        let pair = Pair::go_on(Poller::new().unwrap(), context, rings.each_ref().map(handed_over), &"a reason").unwrap();
+        let pair =
+            Pair::go_on(Poller::new().unwrap(), context, rings.each_ref().map(handed_over), &"a reason").unwrap();
 
         assert_eq!(fallback.take().as_deref(), told, "{descriptors:?}");
         assert_eq!(interrupt.needs_reset(), told.is_none(), "{descriptors:?}");
