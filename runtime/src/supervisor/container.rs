@@ -29,6 +29,7 @@ use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
 use crate::spec::{self, NewLimits};
+use crate::trace::now_ns;
 
 /// The number of the signal that nothing survives.
 pub(crate) const SIGKILL: u32 = 9;
@@ -152,6 +153,8 @@ pub(crate) struct Container {
     poststart: Vec<Hook>,
     /// Whom to ask before the start, so that the guest has what has been put into its network until then.
     network: OnceLock<Settler>,
+    /// Further devices of the network that the machine has been given, for the trace.
+    late_networks: Mutex<Vec<LateNetwork>>,
     /// The sandbox's, as long as it has one.
     cgroup: Weak<HostCgroup>,
     /// What it may use of the machine's memory; none of a pod's sandbox.
@@ -161,6 +164,14 @@ pub(crate) struct Container {
     /// What confines init and is the configuration's, not its process': it confines the others too.
     seccomp: MessageField<Seccomp>,
     personality: Option<u32>,
+}
+
+/// A device of the network that came later: who moves its frames, and when it was joined.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LateNetwork {
+    pub(super) backend: &'static str,
+    pub(super) begin_ns: u64,
+    pub(super) end_ns: u64,
 }
 
 impl Container {
@@ -187,6 +198,7 @@ impl Container {
             killed: watch::Sender::new(false),
             poststart,
             network: OnceLock::new(),
+            late_networks: Mutex::default(),
             cgroup,
             memory: None,
             sandbox_end: None,
@@ -398,12 +410,20 @@ impl Container {
     }
 
     /// Who moves the frames of a device that the machine has been given, as far as the state does not tell of one yet.
-    pub(super) fn network_is_served_by(&self, backend: &str) {
+    pub(super) fn network_is_served_by(&self, backend: &'static str, begin_ns: u64) {
+        let late = LateNetwork { backend, begin_ns, end_ns: now_ns() };
+        // Nothing panics while the lock is held. There is room for a few in a machine.
+        self.late_networks.lock().unwrap_or_else(PoisonError::into_inner).push(late);
         let mut life = self.life();
         if life.record.net_backend.is_none() {
             life.record.net_backend = Some(backend.to_owned());
             self.write(&life.record);
         }
+    }
+
+    /// The devices that the machine has been given since it was asked for them last.
+    pub(super) fn late_networks(&self) -> Vec<LateNetwork> {
+        std::mem::take(&mut *self.late_networks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The VMM moves frames that vhost-net was to move.

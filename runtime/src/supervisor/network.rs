@@ -15,6 +15,7 @@ use super::vmm_control::VmmControl;
 use crate::logging;
 use crate::network::{Change, Follower, Following};
 use crate::text;
+use crate::trace::now_ns;
 
 /// Whoever wants to know that the guest has what the host has by now, or why not.
 pub(crate) type Settler = mpsc::Sender<Asker>;
@@ -77,13 +78,14 @@ impl NetworkTask {
     }
 
     async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
+        let begin_ns = now_ns();
         let Change { late, mut request } = following.look()?;
         if request.is_some() {
             self.record(following);
         }
         for late in late {
             match self.control.attach_net(&late.device, &late.name).await {
-                Ok(()) => self.container.network_is_served_by(late.device.backend()),
+                Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
                 Err(error) => {
                     request = following.give_up(&late, &text::chain(&error))?.or(request);
                     self.record(following);

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::agent::{Agent, AgentError};
 use super::caller::Caller;
 use super::connections::Connections;
-use super::container::{CallError, Container, DEFIANT, Ended};
+use super::container::{CallError, Container, DEFIANT, Ended, LateNetwork};
 use super::error::{Loss, Phase, RunError};
 use super::execs::FAREWELL;
 use super::launch::Options;
@@ -241,6 +241,9 @@ impl Sandbox {
         let begin_ns = now_ns();
         self.drain(container, events).await?;
         let trace = &mut events.trace;
+        for LateNetwork { backend, begin_ns, end_ns } in container.late_networks() {
+            trace.add(Track::Supervisor, &format!("network ({backend})"), begin_ns, end_ns);
+        }
         if let Some(first_ns) = self.outputs.as_ref().and_then(Outputs::first_output_ns) {
             trace.add(Track::Supervisor, "first output", first_ns, first_ns);
         }

@@ -5,6 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use super::network::{Namespace, container, host};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
@@ -25,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     case!(debugging_output),
     case!(trace),
     case!(trace_of_a_failed_run),
+    case!(trace_of_a_network),
 ];
 
 fn version(env: &Env) -> Result {
@@ -201,6 +203,27 @@ fn trace(env: &Env) -> Result {
             timed.iter().any(|event| event["name"].as_str().is_some_and(|name| name.to_lowercase().contains(phase)));
         let names: Vec<_> = timed.iter().filter_map(|event| event["name"].as_str()).collect();
         ensure!(told, "no phase {phase:?} among {names:?}");
+    }
+    Ok(())
+}
+
+/// The name of the phase tells who moves the frames, also of an interface that comes later.
+fn trace_of_a_network(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "trace")?.with_addresses(79)?;
+    for (vhost, backend) in [("false", "tap"), ("true", "vhost-net")] {
+        let mut bundle =
+            container(env, &namespace, "echo ready; until test -e /sys/class/net/net1; do sleep 0.1; done")?;
+        bundle.set("/annotations", json!({ "io.bulkhead.net.vhost": vhost }));
+        let file = env.work.join("trace.json");
+
+        let mut running = env.run(&bundle)?.globals(["--trace".into(), file.clone().into_os_string()]).spawn()?;
+        running.wait_for("ready\n")?;
+        host(&format!("ip link add bht-trace1 type veth peer name net1 netns {}", namespace.path.display()))?;
+        running.finish()?.expect_stdout("ready\n")?;
+
+        let text = fs::read_to_string(&file)?;
+        ensure_eq!(text.matches(&format!("\"network ({backend})\"")).count(), 2, "phases of the network");
+        host("ip link del bht-trace1")?;
     }
     Ok(())
 }
