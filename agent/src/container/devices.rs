@@ -24,6 +24,9 @@ const DEFAULT: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
+/// The major numbers of pseudo-terminals in devpts (Documentation/admin-guide/devices.txt of Linux).
+const PTY_MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
+
 /// Link and target.
 const LINKS: [(&str, &str); 4] = [
     ("/dev/fd", "/proc/self/fd"),
@@ -32,12 +35,14 @@ const LINKS: [(&str, &str); 4] = [
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
-/// Makes the devices and links. `scratch` is a directory of the agent's where device nodes can be made.
-pub(crate) fn make(root: BorrowedFd<'_>, spec: &ContainerSpec, scratch: &Path) -> Result<(), Failure> {
+/// Makes the devices and links. `scratch` is a directory of the agent's where device nodes can be made, `sysfs` one that tells
+/// which devices there are.
+pub(crate) fn make(root: BorrowedFd<'_>, spec: &ContainerSpec, scratch: &Path, sysfs: &Path) -> Result<(), Failure> {
     if !has_own_dev(spec) {
         return Ok(());
     }
     for device in wanted(spec) {
+        refuse_absent(&device, sysfs)?;
         make_device(root, &device, spec, scratch)
             .map_err(|error| Failure::new(Stage::Device, device.path.clone(), error))?;
     }
@@ -49,6 +54,20 @@ pub(crate) fn make(root: BorrowedFd<'_>, spec: &ContainerSpec, scratch: &Path) -
             .map_err(|error| Failure::new(Stage::Device, "/dev/ptmx", error))?;
     }
     Ok(())
+}
+
+/// A node whose number the guest's kernel does not know would be a device that nobody can open, or some day another one.
+/// Pseudo-terminals come and go.
+fn refuse_absent(device: &Device, sysfs: &Path) -> Result<(), Failure> {
+    let is_terminal = PTY_MAJORS.contains(&device.major) || (device.major, device.minor) == (5, 2);
+    let known = || sysfs.join(format!("dev/char/{}:{}", device.major, device.minor)).exists();
+    if device.kind != FileType::CharacterDevice || is_terminal || known() {
+        return Ok(());
+    }
+    let (path, major, minor) = (&device.path, device.major, device.minor);
+    let why =
+        format!("{path}: the guest has no character device {major}:{minor}, and those of the host are not passed on");
+    Err(Failure::explained(Stage::Device, why))
 }
 
 /// Makes the nodes that a container in a user namespace is to bind, in `scratch`: it can make none itself.

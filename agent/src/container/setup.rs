@@ -128,7 +128,7 @@ impl Setup<'_> {
         for (mount, mapped) in self.spec.mounts.iter().zip(self.mapped) {
             late.extend(mounts::make(&context, mount, mapped.as_ref())?);
         }
-        devices::make(root, self.spec, &self.config.device_scratch)?;
+        devices::make(root, self.spec, &self.config.device_scratch, &self.config.sysfs)?;
         let terminal = match self.spec.process.stdio.terminal {
             Some(size) => {
                 let terminal = terminal::make(root, size)?;

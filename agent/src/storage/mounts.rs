@@ -157,7 +157,7 @@ fn file_system(
     let mut data = mount.data.clone();
     let mut flags = mount.flags;
     // Device nodes and the destinations of later mounts have still to be made in a tmpfs.
-    let late = fs_type == "tmpfs" && flags & libc::MS_RDONLY != 0;
+    let late = fs_type == "tmpfs" && (flags | mount.recursive_set) & libc::MS_RDONLY != 0;
     if late {
         flags &= !libc::MS_RDONLY;
     }
@@ -171,6 +171,9 @@ fn file_system(
     if mount.copy_up {
         copy_covered(place.as_fd(), made.as_fd()).map_err(failed)?;
     }
+    // A file system alone has nothing below: its own attributes are the whole tree's.
+    let recursive_set = if late { mount.recursive_set & !libc::MS_RDONLY } else { mount.recursive_set };
+    tree::change(made.as_fd(), true, recursive_set, mount.recursive_clear).map_err(failed)?;
     tree::attach(made.as_fd(), place.as_fd()).map_err(failed)?;
     tree::propagate(made.as_fd(), mount.propagation).map_err(failed)?;
     Ok(late.then(|| LateReadonly { mount: made, destination: mount.destination.clone() }))

@@ -8,6 +8,8 @@ use super::block_io::BlockIo;
 pub(crate) struct Limits {
     /// Negative for none.
     pub(crate) memory_bytes: Option<i64>,
+    /// What is not reclaimed as long as there is other memory; negative for all.
+    pub(crate) memory_low_bytes: Option<i64>,
     /// 2 to 262144.
     pub(crate) cpu_shares: Option<u64>,
     /// The same on version 2's scale.
@@ -15,6 +17,10 @@ pub(crate) struct Limits {
     /// Microseconds of a period; negative for no limit.
     pub(crate) cpu_quota_us: Option<i64>,
     pub(crate) cpu_period_us: Option<u64>,
+    /// What may be used beyond the quota, of what was left of it before; version 2 only, as is the next.
+    pub(crate) cpu_burst_us: Option<u64>,
+    /// Whether others go first.
+    pub(crate) cpu_idle: Option<bool>,
     /// Lists of CPUs and NUMA nodes.
     pub(crate) cpus: Option<String>,
     pub(crate) mems: Option<String>,
@@ -39,10 +45,17 @@ impl Limits {
             (quota, None) => Some(amount(quota.unwrap_or(-1))),
             (quota, Some(period)) => Some(format!("{} {period}", amount(quota.unwrap_or(-1)))),
         };
+        let idle = |wanted: bool| self.cpu_idle.filter(|idle| *idle == wanted).map(|idle| u8::from(idle).to_string());
+        // What is idle has no weight, and takes none.
+        let weight = self.cpu_weight.filter(|_| self.cpu_idle != Some(true));
         let settings = [
             ("memory.max", self.memory_bytes.map(amount)),
-            ("cpu.weight", self.cpu_weight.map(|weight| weight.to_string())),
+            ("memory.low", self.memory_low_bytes.map(amount)),
+            ("cpu.idle", idle(false)),
+            ("cpu.weight", weight.map(|weight| weight.to_string())),
+            ("cpu.idle", idle(true)),
             ("cpu.max", quota),
+            ("cpu.max.burst", self.cpu_burst_us.map(|burst| burst.to_string())),
             ("cpuset.cpus", self.cpus.clone()),
             ("cpuset.mems", self.mems.clone()),
         ];
@@ -54,6 +67,7 @@ impl Limits {
     pub(crate) fn version_1(&self) -> Vec<(&'static str, String)> {
         let settings = [
             ("memory.limit_in_bytes", self.memory_bytes.map(|limit| limit.max(-1).to_string())),
+            ("memory.soft_limit_in_bytes", self.memory_low_bytes.map(|limit| limit.max(-1).to_string())),
             ("cpu.shares", self.cpu_shares.map(|shares| shares.to_string())),
             // The period first: a quota is checked against it.
             ("cpu.cfs_period_us", self.cpu_period_us.map(|period| period.to_string())),
@@ -71,10 +85,13 @@ mod tests {
     fn each_version_has_its_spelling() {
         let limits = Limits {
             memory_bytes: Some(-5),
+            memory_low_bytes: Some(4096),
             cpu_shares: Some(1024),
             cpu_weight: Some(39),
             cpu_quota_us: Some(5000),
             cpu_period_us: Some(10000),
+            cpu_burst_us: Some(2000),
+            cpu_idle: Some(false),
             cpus: Some("0-1".to_owned()),
             mems: None,
             block_io: BlockIo::default(),
@@ -83,10 +100,15 @@ mod tests {
         let text = |settings: Vec<(&str, String)>| {
             settings.iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(text(limits.version_2()), "memory.max=max cpu.weight=39 cpu.max=5000 10000 cpuset.cpus=0-1");
+        assert_eq!(
+            text(limits.version_2()),
+            "memory.max=max memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
+        );
+        let idle = Limits { cpu_idle: Some(true), cpu_weight: Some(39), ..Limits::default() };
+        assert_eq!(text(idle.version_2()), "cpu.idle=1");
         assert_eq!(
             text(limits.version_1()),
-            "memory.limit_in_bytes=-1 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
+            "memory.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
         );
         assert!(Limits::default().is_empty() && !limits.is_empty());
     }

@@ -156,16 +156,27 @@ fn block_io(devices: &[IoStat], operations: [(&str, &str); 2]) -> Vec<Value> {
     devices.iter().flat_map(of_device).collect()
 }
 
+/// Seconds, or what Go takes for a duration, as runc does: numbers with units, one after the other.
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let (number, unit_ms) = match text {
-        text if text.ends_with("ms") => (&text[..text.len() - 2], 1),
-        text if text.ends_with('s') => (&text[..text.len() - 1], 1000),
-        text if text.ends_with('m') => (&text[..text.len() - 1], 60_000),
-        text if text.ends_with('h') => (&text[..text.len() - 1], 3_600_000),
-        text => (text, 1000),
-    };
-    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms)).filter(|ms| *ms > 0);
-    ms.map(Duration::from_millis).ok_or_else(|| "not a time such as 5s, 500ms or 1m".to_owned())
+    let seconds = text.parse::<u32>().map(f64::from).ok().or_else(|| seconds_with_units(text));
+    let interval = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    interval.filter(|interval| !interval.is_zero()).ok_or_else(|| "not a time such as 5s, 500ms or 1m30s".to_owned())
+}
+
+fn seconds_with_units(text: &str) -> Option<f64> {
+    const UNITS: [(&str, f64); 7] =
+        [("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9)];
+    let is_of_number = |symbol: char| symbol.is_ascii_digit() || symbol == '.';
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|symbol| !is_of_number(symbol))?);
+        let (name, behind) = behind.split_at(behind.find(is_of_number).unwrap_or(behind.len()));
+        let (_, unit) = UNITS.iter().find(|(known, _)| *known == name)?;
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = behind;
+    }
+    Some(seconds)
 }
 
 #[cfg(test)]
@@ -174,10 +185,11 @@ mod tests {
 
     #[test]
     fn intervals_have_units() {
-        for (text, ms) in [("5", 5000), ("250ms", 250), ("2s", 2000), ("1m", 60_000), ("1h", 3_600_000)] {
+        let given = [("5", 5000), ("250ms", 250), ("2s", 2000), ("1m", 60_000), ("1h", 3_600_000), ("1.5s", 1500)];
+        for (text, ms) in given.into_iter().chain([("1m30s", 90_000), ("1h.5m", 3_630_000), ("2000µs", 2)]) {
             assert_eq!(parse_interval(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "0", "s", "-1s", "1.5s", "1d"] {
+        for text in ["", "0", "0s", "s", "-1s", "1d", "1.s.5", "1..5s", ".s", "9999999999999999999999h"] {
             assert!(parse_interval(text).is_err(), "{text}");
         }
     }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// The version of the specification that the state follows.
-const OCI_VERSION: &str = "1.2.0";
+use crate::commands::OCI_VERSION;
 
 /// How far a container has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -70,7 +69,7 @@ mod tests {
 
         let told: Value = serde_json::from_str(&state.to_text()).unwrap();
 
-        let expected = json!({"ociVersion": "1.2.0", "id": "x", "status": "running", "pid": 5, "bundle": "/b",
+        let expected = json!({"ociVersion": OCI_VERSION, "id": "x", "status": "running", "pid": 5, "bundle": "/b",
             "annotations": {"a": "b"}});
         assert_eq!(told, expected);
         let stopped: Value = serde_json::from_str(&state.at(Status::Stopped, None).to_text()).unwrap();

@@ -16,6 +16,9 @@ use crate::cgroup::{CgroupSpec, Limits, Place};
 /// of the files that they serve.
 const HOST_OVERHEAD_MIB: u64 = 64;
 
+/// From here on, page tables count: those of the VMM and those of its guest are a 512th each of what they map, in small pages.
+const LARGE_MIB: u64 = 4096;
+
 /// Checks the place and gathers the limits.
 pub(crate) fn translate(
     path: Option<&Path>,
@@ -42,7 +45,8 @@ pub(super) fn new_limits(resources: &LinuxResources) -> Result<Limits, FieldErro
 /// The limit for a machine with that much memory, as a whole. A lower one would end it: what its guest has had is not given
 /// back.
 pub(crate) fn host_memory_bytes(memory_mib: u64) -> i64 {
-    ((memory_mib + HOST_OVERHEAD_MIB) << 20).cast_signed()
+    let page_tables_mib = memory_mib.saturating_sub(LARGE_MIB) / 256;
+    ((memory_mib + HOST_OVERHEAD_MIB + page_tables_mib) << 20).cast_signed()
 }
 
 /// The limits for a machine with that much memory.
@@ -51,13 +55,17 @@ fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Result<Limits,
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
         |list: &Option<String>| list.as_deref().map(str::trim).filter(|list| !list.is_empty()).map(str::to_owned);
+    let reservation = resources.and_then(|resources| resources.memory().as_ref()?.reservation());
     let shares = cpu.shares().filter(|shares| *shares != 0);
     Ok(Limits {
         memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { host_memory_bytes(memory_mib) }),
+        memory_low_bytes: reservation.filter(|reservation| *reservation != 0),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
         cpu_quota_us: cpu.quota().filter(|quota| *quota != 0),
         cpu_period_us: cpu.period().filter(|period| *period != 0),
+        cpu_burst_us: cpu.burst(),
+        cpu_idle: cpu.idle().map(|idle| idle != 0),
         cpus: list(cpu.cpus()),
         mems: list(cpu.mems()),
         block_io: block_io::translate(resources.and_then(|resources| resources.block_io().as_ref()))?,
@@ -92,6 +100,12 @@ mod tests {
         let limits = new_limits(&serde_json::from_value(resources).unwrap()).unwrap();
 
         assert_eq!((limits.memory_bytes, limits.cpu_quota_us), (None, Some(5000)));
+    }
+
+    #[test]
+    fn a_large_machine_has_large_page_tables() {
+        assert_eq!(host_memory_bytes(4096), (4096 + 64) << 20);
+        assert_eq!(host_memory_bytes(4096 + (64 << 10)), (4096 + (64 << 10) + 64 + 256) << 20);
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub(crate) const DEFAULT_MEMORY_MIB: u64 = 512;
 /// What the guest's kernel and agent need beside the container's memory limit.
 pub(crate) const MEMORY_OVERHEAD_MIB: u64 = 96;
 
+/// The kernel's account of its memory is a 64th of that (a `struct page` of 64 bytes for each 4 KiB); that of a small machine is
+/// in the overhead already.
+const SMALL_MIB: u64 = 512;
+const ACCOUNT_SHARE: u64 = 63;
+
 /// Most memory of a machine: 1 TiB.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
@@ -110,7 +115,7 @@ impl Machine {
             }
             Some(size) => (size, size),
             None => {
-                let with_limit = |limit: u64| (limit + MEMORY_OVERHEAD_MIB).min(host_memory_mib);
+                let with_limit = |limit: u64| (limit + overhead_mib(limit)).min(host_memory_mib);
                 let size = memory_limit_mib(resources).map_or(DEFAULT_MEMORY_MIB, with_limit);
                 (size, size.max(host_memory_mib))
             }
@@ -137,6 +142,11 @@ fn vcpus_from(cpu: Option<&LinuxCpu>, host_cpus: &[usize], host_cpu_count: impl 
     };
     let wanted = wanted.min(host_cpu_count()).max(1);
     u8::try_from(wanted).map_or(MAX_VCPUS, |wanted| wanted.min(MAX_VCPUS))
+}
+
+/// What a guest needs beside a container's limit.
+fn overhead_mib(limit_mib: u64) -> u64 {
+    MEMORY_OVERHEAD_MIB + limit_mib.saturating_sub(SMALL_MIB).div_ceil(ACCOUNT_SHARE)
 }
 
 /// The limit of memory; `None` if there is none.
@@ -219,6 +229,7 @@ mod tests {
         let cases = [
             (json!({"memory": {"limit": 64 << 20}}), 1, 64 + MEMORY_OVERHEAD_MIB),
             (json!({"memory": {"limit": (1 << 20) + 1}}), 1, 2 + MEMORY_OVERHEAD_MIB),
+            (json!({"memory": {"limit": 2_i64 << 30}}), 1, 2048 + MEMORY_OVERHEAD_MIB + 25),
             (json!({"memory": {"limit": 64_i64 << 30}}), 1, HOST_MEMORY_MIB),
             (json!({"memory": {"limit": i64::MAX}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"memory": {"limit": -1}}), 1, DEFAULT_MEMORY_MIB),

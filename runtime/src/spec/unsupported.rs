@@ -26,14 +26,21 @@ pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<(), FieldError> {
 /// The same for a process alone, as one that is added to a container.
 pub(super) fn refuse_process(process: &Process) -> Result<(), FieldError> {
     let named = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    // "unconfined" is how engines spell that no profile is wanted.
-    let apparmor = process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty() && name != "unconfined");
+    let apparmor = process.apparmor_profile().as_deref().is_some_and(|name| !is_of_every_container(name));
     refuse(&[
         (named(process.command_line()), "process.commandLine", "a Windows field; use process.args"),
         (named(process.user().username()), "process.user.username", "a Windows field; use process.user.uid"),
         (apparmor, "process.apparmorProfile", "AppArmor profiles in the guest"),
         (named(process.selinux_label()), "process.selinuxLabel", "SELinux labels in the guest"),
     ])
+}
+
+/// Whether an AppArmor profile is nobody's choice: none, or the one that an engine gives each container where the host has
+/// AppArmor. Those keep programs from the interfaces of a kernel that they share with the host; here they share none.
+fn is_of_every_container(profile: &str) -> bool {
+    matches!(profile, "" | "unconfined" | "docker-default" | "cri-containerd.apparmor.d" | "nerdctl-default")
+        || profile == "crio-default"
+        || ["containers-default-", "crio-default-"].iter().any(|prefix| profile.starts_with(prefix))
 }
 
 fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
@@ -75,8 +82,7 @@ mod tests {
         for (field, value) in linux {
             assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
         }
-        let process =
-            [("apparmorProfile", json!("docker-default")), ("selinuxLabel", json!("l")), ("commandLine", json!("x"))];
+        let process = [("apparmorProfile", json!("strict")), ("selinuxLabel", json!("l")), ("commandLine", json!("x"))];
         for (field, value) in process {
             let spec = json!({"process": {"cwd": "/", "user": {}, field: value}});
             assert_eq!(refused(spec), Some(format!("process.{field}")));

@@ -20,8 +20,9 @@ pub(crate) use self::host_socket::HostSocket;
 /// The name of the tree that holds the root file system.
 const ROOTFS_TREE: &str = "rootfs";
 
-/// Devices of the host that every guest has as well, major and minor number: null, zero, full, random, urandom, tty.
-const COMMON_DEVICES: &[(u64, u64)] = &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)];
+/// Devices of the host that every guest has as well, major and minor number: null, zero, full, random, urandom, tty,
+/// net/tun, fuse.
+const COMMON_DEVICES: &[(u64, u64)] = &[(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (10, 200), (10, 229)];
 
 /// The trees of one sandbox, as they are collected.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use bulkhead_protocol::agent::{ExecProcessResponse, Process};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::agent::AgentError;
+use super::agent::{Agent, AgentError};
 use super::container::{CallError, Container, Ended, SIGKILL};
 use super::state::Status;
 use super::streams::StreamIds;
@@ -197,6 +197,9 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
     };
     let pid = u32::try_from(started.pid).unwrap_or(0);
     exec.pid.send_replace(Some(pid));
+    if exec.abandoned.load(Ordering::Acquire) {
+        kill_abandoned(container.agent.clone(), exec_id.to_owned());
+    }
     let (container, exec_id) = (Arc::clone(container), exec_id.to_owned());
     tokio::spawn(async move {
         let status = match container.agent.wait(&exec_id).await {
@@ -239,7 +242,7 @@ async fn make(container: &Container, exec_id: &str, process: Process) -> Result<
 pub(crate) async fn wait(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
     let exec = container.execs.get(exec_id)?;
     exec.attend();
-    let mut attention = Attention { container, exec: &exec, kept: false };
+    let mut attention = Attention { container, exec_id, exec: &exec, kept: false };
     let ended = exec.wait().await;
     attention.kept = true;
     // The sender is in the entry that this function holds.
@@ -262,18 +265,33 @@ pub(crate) async fn delete(container: &Container, exec_id: &str) -> Result<Ended
     Ok(ended)
 }
 
+/// Kills a process whose proxy is gone: engines know it by that, and kill it so. Nobody waits for the kill.
+fn kill_abandoned(agent: Agent, exec_id: String) {
+    // Without an event loop, the machine ends.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move { agent.signal(&exec_id, SIGKILL, false).await });
+    }
+}
+
 /// Somebody waits for a process; dropped before its end, that somebody is gone.
 struct Attention<'a> {
     container: &'a Container,
+    exec_id: &'a str,
     exec: &'a Exec,
     kept: bool,
 }
 
 impl Drop for Attention<'_> {
     fn drop(&mut self) {
-        if !self.kept {
-            self.exec.abandoned.store(true, Ordering::Release);
-            self.container.execs.unattend(self.exec);
+        if self.kept {
+            return;
+        }
+        self.exec.abandoned.store(true, Ordering::Release);
+        self.container.execs.unattend(self.exec);
+        // One that is being started is killed by its start.
+        if self.exec.pid().is_some() && self.exec.ended().is_none() {
+            let (agent, exec_id) = (self.container.agent.clone(), self.exec_id.to_owned());
+            kill_abandoned(agent, exec_id);
         }
     }
 }

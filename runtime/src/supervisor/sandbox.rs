@@ -80,7 +80,6 @@ pub(super) struct Sandbox {
     raw: Option<RawTerminal>,
     vmm: Vmm,
     cgroup: Option<Arc<HostCgroup>>,
-    #[expect(dead_code, reason = "its drop is what it is for")]
     network: Option<Network>,
     state: StateDir,
     terminal: bool,
@@ -185,9 +184,13 @@ impl Sandbox {
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
-        let kept = self.state.is_kept();
-        drop(self);
+        let Self { raw, vmm, cgroup, network, state, tasks, .. } = self;
+        drop((raw, vmm, cgroup, network, tasks));
+        let kept = state.is_kept();
+        // What is kept is let go of when it says how the container ended: without its supervisor it is taken for stopped.
+        let state = kept.then_some(state);
         container.stopped(Ended::now(status), kept);
+        drop(state);
         server.stop().await;
         events.trace.since("teardown", begin_ns);
         // `delete` runs those of a container whose state is kept.

@@ -217,7 +217,8 @@ impl Expected {
     /// Whether a verb succeeds. Changes to what the container is then.
     fn apply(&mut self, verb: &str) -> bool {
         self.status = match (verb, self.status) {
-            ("state", status) => status,
+            ("state" | "ps", status) => status,
+            ("update" | "events", "created" | "running" | "paused") => self.status,
             ("start", "created") => {
                 self.started = true;
                 "running"
@@ -247,8 +248,8 @@ fn random_life(env: &Env, random: &mut Random) -> Result {
         created => created?,
     };
     let mut expected = Expected { status: "created", started: false };
-    for _ in 0..12 {
-        let words: &[&str] = match random.below(10) {
+    for _ in 0..16 {
+        let words: &[&str] = match random.below(15) {
             0..3 => &["start"],
             3 => &["pause"],
             4 | 5 => &["resume"],
@@ -264,6 +265,19 @@ fn random_life(env: &Env, random: &mut Random) -> Result {
                 kill_something(&container, random);
                 container.wait_for_status("stopped")?;
                 expected.status = "stopped";
+                continue;
+            }
+            10 => &["ps"],
+            11 => &["update", "--pids-limit", "64"],
+            12 => &["events", "--stats"],
+            // Of a container whose supervisor was killed there is something to be taken away.
+            13 if expected.status != "stopped" => {
+                env.call(["gc"]).output()?.expect_stdout("")?;
+                continue;
+            }
+            14 if matches!(expected.status, "created" | "running") => {
+                kill_process_of_exec(env, &container)?;
+                container.expect_status(expected.status)?;
                 continue;
             }
             _ => &["state"],
@@ -293,6 +307,18 @@ fn kill_something(container: &Detached<'_>, random: &mut Random) {
     let victim = vmm.filter(|_| random.below(2) == 0).unwrap_or(container.pid);
     // It may have ended meanwhile.
     let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+}
+
+/// Executes something that goes on, and kills the process that stands for it on the host.
+fn kill_process_of_exec(env: &Env, container: &Detached<'_>) -> Result {
+    let file = env.work.join("exec.pid");
+    let options = ["exec", "--detach", "--pid-file", &file.display().to_string()];
+    let output = File::create(env.work.join("exec.out"))?;
+    let exec = container.verb_with(&options, &["sleep", "1000"]).stdout(output.try_clone()?).stderr(output);
+    exec.output()?.expect_code(0)?;
+    let pid = fs::read_to_string(&file)?.trim().parse()?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    Ok(())
 }
 
 /// xorshift64: enough for choosing.

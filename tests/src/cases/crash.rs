@@ -187,6 +187,20 @@ fn caller_of_a_process_that_is_killed(env: &Env) -> Result {
     kill(Pid::from_raw(exec.pid()), Signal::SIGKILL)?;
     exec.finish()?;
 
+    // Engines know a process by the one that stands for it, and kill it so.
+    let file = env.work.join("stubborn.pid");
+    let output = fs::File::create(env.work.join("stubborn.out"))?;
+    let options = ["exec", "--detach", "--pid-file", &file.display().to_string()];
+    let stubborn = container.verb_with(&options, &["sh", "-c", ": stubborn; trap '' TERM; while :; do sleep 1; done"]);
+    stubborn.stdout(output.try_clone()?).stderr(output).output()?.expect_code(0)?;
+    ensure!(container.must(&["ps"])?.stdout().contains("stubborn"), "the process is not there");
+    kill(Pid::from_raw(fs::read_to_string(&file)?.trim().parse()?), Signal::SIGKILL)?;
+    let end = Instant::now() + LIMIT;
+    while container.must(&["ps"])?.stdout().contains("stubborn") {
+        ensure!(Instant::now() < end, "the process runs on");
+        thread::sleep(Duration::from_millis(50));
+    }
+
     container.exec("exit 4").output()?.expect_code(4)?;
     container.expect_status("running")?;
     container.must_with(&["kill"], &["TERM"])?;

@@ -19,6 +19,8 @@ pub(super) const CASES: &[Case] = &[
     case!(standard_streams_can_be_reopened),
     case!(standard_streams_can_be_reopened_by_a_user),
     case!(configured_device),
+    case!(devices_of_the_guests_own_kernel),
+    case!(device_that_the_guest_does_not_have),
     case!(device_folder_is_not_the_hosts),
     case!(device_rules_hold),
     case!(device_rules_are_changed),
@@ -109,6 +111,28 @@ fn configured_device(env: &Env) -> Result {
         .sh("stat -c '%F %a %u:%g %t:%T' /dev/deep/sink; echo x >/dev/deep/sink && cat /dev/deep/sink");
 
     env.run(&bundle)?.output()?.expect_stdout("character special file 640 7:8 1:3\n")
+}
+
+/// What engines pass on for tunnels and file systems in user space.
+fn devices_of_the_guests_own_kernel(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.bind("/dev/net/tun".as_ref(), "/dev/net/tun", &["bind"]).bind("/dev/fuse".as_ref(), "/dev/fuse", &["bind"]);
+    let allowed = json!([{ "allow": true, "type": "c", "access": "rwm" }]);
+    bundle.set("/linux/resources", json!({ "devices": allowed }));
+    bundle.sh("stat -c '%F %t:%T' /dev/net/tun /dev/fuse; exec 3<>/dev/net/tun 4<>/dev/fuse && echo opened");
+
+    let expected = "character special file a:c8\ncharacter special file a:e5\nopened\n";
+    env.run(&bundle)?.output()?.expect_stdout(expected)
+}
+
+fn device_that_the_guest_does_not_have(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.set("/linux/devices", json!([{ "path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0 }]));
+    bundle.args(&["true"]);
+
+    env.run(&bundle)?.output()?.expect_error(&["/dev/nvidia0", "no character device 195:0"])
 }
 
 fn device_folder_is_not_the_hosts(env: &Env) -> Result {

@@ -134,15 +134,15 @@ fn cgroup_of_the_host(env: &Env) -> Result {
     ] {
         let mut bundle = Bundle::busybox(env)?;
         bundle.sh("echo ready; read line").set("/linux/cgroupsPath", json!(path));
-        let resources =
-            json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000, "shares": 512}});
-        bundle.set("/linux/resources", resources);
+        let cpu = json!({"quota": 50_000, "period": 100_000, "burst": 20_000, "shares": 512});
+        bundle.set("/linux/resources", json!({"memory": {"limit": 64 << 20, "reservation": 32 << 20}, "cpu": cpu}));
 
         let mut running = env.run_as(&bundle, &id)?.open_stdin().spawn()?;
         running.wait_for("ready\n")?;
         let cgroup = root.join(&place);
         let read = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
         let (processes, cpu, memory) = (read("cgroup.procs"), read("cpu.max"), read("memory.max"));
+        let (burst, low) = (read("cpu.max.burst"), read("memory.low"));
         let (runtime, vmm) = (running.pid(), running.wait_for_vmm()?);
         running.write(b"\n")?;
         running.finish()?.expect_code(0)?;
@@ -155,6 +155,11 @@ fn cgroup_of_the_host(env: &Env) -> Result {
         );
         ensure_eq!(cpu, "50000 100000\n", "cpu.max of {place}");
         ensure_eq!(memory, format!("{}\n", (64_u64 + 96 + 64) << 20), "memory.max of {place}");
+        ensure_eq!(
+            (burst.as_str(), low.as_str()),
+            ("20000\n", "33554432\n"),
+            "cpu.max.burst and memory.low of {place}"
+        );
         ensure!(!cgroup.exists(), "{} is still there", cgroup.display());
     }
     for folder in ["bulkhead-e2e", "bulkheade2e.slice/bulkheade2e-a.slice", "bulkheade2e.slice"] {
@@ -376,7 +381,9 @@ fn bundle_as_podman_writes_it(env: &Env) -> Result {
             "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
         }),
     );
-    bundle.set("/process/apparmorProfile", json!("")).set("/process/oomScoreAdj", json!(0));
+    // Of a host with AppArmor.
+    let profile = if env.kind == Kind::Bulkhead { "containers-default-0.50.1" } else { "" };
+    bundle.set("/process/apparmorProfile", json!(profile)).set("/process/oomScoreAdj", json!(0));
     bundle
         .set("/annotations", json!({ "io.container.manager": "libpod", "org.opencontainers.image.stopSignal": "15" }));
     bundle.sh("cat /etc/hosts /etc/resolv.conf /etc/hostname");

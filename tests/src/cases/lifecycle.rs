@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
-use crate::env::Env;
+use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -166,9 +166,21 @@ fn kill_all_reaches_every_process(env: &Env) -> Result {
 
 fn ended_container_is_told_from_one_that_never_was(env: &Env) -> Result {
     let mut bundle = Bundle::busybox(env)?;
-    bundle.args(&["true"]);
+    bundle.sh("sleep 1; exit 7");
     let container = Detached::run(env, &bundle)?;
-    ensure_eq!(container.wait()?, 0, "the status");
+    // With its end there is its status, at once.
+    let end = Instant::now() + Duration::from_secs(60);
+    let state = loop {
+        let state = container.state()?;
+        if state["status"] == "stopped" {
+            break state;
+        }
+        ensure!(Instant::now() < end, "it does not end: {state}");
+    };
+    if env.kind == Kind::Bulkhead {
+        ensure_eq!(state["exitStatus"], 7, "the status in its state");
+    }
+    ensure_eq!(container.wait()?, 7, "the status");
 
     container.verb(&["kill"]).output()?.expect_error(&["container not running"])?;
     container.verb(&["kill", "--all"]).output()?.expect_code(0)?;

@@ -85,14 +85,17 @@ fn options_of_a_whole_tree(env: &Env) -> Result {
     let tree = folder.display().to_string();
     bundle.mount("bind", &tree, "/closed", &["rbind", "rro", "rnoexec", "rnosuid", "rnodev"]);
     bundle.mount("bind", &tree, "/open", &["rbind", "rro", "rrw", "rnoexec", "rexec"]);
+    bundle.mount("tmpfs", "tmpfs", "/sealed", &["rro", "rnoexec"]);
+    bundle.mount("tmpfs", "tmpfs", "/sealed/inner", &[]);
     bundle.sh(
         "for top in /closed /open; do for place in $top $top/below; do \
          $place/tool 2>/dev/null || echo \"$place: not run\"; touch $place/new 2>/dev/null || echo \"$place: not written\"; \
-         done; done",
+         done; done; touch /sealed/new 2>&1; touch /sealed/inner/new; grep -c ' /sealed .*noexec' /proc/self/mountinfo",
     );
 
     env.run(&bundle)?.output()?.expect_stdout(
-        "/closed: not run\n/closed: not written\n/closed/below: not run\n/closed/below: not written\nran\nran\n",
+        "/closed: not run\n/closed: not written\n/closed/below: not run\n/closed/below: not written\nran\nran\n\
+         touch: /sealed/new: Read-only file system\n1\n",
     )?;
 
     ensure!(folder.join("new").exists() && below.join("new").exists(), "what the container made is not on the host");

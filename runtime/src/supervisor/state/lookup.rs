@@ -46,11 +46,15 @@ impl Found {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(LookupError::NotFound(id.to_owned())),
             Err(error) => return Err(failed(error.into())),
         };
-        match Record::read(&dir).map_err(failed)? {
-            Some(record) => Ok(Self { path, dir, record }),
-            // It is being made, or being deleted.
-            None => Err(LookupError::NotFound(id.to_owned())),
+        // It is being made, or being deleted.
+        let read = || Record::read(&dir).map_err(failed)?.ok_or_else(|| LookupError::NotFound(id.to_owned()));
+        let record = read()?;
+        let found = Self { path: path.clone(), dir: dir.try_clone().map_err(failed)?, record };
+        // A supervisor writes down how it ended before it is gone: who has read too early reads again.
+        if found.record.status != Status::Stopped && !found.is_alive() {
+            return Ok(Self { record: read()?, ..found });
         }
+        Ok(found)
     }
 
     /// All containers under `root`, by their ids; one that cannot be read is left out.

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
@@ -21,6 +22,7 @@ use super::record::{Record, Status};
 use crate::cgroup::{HostCgroup, REMOVE_PATIENCE};
 use crate::logging;
 use crate::network::Network;
+use crate::supervisor::run_poststop_hooks;
 
 /// Most bytes of a cgroup's record that are read.
 const MAX_CGROUP_RECORD: u64 = 64 << 10;
@@ -37,7 +39,7 @@ pub(crate) enum Swept {
     InUse,
     /// It is none of Bulkhead's.
     Foreign,
-    /// Its container is to be deleted by those who created it.
+    /// Its container is to be deleted by those who created it, or has hooks to be run.
     Kept,
     /// Its container is gone, but not all of its processes.
     Unfinished,
@@ -45,10 +47,18 @@ pub(crate) enum Swept {
     Removed,
 }
 
+/// What is done with the hooks that follow a container's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Poststop {
+    /// A container that has some is left to `delete`, `gc`, and whoever takes its id: nobody else is to wait for them.
+    Leave,
+    Run,
+}
+
 /// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
 pub(crate) fn sweep(root: &Path) {
     for path in candidates(root) {
-        if sweep_with(&path, SWEEP_PATIENCE, logging::aside) == Swept::Removed {
+        if sweep_with(&path, SWEEP_PATIENCE, Poststop::Leave, logging::aside) == Swept::Removed {
             logging::debug(format_args!("swept the stale state directory {}", path.display()));
         }
     }
@@ -100,13 +110,13 @@ fn is_own(dir: &OwnedFd, path: &Path) -> bool {
     rustix::fs::statat(dir, MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok() || is_new && is_empty()
 }
 
-/// Removes what a killed supervisor has left of one container, unless it is to be kept.
+/// Removes what a killed supervisor has left of one container, unless it is to be kept, and runs its last hooks.
 pub(crate) fn sweep_one(path: &Path) -> Swept {
-    sweep_with(path, REMOVE_PATIENCE, logging::warn)
+    sweep_with(path, REMOVE_PATIENCE, Poststop::Run, logging::warn)
 }
 
 /// `tell` is how to tell of what cannot be removed.
-fn sweep_with(path: &Path, patience: Duration, tell: logging::Tell) -> Swept {
+fn sweep_with(path: &Path, patience: Duration, poststop: Poststop, tell: logging::Tell) -> Swept {
     let dir = match lock(path) {
         Ok(Some(dir)) => dir,
         Ok(None) => return Swept::InUse,
@@ -118,11 +128,22 @@ fn sweep_with(path: &Path, patience: Duration, tell: logging::Tell) -> Swept {
     }
     end_sandbox(&dir, patience, tell);
     // A record that cannot be read is not one to believe in.
-    if Record::read(&dir).ok().flatten().is_some_and(|record| record.kept && record.status != Status::Creating) {
+    let record = Record::read(&dir).ok().flatten();
+    if record.as_ref().is_some_and(|record| record.kept && record.status != Status::Creating) {
+        return Swept::Kept;
+    }
+    let hooked = record.filter(|record| !record.poststop.is_empty());
+    if hooked.is_some() && poststop == Poststop::Leave {
         return Swept::Kept;
     }
     match remove_locked(&dir, path) {
-        Ok(true) => Swept::Removed,
+        Ok(true) => {
+            if let Some(record) = hooked {
+                // This thread may have an event loop already.
+                thread::scope(|scope| drop(scope.spawn(|| run_poststop_hooks(&record)).join()));
+            }
+            Swept::Removed
+        }
         Ok(false) => Swept::Unfinished,
         Err(error) => {
             logging::debug(format_args!("cannot sweep {}: {error}", path.display()));
@@ -205,6 +226,7 @@ mod tests {
     use super::super::StateDir;
     use super::super::record::tests::record;
     use super::*;
+    use crate::hooks::Hook;
 
     #[test]
     fn a_collection_takes_what_crashed_and_leaves_what_ended_or_lives() {
@@ -234,6 +256,38 @@ mod tests {
     }
 
     #[test]
+    fn the_last_hooks_are_run_by_whoever_takes_the_id() {
+        let root = tempfile::tempdir().unwrap();
+        let told = root.path().join("told");
+        let hook = Hook {
+            field: "hooks.poststop[0]".to_owned(),
+            path: "/bin/sh".into(),
+            args: ["sh", "-c", &format!("cat >{}", told.display())].map(str::to_owned).to_vec(),
+            env: Vec::new(),
+            timeout: None,
+        };
+        let containers = root.path().join("root");
+        let mut crashed = StateDir::create(&containers, "c1").unwrap();
+        crashed
+            .record(&Record {
+                poststop: vec![hook],
+                bundle: root.path().into(),
+                ..record("c1", Status::Creating, false)
+            })
+            .unwrap();
+        // As a killed supervisor leaves it.
+        crashed.keep();
+        drop(crashed);
+        let folder = containers.join("c1");
+
+        sweep(&containers);
+        assert!(folder.exists() && !told.exists());
+
+        let _next = StateDir::create(&containers, "c1").unwrap();
+        assert!(fs::read_to_string(&told).unwrap().contains("c1"));
+    }
+
+    #[test]
     fn a_cgroup_that_is_in_use_stays_noted_until_it_is_gone() {
         let root = tempfile::tempdir().unwrap();
         let cgroup = tempfile::tempdir().unwrap();
@@ -247,7 +301,8 @@ mod tests {
 
         let left = |folder: &Path| fs::read_dir(folder).unwrap().count();
         assert_eq!(left(&root.path().join("c1")), 2);
-        assert_eq!(sweep_with(&root.path().join("c1"), Duration::ZERO, logging::aside), Swept::Unfinished);
+        let swept = sweep_with(&root.path().join("c1"), Duration::ZERO, Poststop::Leave, logging::aside);
+        assert_eq!(swept, Swept::Unfinished);
         fs::remove_file(&process).unwrap();
         sweep(root.path());
 
