@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a case must not leave behind on the host.
 
+mod cgroups;
+mod network;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,11 +25,14 @@ const WATCHED: &[&str] = &["/run", "/run/bulkhead", "/tmp", "/var/tmp", "/dev/sh
 pub(crate) struct Before {
     mounts: BTreeSet<String>,
     entries: BTreeSet<PathBuf>,
+    network: BTreeSet<String>,
+    /// Those of engines' containers.
+    cgroups: BTreeSet<PathBuf>,
 }
 
 impl Before {
     pub(crate) fn record() -> Self {
-        Self { mounts: mounts(), entries: entries() }
+        Self { mounts: mounts(), entries: entries(), network: network::found(), cgroups: cgroups::of_engines() }
     }
 
     /// Fails if something is there that was not there before, once it had its time to go away.
@@ -54,7 +60,9 @@ impl Before {
         found.extend(mounts().difference(&self.mounts).map(|mount| format!("mount {mount}")));
         found.extend(below(&env.root).iter().map(|path| format!("file {}", path.display())));
         found.extend(entries().difference(&self.entries).map(|path| format!("file {}", path.display())));
-        found.extend(cgroups(&env.id_prefix()).iter().map(|path| format!("cgroup {}", path.display())));
+        found.extend(network::found().difference(&self.network).cloned());
+        let cgroups = cgroups::left(&env.id_prefix(), &self.cgroups);
+        found.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
         found
     }
 }
@@ -92,24 +100,6 @@ fn below(folder: &Path) -> Vec<PathBuf> {
         found.push(entry.path());
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.extend(below(&entry.path()));
-        }
-    }
-    found
-}
-
-/// The cgroups whose name holds an id of this case.
-fn cgroups(id_prefix: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if name.contains(id_prefix) {
-                    found.push(entry.path());
-                }
-                folders.push(entry.path());
-            }
         }
     }
     found
