@@ -26,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     case!(detached),
     case!(restarted),
     case!(bridge_and_published_port).limit(900),
+    case!(connected_and_disconnected).limit(900),
     case!(restarted_always).limit(600),
     case!(files_and_limits).limit(600),
     case!(terminals_and_logs).limit(600),
@@ -133,6 +134,29 @@ fn bridge_and_published_port(env: &Env) -> Result {
     let second = docker.run_on_bridge(&["--rm"], &["wget", "-q", "-O", "-", &page]).output()?;
     second.expect_stdout("from the container\n")?;
     docker.succeed(["rm", "--force", "box"])?;
+    docker.end()
+}
+
+/// A container that runs comes into a further network, and leaves it.
+fn connected_and_disconnected(env: &Env) -> Result {
+    let docker = Docker::with_bridge(env)?;
+    docker.succeed(["network", "create", "--subnet", "10.87.0.0/24", "second"])?;
+    docker.run_on_bridge(&["-d", "--name", "box"], &["sleep", "1000"]).output()?.expect_code(0)?;
+    let inside = |script: &str| docker.succeed(["exec", "box", "timeout", "60", "sh", "-c", script]);
+
+    for _ in 0..2 {
+        docker.succeed(["network", "connect", "second", "box"])?;
+        inside("until ip -o -4 addr show | grep -F ' 10.87.0.'; do sleep 0.1; done")?;
+        inside("until ping -c 1 -w 5 10.87.0.1; do sleep 0.1; done")?;
+        docker.succeed(["network", "disconnect", "second", "box"])?;
+        inside(
+            "while ip -o -4 addr show | grep -F ' 10.87.0.'; do sleep 0.1; done; ! ip link show dev eth1 2>/dev/null",
+        )?;
+        // The first network is as it was.
+        inside("ping -c 1 -w 30 172.17.0.1")?;
+    }
+    docker.succeed(["rm", "--force", "box"])?;
+    docker.succeed(["network", "rm", "second"])?;
     docker.end()
 }
 
