@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use bulkhead_netlink::{AddressHeader, Header, Message, NeighbourHeader, RouteHeader, RuleHeader, Socket};
 use bulkhead_protocol::agent as wire;
 
-use super::{NetworkError, link};
+use super::resolver::Resolver;
+use super::{NetworkError, bring_loopback_up, link};
 
 /// Makes what is not there, and changes what is there and differs.
 const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
@@ -16,6 +17,8 @@ const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     wanted: Mutex<Wanted>,
+    /// The host's resolver, if it has one for the guest.
+    pub(crate) resolver: Resolver,
 }
 
 /// What is wanted.
@@ -49,7 +52,16 @@ impl Network {
             setting.make(&mut socket)?;
         }
         *before = after;
-        Ok(())
+        self.turn_resolver(before.request.resolver)
+    }
+
+    fn turn_resolver(&self, on: bool) -> Result<(), NetworkError> {
+        if on {
+            // It is at one of its addresses.
+            bring_loopback_up().map_err(|failure| NetworkError::new("turn lo on", io::Error::other(failure)))?;
+        }
+        let turned = self.resolver.turn(on);
+        turned.map_err(|error| NetworkError::new("take questions for the host's resolver at 127.0.0.11:53", error))
     }
 }
 

@@ -4,6 +4,7 @@
 mod configure;
 mod late;
 mod link;
+mod resolver;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,6 +15,7 @@ use crate::container::{Failure, Stage};
 use crate::sys;
 
 pub(crate) use configure::Network;
+pub(crate) use resolver::Question;
 
 /// A network that could not be set up: what was being done, and why it failed.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use crate::container::{
 };
 use crate::init::SYS;
 use crate::memory;
-use crate::network::Network;
+use crate::network::{Network, Question};
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
 /// Makes the shared device's trees appear; says why it cannot.
@@ -98,6 +98,16 @@ impl Agent for AgentService {
         request: wire::ConfigureNetworkRequest,
     ) -> ttrpc::Result<wire::Empty> {
         self.network.configure(request).map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn wait_question(&self, _context: &TtrpcContext, _request: wire::Empty) -> ttrpc::Result<wire::Question> {
+        let Question { id, message, over_tcp } = self.network.resolver.next().await;
+        Ok(wire::Question { id, message, over_tcp, ..Default::default() })
+    }
+
+    async fn answer_question(&self, _context: &TtrpcContext, answer: wire::Answer) -> ttrpc::Result<wire::Empty> {
+        self.network.resolver.answer(answer.id, answer.message);
         Ok(wire::Empty::default())
     }
 

@@ -3,6 +3,7 @@
 //! looked at again.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_netlink::{Events, Header, NeighbourHeader, Socket};
@@ -15,7 +16,7 @@ use super::address::Probed;
 use super::join::Joiner;
 use super::link::Link;
 use super::survey::Survey;
-use super::{Device, Junctions, NetworkError, NetworkRecord, Passed, is_idle, request, tap};
+use super::{Device, Junctions, NetworkError, NetworkRecord, Passed, Resolver, is_idle, request, resolver, tap};
 use crate::logging;
 use crate::text;
 
@@ -76,6 +77,7 @@ impl View {
     /// What is to be done, if anything.
     fn look(&mut self) -> io::Result<Change> {
         let mut survey = Survey::take(&mut self.socket)?;
+        survey.resolver = self.junctions.namespace.inside(resolver::is_there)?;
         self.forget_gone(&survey);
         self.probed.mark(&mut survey.links, &self.passed);
         let mut late = Vec::new();
@@ -217,8 +219,15 @@ impl Following {
     pub(crate) fn give_up(&mut self, late: &Late, why: &str) -> io::Result<Option<ConfigureNetworkRequest>> {
         self.view.give_up(late.index, &late.name, why);
         let mut survey = Survey::take(&mut self.view.socket)?;
+        survey.resolver = self.view.junctions.namespace.inside(resolver::is_there)?;
         self.view.probed.mark(&mut survey.links, &self.view.passed);
         Ok(self.view.news(survey))
+    }
+
+    /// The resolver that the guest was told of, if there is one.
+    pub(crate) fn resolver(&self) -> Option<Resolver> {
+        let is_told = self.view.told.as_ref().is_some_and(|told| told.resolver);
+        is_told.then(|| Resolver::new(Arc::clone(&self.view.junctions.namespace)))
     }
 
     /// The guest does not have what it was told last: it is told again with the next look.

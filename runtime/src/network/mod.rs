@@ -12,6 +12,7 @@
 //! | `tap` | interfaces whose other side is a descriptor |
 //! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
+//! | `resolver` | an engine's, which answers at a loopback address |
 //! | `follow` | what changes while the machine runs |
 //! | `record` | what is to be undone should the supervisor be killed |
 //!
@@ -27,6 +28,7 @@ mod namespace;
 mod own;
 mod record;
 mod redirect;
+mod resolver;
 mod routes;
 mod survey;
 mod tap;
@@ -53,6 +55,7 @@ use self::link::Link;
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::own::on_host;
 pub(crate) use self::record::NetworkRecord;
+pub(crate) use self::resolver::Resolver;
 use self::routes::Routes;
 use self::survey::Survey;
 use crate::logging;
@@ -325,7 +328,8 @@ impl Connector<'_> {
 fn look(socket: &mut Socket) -> io::Result<Survey> {
     let end = Instant::now() + TAPS_STAY;
     loop {
-        let survey = Survey::take(socket)?;
+        let mut survey = Survey::take(socket)?;
+        survey.resolver = resolver::is_there();
         if !survey.links.iter().any(tap::is_one) || Instant::now() >= end {
             return Ok(survey);
         }
@@ -335,7 +339,7 @@ fn look(socket: &mut Socket) -> io::Result<Survey> {
 
 /// What the guest is told of what there is: the interfaces that its machine has, and what leads through them.
 fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
-    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours, .. } = survey;
+    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours, resolver, .. } = survey;
     let mac_of =
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
@@ -359,7 +363,7 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);
     routes.retain(|route| route.interface.is_empty() || is_there(&route.interface));
     neighbours.retain(|neighbour| is_there(&neighbour.interface));
-    ConfigureNetworkRequest { interfaces, routes, neighbours, rules, ..Default::default() }
+    ConfigureNetworkRequest { interfaces, routes, neighbours, rules, resolver, ..Default::default() }
 }
 
 /// Whether an interface is one that a tunnel's module makes in each namespace, and that nobody has turned on.

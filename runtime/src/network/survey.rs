@@ -20,6 +20,8 @@ pub(super) struct Survey {
     pub(super) neighbours: Vec<NetworkNeighbour>,
     /// What is not passed on, or not as it is: one text each.
     pub(super) left_out: Vec<String>,
+    /// Whether an engine has a resolver there; who looks inside the namespace knows.
+    pub(super) resolver: bool,
 }
 
 impl Survey {
@@ -38,7 +40,7 @@ impl Survey {
                 survey.left_out.extend(address::add(link, &header, attributes).err());
             }
         })?;
-        let Self { links, routes, neighbours, left_out } = &mut survey;
+        let Self { links, routes, neighbours, left_out, .. } = &mut survey;
         *routes = Routes::list(socket, links)?;
         left_out.append(&mut routes.left_out);
         let request = Message::new(libc::RTM_GETNEIGH, 0, &NeighbourHeader::default());

@@ -8,12 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    AddMemoryRequest, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest,
-    CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, ExecProcessRequest, ExecProcessResponse,
-    GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest, PauseContainerRequest,
-    Process, ProcessInfo, ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest,
-    StartContainerRequest, StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest,
-    WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
+    AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest,
+    CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, Empty, ExecProcessRequest,
+    ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest,
+    PauseContainerRequest, Process, ProcessInfo, Question, ReadProcessesResponse, ResizeTerminalRequest,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
+    UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -129,6 +130,18 @@ impl Agent {
     pub(super) async fn add_memory(&self, address: u64, length: u64) -> Result<(), AgentError> {
         let request = AddMemoryRequest { address, length, ..Default::default() };
         within(MEMORY_TIMEOUT, self.client.add_memory(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Waits for the next question that the container asks the host's resolver.
+    pub(super) async fn next_question(&self) -> Result<Question, AgentError> {
+        Ok(self.client.wait_question(Context::default(), &Empty::default()).await?)
+    }
+
+    /// Brings its answer; an empty one is none.
+    pub(super) async fn answer_question(&self, id: u64, message: Vec<u8>) -> Result<(), AgentError> {
+        let answer = Answer { id, message, ..Default::default() };
+        within(CALL_TIMEOUT, self.client.answer_question(Context::default(), &answer)).await?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! | `state` | what lies under `--root` |
 //! | `network` | what changes in its network on the host, passed on |
 //! | `connections` | what it connects to on the host |
+//! | `questions` | what it asks a resolver on the host |
 //! | `machine_memory` | what its containers may use of its memory together, and giving it more |
 //! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
@@ -53,6 +54,7 @@ mod pid_file;
 pub(crate) mod pod;
 mod proc_view;
 mod proxy;
+mod questions;
 mod sandbox;
 mod signals;
 pub(crate) mod state;

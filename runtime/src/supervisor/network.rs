@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::agent::{Agent, AgentError};
 use super::container::Container;
+use super::questions;
 use super::state;
 use super::vmm_control::VmmControl;
 use crate::logging;
@@ -45,7 +46,13 @@ impl NetworkTask {
     }
 
     async fn run(self, mut following: Following, mut asked: mpsc::Receiver<Asker>) {
+        let mut asking = JoinSet::new();
         loop {
+            if asking.is_empty()
+                && let Some(resolver) = following.resolver()
+            {
+                asking.spawn(questions::serve(self.agent.clone(), resolver));
+            }
             let asker = tokio::select! {
                 changed = following.changed() => match changed {
                     Ok(()) => None,

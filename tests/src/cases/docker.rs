@@ -27,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case!(restarted),
     case!(bridge_and_published_port).limit(900),
     case!(connected_and_disconnected).limit(900),
+    case!(names_on_a_network_of_ones_own).limit(900),
     case!(restarted_always).limit(600),
     case!(files_and_limits).limit(600),
     case!(terminals_and_logs).limit(600),
@@ -157,6 +158,22 @@ fn connected_and_disconnected(env: &Env) -> Result {
     }
     docker.succeed(["rm", "--force", "box"])?;
     docker.succeed(["network", "rm", "second"])?;
+    docker.end()
+}
+
+/// On such a network containers find each other by name; docker's resolver is at a loopback address.
+fn names_on_a_network_of_ones_own(env: &Env) -> Result {
+    let docker = Docker::with_bridge(env)?;
+    docker.succeed(["network", "create", "own"])?;
+    let page = "mkdir /www; echo from the container >/www/index.html; httpd -p 80 -h /www; sleep 1000";
+    let options = ["-d", "--network", "own", "--name", "server"];
+    docker.run_on_bridge(&options, &["sh", "-c", page]).output()?.expect_code(0)?;
+
+    let ask = "cat /etc/resolv.conf; wget -q -O - http://server/ || { sleep 5; wget -q -O - http://server/; }";
+    let client = docker.run_on_bridge(&["--rm", "--network", "own"], &["sh", "-c", ask]).output()?;
+    client.expect_in_stdout(&["nameserver 127.0.0.11\n", "from the container\n"])?;
+    docker.succeed(["rm", "--force", "server"])?;
+    docker.succeed(["network", "rm", "own"])?;
     docker.end()
 }
 

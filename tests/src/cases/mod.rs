@@ -32,6 +32,7 @@ mod network_guest;
 mod network_kinds;
 mod network_later;
 mod network_load;
+mod network_names;
 mod network_shared;
 mod podman;
 mod pods;
@@ -131,6 +132,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_kinds::CASES,
         network_later::CASES,
         network_load::CASES,
+        network_names::CASES,
         network_shared::CASES,
         podman::CASES,
         pods::CASES,

@@ -222,7 +222,7 @@ fn both_ways_over_tcp_and_udp(env: &Env) -> Result {
 }
 
 /// Answers one question of the domain name system with the address 1.2.3.4.
-fn answer_name(socket: &UdpSocket) -> Result {
+pub(super) fn answer_name(socket: &UdpSocket) -> Result {
     let mut message = vec![0; 512];
     let (len, from) = socket.recv_from(&mut message).context(|| "waiting for a question".to_owned())?;
     message.truncate(len);
