@@ -31,6 +31,7 @@ mod network_addresses;
 mod network_guest;
 mod network_kinds;
 mod network_later;
+mod network_limits;
 mod network_load;
 mod network_names;
 mod network_shared;
@@ -131,6 +132,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_guest::CASES,
         network_kinds::CASES,
         network_later::CASES,
+        network_limits::CASES,
         network_load::CASES,
         network_names::CASES,
         network_shared::CASES,
