@@ -231,6 +231,10 @@ fn files_and_limits(env: &Env) -> Result {
     docker.succeed(limits)?.expect_stdout("134217728\n50\n")?;
     docker.succeed(["update", "--memory", "64m", "--pids-limit", "40", "box"])?;
     docker.succeed(limits)?.expect_stdout("67108864\n40\n")?;
+    // More than the machine had when it was made: 128 and 96.
+    docker.succeed(["update", "--memory", "300m", "box"])?;
+    let hold = "dd if=/dev/zero of=/dev/null bs=260M count=1 2> /dev/null && echo held";
+    docker.succeed(["exec", "box", "sh", "-c", hold])?.expect_stdout("held\n")?;
 
     // Nothing in it heeds TERM.
     docker.succeed(["stop", "--time", "1", "box"])?;
