@@ -14,6 +14,7 @@
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
+mod apart;
 mod cgroup;
 mod cli;
 mod commands;

@@ -227,13 +227,25 @@ impl Engine {
         Ok(launch::start(&instance.init, waiting, trace).await?)
     }
 
-    /// Waits for a process; `exec_id` empty is the container's init. Returns at once if it has ended.
+    /// Waits until a process has ended, whatever is still to be handed on of its output; `exec_id` empty is the container's
+    /// init, here and below.
+    pub async fn ended(&self, id: &str, exec_id: &str) -> Result<(), FindError> {
+        let instance = self.find(id)?;
+        if exec_id.is_empty() {
+            instance.init.ended().await;
+        } else {
+            instance.exec(exec_id)?.ended().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for a process, and until its output has been handed on. Returns at once if it has.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, FindError> {
         let instance = self.find(id)?;
         if !exec_id.is_empty() {
             return Ok(instance.exec(exec_id)?.wait().await);
         }
-        let exit = instance.init.wait().await;
+        instance.init.ended().await;
         if instance.namespaces.common_pids
             && let Err(error) = signal_all(&instance, libc::SIGKILL)
             && !matches!(error, SignalError::Finished)
@@ -241,7 +253,7 @@ impl Engine {
             // The kernel does it where init is the first process of a namespace.
             crate::log::write(crate::log::Level::Warning, &format!("cannot end what {id} has left: {error}"));
         }
-        Ok(exit)
+        Ok(instance.init.wait().await)
     }
 
     /// Sends a signal (1 to 64) to a process, or with `all` to each process of its container.

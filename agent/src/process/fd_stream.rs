@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::sys;
 use bulkhead_protocol::splice::Socket;
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use tokio::io::unix::AsyncFd;
@@ -55,6 +55,15 @@ impl FdStream {
             Err(Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// How much a pipe holds. `None` for anything else: a terminal may hold more than it tells.
+    pub fn held(&self) -> Option<u64> {
+        let status = rustix::fs::fstat(&self.descriptor).ok()?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::Fifo {
+            return None;
+        }
+        rustix::io::ioctl_fionread(&self.descriptor).ok()
     }
 
     /// Waits until there is something to read, or the end.

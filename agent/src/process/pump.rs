@@ -39,17 +39,26 @@ pub(crate) async fn terminal_output(terminal: Arc<FdStream>, stream: Option<FdSt
 /// Copies until `from` ends or either side fails. Failing is how a peer that has gone away shows (EPIPE, ECONNRESET, and
 /// EIO for a terminal), so there is nothing to report.
 async fn copy(from: &FdStream, to: &FdStream, mut drain: Option<Drain>) {
+    // From the process's end on: how much of what is to come may be its own. Processes that it has left behind may be writing
+    // faster than the host reads.
+    let mut own: Option<u64> = None;
     while readable_or_ended(from, drain.as_mut()).await.is_ok() {
-        let has_ended = drain.as_ref().is_some_and(Drain::has_ended);
+        if own.is_none() && drain.as_ref().is_some_and(Drain::has_ended) {
+            own = Some(from.held().unwrap_or(u64::MAX));
+        }
         // The buffer is there only while there is something to move: most streams are silent most of the time.
         let mut buffer = vec![0; BUFFER_LEN];
         match from.read_now(&mut buffer) {
-            Ok(None) if has_ended => drain = None,
+            Ok(None) if own.is_some() => drain = None,
             Ok(None) => {}
             Ok(Some(0)) | Err(_) => return,
             Ok(Some(len)) => {
                 if to.write_all(&buffer[..len]).await.is_err() {
                     return;
+                }
+                own = own.map(|left| left.saturating_sub(len as u64));
+                if own == Some(0) {
+                    drain = None;
                 }
             }
         }

@@ -180,6 +180,11 @@ impl Agent for AgentService {
         })
     }
 
+    async fn wait_end(&self, _context: &TtrpcContext, request: wire::WaitProcessRequest) -> ttrpc::Result<wire::Empty> {
+        self.engine.ended(&request.container_id, &request.exec_id).await.map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::new())
+    }
+
     async fn signal_process(
         &self,
         _context: &TtrpcContext,

@@ -17,9 +17,9 @@ use tokio::io::AsyncReadExt;
 use crate::BUSYBOX;
 
 /// The busybox commands that cases use.
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "cat", "chmod", "cut", "dd", "df", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls",
-    "mkdir", "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch", "true", "tty", "uname",
+    "mkdir", "mount", "ps", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch", "true", "tty", "uname", "yes",
 ];
 
 /// Every case ends in this time, or has failed.

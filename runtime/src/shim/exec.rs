@@ -13,7 +13,7 @@ use super::stdio::Stdio;
 use super::task::{Task, topics};
 use crate::supervisor::container::{CallError, Container, Ended};
 use crate::supervisor::execs;
-use crate::supervisor::streams::{self, Ends, GivenEnds, InputCloser};
+use crate::supervisor::streams::{self, Ends, GivenEnds, InputCloser, Outputs};
 use crate::supervisor::task_service::{add_exec, exec_state, timestamp};
 use crate::text;
 
@@ -90,7 +90,12 @@ impl ExecProcess {
         let opened = opened.and_then(|opened| opened.pump(Ends::Given(ends)));
         let failure = opened.as_ref().err().map(|error| CallError::Create(text::chain(error)));
         tokio::spawn(async move {
-            if let Some(ended) = exec.wait().await {
+            let streams = opened.as_ref().map(Outputs::streams).unwrap_or_default();
+            let ended = tokio::select! {
+                ended = exec.wait() => ended,
+                never = task.container.agent.at_end(&this.id, || streams.let_go()) => match never {},
+            };
+            if let Some(ended) = ended {
                 this.end(&task.container, &events, pid, ended);
             }
             if let Ok(mut outputs) = opened {

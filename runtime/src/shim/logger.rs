@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `binary://PROGRAM?KEY=VALUE`: a program that takes a process' output. It gets stdout and stderr as descriptors 3 and 4, and
-//! closes 5 when it is ready; the keys and values are its arguments.
+//! closes 5 when it is ready; the keys are its arguments, each with its value after it, also one that has none.
 
+use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +15,9 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
+
+use super::uri::Uri;
+use crate::apart::apart;
 
 /// How long a program may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,9 +34,9 @@ pub(super) enum LoggerError {
     #[error("cannot make a pipe for the log program")]
     Pipe(#[source] io::Error),
     #[error("cannot start the log program {0:?}")]
-    Start(String, #[source] io::Error),
+    Start(PathBuf, #[source] io::Error),
     #[error("the log program {0:?} was not ready in time")]
-    NotReady(String),
+    NotReady(PathBuf),
 }
 
 /// Whose output it is: the program is told.
@@ -42,15 +47,15 @@ pub(super) struct Source<'a> {
 }
 
 /// Starts a program, and returns where stdout and stderr go once it is ready. It ends when both have.
-pub(super) async fn start(location: &str, source: Source<'_>) -> Result<[OwnedFd; 2], LoggerError> {
-    let (program, query) = location.split_once('?').unwrap_or((location, ""));
+pub(super) async fn start(uri: Uri, source: Source<'_>) -> Result<[OwnedFd; 2], LoggerError> {
+    let Uri { path: program, query } = uri;
     let (stdout, to_stdout) = pipe()?;
     let (stderr, to_stderr) = pipe()?;
     let (ready, is_ready) = pipe()?;
     let above = |fd: &dyn AsFd| fcntl_dupfd_cloexec(fd.as_fd(), ABOVE).map_err(|error| LoggerError::Pipe(error.into()));
     let inherited = [above(&stdout)?, above(&stderr)?, above(&is_ready)?];
-    let mut command = Command::new(program);
-    command.args(query.split('&').filter(|part| !part.is_empty()).flat_map(|part| part.splitn(2, '=')));
+    let mut command = Command::new(&program);
+    command.args(query.into_iter().flat_map(<[OsString; 2]>::from));
     command.env("CONTAINER_ID", source.id).env("CONTAINER_NAMESPACE", source.namespace);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let numbers = inherited.each_ref().map(AsRawFd::as_raw_fd);
@@ -66,15 +71,17 @@ pub(super) async fn start(location: &str, source: Source<'_>) -> Result<[OwnedFd
         });
     }
     // Its end is reaped with the others'.
-    crate::network::on_host(|| command.spawn())
-        .flatten()
-        .map_err(|error| LoggerError::Start(program.to_owned(), error))?;
-    drop((inherited, is_ready));
+    let spawned = apart("logger", move || {
+        let spawned = crate::network::on_host(|| command.spawn()).flatten();
+        drop((inherited, is_ready));
+        spawned.map(drop)
+    });
+    spawned.await.flatten().map_err(|error| LoggerError::Start(program.clone(), error))?;
     let mut ready = receiver(ready)?;
     match timeout(READY_TIMEOUT, ready.read_u8()).await {
         // A byte, or, more likely, the end.
         Ok(_) => Ok([to_stdout.into(), to_stderr.into()]),
-        Err(_) => Err(LoggerError::NotReady(program.to_owned())),
+        Err(_) => Err(LoggerError::NotReady(program)),
     }
 }
 
@@ -103,9 +110,9 @@ mod tests {
         let text = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $CONTAINER_ID $1; cat <&3; cat <&4; } > $2.new\nmv $2.new $2\n";
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-        let location = format!("{}?to={}", script.display(), log.display());
+        let location = format!("{}?to={}", script.display(), log.display().to_string().replace('/', "%2F"));
 
-        let [stdout, stderr] = start(&location, SOURCE).await.unwrap();
+        let [stdout, stderr] = start(Uri::parse(&location).unwrap(), SOURCE).await.unwrap();
         File::from(stdout).write_all(b"out\n").unwrap();
         File::from(stderr).write_all(b"err\n").unwrap();
 
@@ -117,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let error = start("/no/such/program?a=b", SOURCE).await.unwrap_err();
+        let error = start(Uri::parse("/no/such/program?a=b").unwrap(), SOURCE).await.unwrap_err();
 
         assert_eq!(error.to_string(), "cannot start the log program \"/no/such/program\"");
     }

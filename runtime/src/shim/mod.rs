@@ -11,7 +11,7 @@
 //! | `server` | the process that serves containerd, and supervises the machine |
 //! | `service`, `task`, `exec` | the Task API's calls; a container and its further processes as those see them |
 //! | `sandbox` | the Sandbox service's calls; a pod's sandbox as those see it |
-//! | `rootfs`, `stdio`, `logger`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
+//! | `rootfs`, `stdio`, `uri`, `logger`, `pod`, `metrics`, `events` | one thing each that containerd has its own way of |
 //!
 //! The container itself is the supervisor's, as for the command line: `bulkhead --root /run/containerd/bulkhead/NAMESPACE`
 //! lists, executes in, and logs containerd's containers too.
@@ -34,6 +34,7 @@ mod socket;
 mod start;
 mod stdio;
 mod task;
+mod uri;
 
 use std::env;
 use std::ffi::OsStr;

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
-use std::thread;
 
 use containerd_shim_protos::types::mount::Mount;
 use nix::errno::Errno;
@@ -16,9 +15,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, open};
 use thiserror::Error;
-use tokio::sync::oneshot;
 
 use super::loop_device::LoopDevice;
+use crate::apart::apart;
 
 /// The bundle's folder for it.
 const FOLDER: &str = "rootfs";
@@ -82,25 +81,14 @@ impl Rootfs {
             return Self::mount(bundle, mounts);
         }
         let (bundle, mounts) = (bundle.to_owned(), mounts.to_vec());
-        apart(move || Self::mount(&bundle, &mounts)).await.map_err(RootfsError::Thread)?
+        apart("rootfs", move || Self::mount(&bundle, &mounts)).await.map_err(RootfsError::Thread)?
     }
 
     /// Unmounts it while others go on: the last unmount of an overlay writes a whole file system back.
     pub(super) async fn unmount_apart(self) {
         // Without a thread it is dropped all the same.
-        let _ = apart(move || drop(self)).await;
+        let _ = apart("rootfs", move || drop(self)).await;
     }
-}
-
-/// Does what may take long in a thread of its own. It is gone when this returns: the event loop's own threads would stay
-/// for a while, and take signals that are blocked in every thread that is made later.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    let (sender, done) = oneshot::channel();
-    let thread = thread::Builder::new().name("rootfs".to_owned()).spawn(move || drop(sender.send(work())))?;
-    let result = done.await;
-    // It has nothing left to do.
-    let _ = thread.join();
-    result.map_err(|_| io::Error::other("the thread has panicked"))
 }
 
 impl Drop for Rootfs {

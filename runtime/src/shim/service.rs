@@ -31,6 +31,7 @@ use super::rootfs::Rootfs;
 use super::sandbox::{self, Sandbox};
 use super::stdio::Stdio;
 use super::task::{Task, topics};
+use crate::apart::apart;
 use crate::spec;
 use crate::supervisor::container::{CallError, Container};
 use crate::supervisor::pod::{Member, Pod};
@@ -68,7 +69,8 @@ pub(super) enum OrderKind {
 /// A container of a server, from its making to its deletion.
 #[derive(Debug)]
 enum Life {
-    Creating,
+    /// Until that ends.
+    Creating(watch::Receiver<()>),
     Made(Arc<Task>),
 }
 
@@ -118,14 +120,27 @@ impl Shared {
         }
     }
 
+    /// Waits until a container is no longer in the making. A create whose caller has given up goes on: what is deleted then is
+    /// what it makes.
+    async fn made(&self, id: &str) {
+        let mut over = match self.containers().lives.get(id) {
+            Some(Life::Creating(over)) => over.clone(),
+            _ => return,
+        };
+        // Nothing is ever sent: it ends with the sender.
+        let _ = over.changed().await;
+    }
+
     async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, CallError> {
         if !request.checkpoint.is_empty() {
             return Err(CallError::NotSupported("checkpoint: a container cannot be restored"));
         }
-        let bundle = Path::new(&request.bundle);
-        let annotations = spec::load_annotations(bundle).map_err(|error| CallError::BadRequest(text::chain(&error)))?;
+        let bundle = PathBuf::from(&request.bundle);
+        let annotations = apart("bundle", move || spec::load_annotations(&bundle)).await;
+        let annotations = annotations.map_err(|error| CallError::Create(text::chain(&error)))?;
+        let annotations = annotations.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
         let role = Role::of(&annotations);
-        self.begin(&request.id, &role)?;
+        let _making = self.begin(&request.id, &role)?;
         let made = self.make(&request, role.clone()).await;
         {
             let mut containers = self.containers();
@@ -159,8 +174,9 @@ impl Shared {
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
-    /// Keeps an id from being used twice, and a server from a second machine.
-    fn begin(&self, id: &str, role: &Role) -> Result<(), CallError> {
+    /// Keeps an id from being used twice, and a server from a second machine. What is returned is dropped when the container is
+    /// made, or could not be.
+    fn begin(&self, id: &str, role: &Role) -> Result<watch::Sender<()>, CallError> {
         let mut containers = self.containers();
         let is_member = matches!(role, Role::Member(_));
         if containers.lives.contains_key(id) || (containers.has_machine && !is_member) {
@@ -171,9 +187,10 @@ impl Shared {
         {
             return Err(CallError::Create(format!("the sandbox {sandbox:?}, into which {id:?} belongs, is not there")));
         }
+        let (making, over) = watch::channel(());
         containers.has_machine = true;
-        containers.lives.insert(id.to_owned(), Life::Creating);
-        Ok(())
+        containers.lives.insert(id.to_owned(), Life::Creating(over));
+        Ok(making)
     }
 
     async fn make(&self, request: &CreateTaskRequest, role: Role) -> Result<Arc<Task>, CallError> {
@@ -255,7 +272,7 @@ impl Shared {
     pub(super) async fn create_sandbox(&self, request: CreateSandboxRequest) -> Result<(), CallError> {
         let written = sandbox::config::write(self.events.namespace(), &request);
         written.map_err(|error| CallError::Create(text::chain(&error)))?;
-        self.begin(&request.sandbox_id, &Role::Sandbox)?;
+        let _making = self.begin(&request.sandbox_id, &Role::Sandbox)?;
         let options = self.options(&request.sandbox_id, Path::new(&request.bundle_path));
         let made = self.order_pod(options).await;
         let mut containers = self.containers();
@@ -278,6 +295,7 @@ impl Shared {
     }
 
     async fn delete(&self, id: &str) -> Result<DeleteResponse, CallError> {
+        self.made(id).await;
         let task = self.task(id)?;
         let answer = task.delete().await?;
         if self.containers().lives.remove(id).is_none() {

@@ -11,10 +11,9 @@ use containerd_shim_protos::api::StateResponse;
 use thiserror::Error;
 
 use super::logger::{self, LoggerError, Source};
+use super::uri::Uri;
+use crate::apart::apart;
 use crate::supervisor::streams::{GivenEnds, Input, InputCloser};
-
-/// What begins the name of an output that a program takes.
-const LOGGER: &str = "binary://";
 
 /// A stream that cannot be had.
 #[derive(Debug, Error)]
@@ -23,6 +22,10 @@ pub(super) enum StdioError {
     Open(PathBuf, #[source] io::Error),
     #[error("{0:?} is not supported for a stream: a path, fifo:// and, for output, file:// and binary:// are")]
     Scheme(String),
+    #[error("{0:?} is no URI with a path")]
+    Uri(String),
+    #[error("cannot make a thread that opens streams")]
+    Thread(#[source] io::Error),
     #[error(transparent)]
     Logger(#[from] LoggerError),
 }
@@ -45,14 +48,26 @@ impl Stdio {
         state.terminal = self.terminal;
     }
 
-    /// Opens what was named. With a stdin, there is something to end it by.
+    /// Opens what was named, while others go on. With a stdin, there is something to end it by.
     pub(super) async fn open(&self, source: Source<'_>) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
-        let mut ends = GivenEnds::default();
-        if let Some(location) = self.stdout.strip_prefix(LOGGER) {
+        if *self == (Self { terminal: self.terminal, ..Self::default() }) {
+            return Ok((GivenEnds::default(), None));
+        }
+        let paths = self.clone();
+        let opened = apart("streams", move || paths.open_paths()).await.map_err(StdioError::Thread)?;
+        let (mut ends, closer) = opened?;
+        if let Target::Program(uri) = Target::parse(&self.stdout)? {
             // One program takes both.
-            let [stdout, stderr] = logger::start(location, source).await?;
+            let [stdout, stderr] = logger::start(uri, source).await?;
             (ends.stdout, ends.stderr) = (Some(stdout), (!self.terminal).then_some(stderr));
-        } else {
+        }
+        Ok((ends, closer))
+    }
+
+    /// Opens what is in the file system.
+    fn open_paths(&self) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
+        let mut ends = GivenEnds::default();
+        if !matches!(Target::parse(&self.stdout)?, Target::Program(_)) {
             ends.stdout = open_output(&self.stdout, &mut ends.held)?;
             if !self.terminal {
                 ends.stderr = open_output(&self.stderr, &mut ends.held)?;
@@ -61,14 +76,13 @@ impl Stdio {
         if self.stdin.is_empty() {
             return Ok((ends, None));
         }
-        let path = match Target::parse(&self.stdin)? {
-            Target::Path(path) => path,
-            Target::Log(_) => return Err(StdioError::Scheme(self.stdin.clone())),
+        let Target::Path(path) = Target::parse(&self.stdin)? else {
+            return Err(StdioError::Scheme(self.stdin.clone()));
         };
         // Not blocking: whoever writes there may come later.
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
         let opened = file.and_then(|file| Input::new(file.into()));
-        let (input, closer) = opened.map_err(|error| StdioError::Open(path.to_owned(), error))?;
+        let (input, closer) = opened.map_err(|error| StdioError::Open(path, error))?;
         ends.stdin = Some(input);
         Ok((ends, Some(closer)))
     }
@@ -76,20 +90,26 @@ impl Stdio {
 
 /// What a name stands for.
 #[derive(Debug, PartialEq, Eq)]
-enum Target<'a> {
+enum Target {
     /// A named pipe, most likely, that is there.
-    Path(&'a Path),
+    Path(PathBuf),
     /// A file that is appended to, and made.
-    Log(&'a Path),
+    Log(PathBuf),
+    /// A program that takes output.
+    Program(Uri),
 }
 
-impl<'a> Target<'a> {
-    fn parse(name: &'a str) -> Result<Self, StdioError> {
-        match name.split_once("://") {
-            None => Ok(Self::Path(Path::new(name))),
-            Some(("fifo", path)) => Ok(Self::Path(Path::new(path))),
-            Some(("file", path)) => Ok(Self::Log(Path::new(path.split('?').next().unwrap_or(path)))),
-            Some(_) => Err(StdioError::Scheme(name.to_owned())),
+impl Target {
+    fn parse(name: &str) -> Result<Self, StdioError> {
+        let Some((scheme, rest)) = name.split_once("://") else {
+            return Ok(Self::Path(name.into()));
+        };
+        let uri = || Uri::parse(rest).ok_or_else(|| StdioError::Uri(name.to_owned()));
+        match scheme {
+            "fifo" => Ok(Self::Path(uri()?.path)),
+            "file" => Ok(Self::Log(uri()?.path)),
+            "binary" => Ok(Self::Program(uri()?)),
+            _ => Err(StdioError::Scheme(name.to_owned())),
         }
     }
 }
@@ -100,11 +120,13 @@ fn open_output(name: &str, held: &mut Vec<OwnedFd>) -> Result<Option<OwnedFd>, S
     if name.is_empty() {
         return Ok(None);
     }
-    let opened = match Target::parse(name)? {
-        Target::Path(path) => open_path(path, held).map_err(|error| StdioError::Open(path.to_owned(), error)),
-        Target::Log(path) => open_log(path).map_err(|error| StdioError::Open(path.to_owned(), error)),
+    let (opened, path) = match Target::parse(name)? {
+        Target::Path(path) => (open_path(&path, held), path),
+        Target::Log(path) => (open_log(&path), path),
+        // One is for both outputs.
+        Target::Program(_) => return Err(StdioError::Scheme(name.to_owned())),
     };
-    opened.map(|file| Some(file.into()))
+    opened.map(|file| Some(file.into())).map_err(|error| StdioError::Open(path, error))
 }
 
 fn open_path(path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<File> {
@@ -139,10 +161,12 @@ mod tests {
 
     #[test]
     fn names_are_paths_pipes_or_files() {
-        assert_eq!(Target::parse("/a/b").unwrap(), Target::Path(Path::new("/a/b")));
-        assert_eq!(Target::parse("fifo:///a").unwrap(), Target::Path(Path::new("/a")));
-        assert_eq!(Target::parse("file:///a?x=y").unwrap(), Target::Log(Path::new("/a")));
+        assert_eq!(Target::parse("/a%20b").unwrap(), Target::Path("/a%20b".into()));
+        assert_eq!(Target::parse("fifo:///a").unwrap(), Target::Path("/a".into()));
+        assert_eq!(Target::parse("file:///a%20b?x=y").unwrap(), Target::Log("/a b".into()));
+        assert!(matches!(Target::parse("binary:///a?x=y"), Ok(Target::Program(uri)) if uri.path == Path::new("/a")));
         assert!(matches!(Target::parse("vsock://1"), Err(StdioError::Scheme(_))));
+        assert!(matches!(Target::parse("file:///a%2"), Err(StdioError::Uri(_))));
     }
 
     #[tokio::test]
@@ -168,7 +192,10 @@ mod tests {
     async fn a_log_is_made_and_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs/out");
-        let stdio = Stdio { stdout: format!("file://{}", path.display()), ..Stdio::default() };
+        let stdio = Stdio {
+            stdout: format!("file://{}", path.display().to_string().replace("out", "%6fut")),
+            ..Stdio::default()
+        };
 
         for _ in 0..2 {
             let (ends, _) = stdio.open(SOURCE).await.unwrap();

@@ -2,9 +2,12 @@
 //! The calls to the guest's agent. The guest is not trusted: its texts are cleaned, its answers bounded by ttrpc (4 MiB),
 //! its silence by a deadline where silence would hold something up.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
@@ -26,6 +29,7 @@ use ttrpc::context::Context;
 
 use super::terminal::Size;
 use crate::text;
+use crate::trace::now_ns;
 
 /// How long a call may take that has nothing to wait for.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,6 +95,8 @@ impl From<ttrpc::Error> for AgentError {
 pub(crate) struct Agent {
     client: AgentClient,
     container_id: String,
+    /// What to add, modulo 2^64, to the guest's clock for the host's, as the guest has told it.
+    clock_offset_ns: Arc<AtomicU64>,
 }
 
 impl Agent {
@@ -98,12 +104,12 @@ impl Agent {
     pub(crate) fn new(socket: UnixStream, container_id: String) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let client = Client::new(Socket::new(tokio::net::UnixStream::from_std(socket)?));
-        Ok(Self { client: AgentClient::new(client), container_id })
+        Ok(Self { client: AgentClient::new(client), container_id, clock_offset_ns: Arc::default() })
     }
 
     /// The same agent, seen from another container's supervisor.
     pub(super) fn for_container(&self, id: &str) -> Self {
-        Self { client: self.client.clone(), container_id: id.to_owned() }
+        Self { container_id: id.to_owned(), ..self.clone() }
     }
 
     pub(super) async fn configure_sandbox(&self, request: &ConfigureSandboxRequest) -> Result<(), AgentError> {
@@ -112,7 +118,9 @@ impl Agent {
     }
 
     pub(crate) async fn get_info(&self) -> Result<GetInfoResponse, AgentError> {
-        Ok(self.client.get_info(Context::default(), &GetInfoRequest::default()).await?)
+        let info = self.client.get_info(Context::default(), &GetInfoRequest::default()).await?;
+        self.clock_offset_ns.store(now_ns().wrapping_sub(info.now_ns), Ordering::Relaxed);
+        Ok(info)
     }
 
     pub(crate) async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
@@ -173,6 +181,25 @@ impl Agent {
             ..Default::default()
         };
         Ok(self.client.wait_process(Context::default(), &request).await?)
+    }
+
+    /// Calls `then` once a process has ended, whatever is still on its way of its output; never returns.
+    pub(crate) async fn at_end(&self, exec_id: &str, then: impl FnOnce()) -> Infallible {
+        let request = WaitProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        // Of a connection that is lost, whoever waits for the process hears too.
+        if self.client.wait_end(Context::default(), &request).await.is_ok() {
+            then();
+        }
+        std::future::pending().await
+    }
+
+    /// When, on the host's `CLOCK_MONOTONIC`, it was that time by the guest's.
+    pub(super) fn on_host_clock(&self, guest_ns: u64) -> u64 {
+        guest_ns.wrapping_add(self.clock_offset_ns.load(Ordering::Relaxed))
     }
 
     /// Sends a signal, by its number, to a process, or to `all` of the container.

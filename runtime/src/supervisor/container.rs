@@ -6,6 +6,8 @@
 //!                 └───────────────────┴───────── exit ──────────┴──────> stopped
 //! ```
 
+mod exit;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
@@ -17,8 +19,10 @@ use nix::sys::signal::Signal;
 use protobuf::MessageField;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+pub(super) use self::exit::DEFIANT;
+use self::exit::LastOutput;
 use super::agent::{Agent, AgentError};
 use super::execs::Execs;
 use super::machine_memory::{Claim, GrowError};
@@ -36,13 +40,6 @@ pub(crate) const SIGKILL: u32 = 9;
 
 /// How long init may take to execute its program: its start hooks run before.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How long init may take to end after SIGKILL, and then once its output is not waited for any more.
-const KILL_PATIENCE: Duration = Duration::from_secs(30);
-const LAST_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What is said of an init that was not seen to end in that time.
-pub(super) const DEFIANT: &str = "the guest did not tell of the container's end after SIGKILL";
 
 /// How long a start waits for the network: for a change that is on its way, and for the one that it needs.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(70);
@@ -121,17 +118,10 @@ struct Life {
     start_taken: bool,
     /// Its program has been executed.
     started: bool,
-}
-
-/// What becomes of what a container has written last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LastOutput {
-    /// Init lives.
-    NotYet,
-    /// Init has ended, and its readers take what is left.
-    Delivered,
-    /// Somebody does not want to wait for them.
-    GivenUp,
+    /// When it was created, or, later, started, on `CLOCK_MONOTONIC`.
+    begin_ns: u64,
+    /// When init has ended, as the guest says, on the same clock.
+    ended_ns: Option<u64>,
 }
 
 /// The container.
@@ -185,7 +175,7 @@ impl Container {
         dir: OwnedFd,
     ) -> Self {
         let id = record.id.clone();
-        let life = Mutex::new(Life { record, start_taken: false, started: false });
+        let life = Mutex::new(Life { record, start_taken: false, started: false, begin_ns: now_ns(), ended_ns: None });
         Self {
             agent,
             execs: Execs::default(),
@@ -243,17 +233,6 @@ impl Container {
         }
     }
 
-    /// Returns when init has had all its time to end after SIGKILL: what the guest says about it is not waited for any
-    /// longer. `give_up` is called before, to end its output streams.
-    pub(super) async fn defies_kill(&self, give_up: impl FnOnce()) {
-        // The sender is this very container's: it lives.
-        let _ = self.killed.subscribe().wait_for(|killed| *killed).await;
-        sleep(KILL_PATIENCE).await;
-        // The guest tells of an end once the output is delivered: a reader that has stopped is not to cost the machine.
-        give_up();
-        sleep(LAST_PATIENCE).await;
-    }
-
     /// Confines a further process as init is.
     pub(crate) fn confine(&self, process: &mut Process) {
         process.seccomp.clone_from(&self.seccomp);
@@ -288,6 +267,9 @@ impl Container {
         if life.record.status == Status::Stopped {
             return;
         }
+        if !life.started {
+            life.begin_ns = now_ns();
+        }
         life.start_taken |= status == Status::Running;
         life.started |= status == Status::Running;
         life.record.status = status;
@@ -301,28 +283,18 @@ impl Container {
     }
 
     /// The container has ended, or was lost; that is written down if its state is `kept`.
-    pub(crate) fn stopped(&self, ended: Ended, kept: bool) {
-        {
+    pub(crate) fn stopped(&self, status: u8, kept: bool) {
+        let ended = {
             let mut life = self.life();
             life.record.status = Status::Stopped;
-            life.record.exit_status = Some(ended.status);
+            life.record.exit_status = Some(status);
             if kept {
                 self.write(&life.record);
             }
-        }
+            life.ended_ns.map_or_else(|| Ended::now(status), |at_ns| Ended::told(status, at_ns, life.begin_ns))
+        };
         self.memory.iter().for_each(Claim::release);
         self.ended.send_replace(Some(ended));
-    }
-
-    /// Init has ended, and its last output is delivered from here on.
-    pub(super) fn deliver_output(&self) {
-        self.last_output.send_replace(LastOutput::Delivered);
-    }
-
-    /// Returns when the last output is given up.
-    pub(super) async fn output_given_up(&self) {
-        // The sender is this very container's: it lives.
-        let _ = self.last_output.subscribe().wait_for(|output| *output == LastOutput::GivenUp).await;
     }
 
     /// How it ended, once it has.
@@ -443,10 +415,7 @@ impl Container {
 
     /// Sends a signal to init, or to all processes. After init's end, SIGKILL gives up its last output.
     pub(crate) async fn kill(&self, signal: u32, all: bool) -> Result<(), CallError> {
-        if *self.last_output.borrow() != LastOutput::NotYet && self.status() != Status::Stopped {
-            if signal == SIGKILL {
-                self.last_output.send_replace(LastOutput::GivenUp);
-            }
+        if self.takes_no_signal(signal) {
             return Err(CallError::Finished);
         }
         if let Some(end) = &self.sandbox_end {

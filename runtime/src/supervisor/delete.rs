@@ -83,11 +83,15 @@ fn delete_found(found: &Found, force: bool, patience: Patience) -> Result<(), De
             kill_supervisor(found, pid);
             if removed_within(found, patience.kill)? { Ok(()) } else { Err(DeleteError::Stuck { id, pid }) }
         }
-        Err(sandbox) if removed_within(found, patience.member)? => {
+        Err(sandbox) => {
+            // If it has ended, its output waits for a reader: a second one gives that up.
+            kill(found, patience);
+            if !removed_within(found, patience.member)? {
+                return Err(DeleteError::StuckInPod { id, pid, sandbox: sandbox.to_owned() });
+            }
             logging::debug(format_args!("{id} has ended late, in the pod {sandbox}"));
             Ok(())
         }
-        Err(sandbox) => Err(DeleteError::StuckInPod { id, pid, sandbox: sandbox.to_owned() }),
     }
 }
 

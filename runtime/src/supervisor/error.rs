@@ -67,6 +67,8 @@ pub(crate) enum RunError {
     EventLoop(#[source] io::Error),
     #[error("cannot make the mount namespace in which engines find the container's files")]
     Face(#[source] io::Error),
+    #[error("cannot make a thread that reads the configuration")]
+    Thread(#[source] io::Error),
     #[error("cannot find out the current folder")]
     Paths(#[source] io::Error),
     #[error(transparent)]

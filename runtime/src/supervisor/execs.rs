@@ -14,9 +14,7 @@ use super::agent::{Agent, AgentError};
 use super::container::{CallError, Container, Ended, SIGKILL};
 use super::state::Status;
 use super::streams::StreamIds;
-
-/// How long, after the container's end, those who attend to its other processes may take to fetch their last output.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+use crate::trace::now_ns;
 
 /// How long a guest may take to make a process in a container that is not frozen, and how often it is looked whether it is.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -200,13 +198,17 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
     if exec.abandoned.load(Ordering::Acquire) {
         kill_abandoned(container.agent.clone(), exec_id.to_owned());
     }
+    let begin_ns = now_ns();
     let (container, exec_id) = (Arc::clone(container), exec_id.to_owned());
     tokio::spawn(async move {
-        let status = match container.agent.wait(&exec_id).await {
-            Ok(exit) => u8::try_from(exit.exit_status).unwrap_or(u8::MAX),
-            Err(AgentError::Lost | AgentError::Timeout | AgentError::Refused { .. }) => KILLED,
+        let ended = match container.agent.wait(&exec_id).await {
+            Ok(exit) => {
+                let status = u8::try_from(exit.exit_status).unwrap_or(u8::MAX);
+                Ended::told(status, container.agent.on_host_clock(exit.exited_at_ns), begin_ns)
+            }
+            Err(AgentError::Lost | AgentError::Timeout | AgentError::Refused { .. }) => Ended::now(KILLED),
         };
-        exec.ended.send_replace(Some(Ended::now(status)));
+        exec.ended.send_replace(Some(ended));
         if exec.abandoned.load(Ordering::Acquire) {
             // Nobody else will: it is gone, or the container is.
             let _ = delete(&container, &exec_id).await;

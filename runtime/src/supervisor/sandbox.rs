@@ -19,9 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::agent::{Agent, AgentError};
 use super::caller::Caller;
 use super::connections::Connections;
-use super::container::{CallError, Container, DEFIANT, Ended, LateNetwork};
+use super::container::{CallError, Container, DEFIANT, LateNetwork};
 use super::error::{Loss, Phase, RunError};
-use super::execs::FAREWELL;
 use super::launch::Options;
 use super::machine_memory::{Claim, MachineMemory};
 use super::network::NetworkTask;
@@ -189,7 +188,7 @@ impl Sandbox {
         let kept = state.is_kept();
         // What is kept is let go of when it says how the container ended: without its supervisor it is taken for stopped.
         let state = kept.then_some(state);
-        container.stopped(Ended::now(status), kept);
+        container.stopped(status, kept);
         drop(state);
         server.stop().await;
         events.trace.since("teardown", begin_ns);
@@ -240,7 +239,6 @@ impl Sandbox {
         events.trace.add(Track::Supervisor, "running", started_ns, now_ns());
 
         self.phase = Phase::Draining;
-        container.deliver_output();
         let begin_ns = now_ns();
         self.drain(container, events).await?;
         let trace = &mut events.trace;
@@ -371,9 +369,8 @@ impl Sandbox {
     ) -> Result<WaitProcessResponse, RunError> {
         // A change of size while the container was being made has been missed.
         self.resize(&container.agent);
-        let wait = container.agent.wait("");
         let streams = self.outputs.as_ref().map(Outputs::streams).unwrap_or_default();
-        let defies_kill = container.defies_kill(|| streams.give_up());
+        let (wait, defies_kill) = (container.exit(&streams), container.defies_kill(&streams));
         tokio::pin!(wait, defies_kill);
         loop {
             let error = tokio::select! {
@@ -386,7 +383,11 @@ impl Sandbox {
                     continue;
                 }
                 signal = events.signals.next() => {
-                    self.forward(container, signal.map_err(RunError::Signals)?, &events.failed);
+                    let signal = signal.map_err(RunError::Signals)?;
+                    if container.init_has_ended() && signals::ends_a_start(signal) {
+                        return Err(RunError::InterruptedDrain(signal));
+                    }
+                    self.forward(container, signal, &events.failed);
                     continue;
                 }
                 () = &mut defies_kill => return Err(self.lost(DEFIANT)),
@@ -413,7 +414,7 @@ impl Sandbox {
             Ok(())
         };
         let deleted = async {
-            tokio::join!(container.execs.farewell(FAREWELL), connections.finish());
+            tokio::join!(container.farewell(), connections.finish());
             container.agent.delete(false).await.map_err(RunError::Delete)
         };
         let result = {

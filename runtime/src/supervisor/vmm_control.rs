@@ -18,6 +18,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::apart::apart;
 use crate::logging;
 use crate::network::Device;
 use crate::text;
@@ -57,6 +58,13 @@ struct Waiting {
     is_over: bool,
 }
 
+/// Mounts a tree for a VMM, while others go on.
+pub(crate) async fn open_tree(tree: &ShareTree) -> Result<DetachedTree, ControlError> {
+    let wanted = tree.clone();
+    let opened = apart("tree", move || DetachedTree::open(&wanted)).await.flatten();
+    opened.map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })
+}
+
 impl VmmControl {
     pub(super) fn new(socket: OwnedFd) -> Self {
         Self(Arc::new(Inner { socket, waiting: Mutex::default() }))
@@ -67,11 +75,14 @@ impl VmmControl {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shares a further tree, which this process mounts for the VMM: that has no right to.
-    pub(crate) async fn add_tree(&self, device: ShareDevice, tree: &ShareTree) -> Result<(), ControlError> {
-        let detached = DetachedTree::open(tree)
-            .map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })?;
-        self.hand_over(device, &tree.name, &[detached.mount()], format!("share {}", tree.source.display())).await
+    /// Shares a further tree, which this process has mounted for the VMM: that has no right to.
+    pub(crate) async fn add_tree(
+        &self,
+        device: ShareDevice,
+        tree: &ShareTree,
+        opened: &DetachedTree,
+    ) -> Result<(), ControlError> {
+        self.hand_over(device, &tree.name, &[opened.mount()], format!("share {}", tree.source.display())).await
     }
 
     async fn hand_over(
@@ -245,10 +256,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_folder_is_named() {
-        let (control, _vmm) = control();
         let tree = ShareTree { name: "t".into(), source: "/no/such".into(), read_only: false, recursive: true };
 
-        let error = control.add_tree(ShareDevice::Private, &tree).await.unwrap_err();
+        let error = open_tree(&tree).await.unwrap_err();
 
         assert_eq!(error.to_string(), "cannot share /no/such");
     }

@@ -46,6 +46,7 @@ mod shim;
 mod signals;
 mod stdio;
 mod streams;
+mod task;
 mod terminal;
 mod tree;
 mod user_namespace;
@@ -147,6 +148,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         signals::CASES,
         stdio::CASES,
         streams::CASES,
+        task::CASES,
         terminal::CASES,
         tree::CASES,
         user_namespace::CASES,

@@ -38,7 +38,7 @@ pub(super) struct Shim<'a> {
 }
 
 impl<'a> Shim<'a> {
-    fn new(env: &'a Env) -> Result<Self> {
+    pub(super) fn new(env: &'a Env) -> Result<Self> {
         let shim = Self::bare(env)?;
         fs::write(shim.bundle.join("config.json"), r#"{"ociVersion": "1.0.2"}"#)?;
         Ok(shim)
@@ -93,8 +93,8 @@ impl<'a> Shim<'a> {
         Ok(output)
     }
 
-    /// Starts it; its Task service.
-    fn tasks(&self) -> Result<TaskClient> {
+    /// Starts it, unless it is there; its Task service, by a connection of its own.
+    pub(super) fn tasks(&self) -> Result<TaskClient> {
         let address = self.start(Vec::new())?.stdout();
         Ok(TaskClient::new(Client::connect(&address).context(|| format!("connecting to {address}"))?))
     }

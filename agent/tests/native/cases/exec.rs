@@ -291,6 +291,26 @@ pub(crate) async fn wait_does_not_wait_for_what_was_left_behind() {
     world.engine.delete("case", false).await.unwrap();
 }
 
+pub(crate) async fn wait_ends_though_what_was_left_behind_writes_on() {
+    let world = World::new();
+    sleeping(&world).await;
+    let (_, [_stdin, mut stdout, _stderr]) =
+        exec(&world, plain(&["sh", "-c", "echo first; yes & exit 3"])).await.unwrap();
+    let reader = tokio::spawn(async move {
+        let mut all = vec![0; 6];
+        stdout.read_exact(&mut all).await.unwrap();
+        while stdout.read(&mut [0; 4096]).await.unwrap() > 0 {}
+        all
+    });
+
+    let exit = timeout(DEADLINE, world.engine.wait("case", "one")).await.expect("yes is not waited for").unwrap();
+
+    assert_eq!(exit.code, 3);
+    world.engine.delete_process("case", "one").unwrap();
+    assert_eq!(timeout(DEADLINE, reader).await.unwrap().unwrap(), b"first\n");
+    world.engine.delete("case", false).await.unwrap();
+}
+
 /// The descriptors of this process, and its children.
 fn possessions() -> (usize, String) {
     let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Streams, pipes and terminals.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bulkhead_agent::container::{ContainerSpec, TerminalSize};
 use bulkhead_agent::process::FdStream;
 use bulkhead_agent::trace::Trace;
@@ -61,6 +64,33 @@ pub(crate) async fn reader_that_goes_away_ends_the_writer() {
     assert_eq!(end(&world).await, 141);
 }
 
+pub(crate) async fn end_is_told_before_the_output_is_read() {
+    let world = World::new();
+    let [_stdin, mut stdout, _stderr] = start(&world, &["yes"]).await;
+    let mut held = 0;
+    // Until nothing more fits on the way.
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = rustix::io::ioctl_fionread(&stdout).unwrap();
+        if now > 0 && now == held {
+            break;
+        }
+        held = now;
+    }
+    let engine = Arc::clone(&world.engine);
+    let waiting = tokio::spawn(async move { engine.wait("case", "").await.unwrap().code });
+    world.engine.signal("case", "", 9, false).unwrap();
+
+    timeout(DEADLINE, world.engine.ended("case", "")).await.expect("the end is told").unwrap();
+
+    assert!(!waiting.is_finished(), "there is output that has not been handed on");
+    let mut all = String::new();
+    timeout(DEADLINE, stdout.read_to_string(&mut all)).await.unwrap().unwrap();
+    assert!(all.len() as u64 > held && all.trim_end().split('\n').all(|line| line == "y"), "{} bytes", all.len());
+    assert_eq!(timeout(DEADLINE, waiting).await.unwrap().unwrap(), 137);
+    world.engine.delete("case", false).await.unwrap();
+}
+
 pub(crate) async fn process_that_does_not_read_ends_all_the_same() {
     let world = World::new();
     let [stdin, _stdout, _stderr] = start(&world, &["sh", "-c", "exit 6"]).await;
@@ -82,9 +112,9 @@ pub(crate) async fn streams_may_come_late() {
     let mut request = request(&["echo", "late"]);
     process(&mut request).stdout_stream = STDOUT;
     let spec = ContainerSpec::from_wire(request).unwrap();
-    let engine = std::sync::Arc::clone(&world.engine);
+    let engine = Arc::clone(&world.engine);
     let creation = tokio::spawn(async move { engine.create(&spec, true, &mut Trace::default()).await.map(drop) });
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let mut stdout = world.open_stream(STDOUT);
     creation.await.unwrap().unwrap();
     let mut text = String::new();

@@ -14,14 +14,14 @@ use tokio::time::timeout;
 
 use super::trees::Taken;
 use super::{LOST, Pod};
+use crate::apart::apart;
 use crate::hooks::{self, Hook};
 use crate::logging;
 use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
 use crate::supervisor::connections::Connections;
-use crate::supervisor::container::{Container, DEFIANT, Ended};
+use crate::supervisor::container::{Container, DEFIANT};
 use crate::supervisor::error::{Phase, RunError};
-use crate::supervisor::execs;
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
 use crate::supervisor::machine_memory::Claim;
@@ -63,13 +63,11 @@ impl Pod {
         state::check_id(&options.id)?;
         let alive = self.alive.upgrade().ok_or(RunError::PodGone)?;
         let first_stream = self.numbers.fetch_add(3, Ordering::Relaxed);
-        // Unique in the machine: a name is not used a second time.
-        let prefix = format!("c{first_stream}-");
-        let role = Role::Member { namespaces: &self.namespaces, mounts: &self.mounts, prefix: &prefix };
-        let mut translated = spec::load_as(&options.bundle, role)?;
+        // What lies on the host may be slow, and the pod's other containers have their calls.
+        let (pod, bundle) = (Arc::clone(self), options.bundle.clone());
+        let loaded = apart("bundle", move || pod.load(&bundle, first_stream)).await;
+        let (mut translated, own_pids) = loaded.map_err(RunError::Thread)??;
         let sockets = mem::take(&mut translated.sockets);
-        let own_pids = self.own_pids(&translated.request)?;
-        groundwork::make_mount_points(&translated.request, &translated.shares)?;
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
         let memory = Claim::new(Arc::clone(&self.memory));
@@ -103,6 +101,17 @@ impl Pod {
         };
         tokio::spawn(live(Arc::clone(&container), held));
         Ok(Member { container, gone: is_gone })
+    }
+
+    /// Reads a container's configuration, and prepares its root file system.
+    fn load(&self, bundle: &Path, first_stream: u32) -> Result<(Translated, Option<Arc<()>>), RunError> {
+        // Unique in the machine: a name is not used a second time.
+        let prefix = format!("c{first_stream}-");
+        let role = Role::Member { namespaces: &self.namespaces, mounts: &self.mounts, prefix: &prefix };
+        let translated = spec::load_as(bundle, role)?;
+        let own_pids = self.own_pids(&translated.request)?;
+        groundwork::make_mount_points(&translated.request, &translated.shares)?;
+        Ok((translated, own_pids))
     }
 
     /// Marks a container that has its processes to itself, unless it is to see those of the pod.
@@ -223,7 +232,7 @@ fn rename(request: &mut CreateContainerRequest, renamed: &[(String, String)]) {
 async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Option<WaitProcessResponse> {
     let streams = outputs.streams();
     let why = tokio::select! {
-        exit = container.agent.wait("") => match exit {
+        exit = container.exit(&streams) => match exit {
             Ok(exit) => return Some(exit),
             Err(error) => {
                 // The connection is lost a moment before the machine is known to be.
@@ -233,7 +242,7 @@ async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Opti
                 text::chain(&error)
             }
         },
-        () = container.defies_kill(|| streams.give_up()) => DEFIANT.to_owned(),
+        () = container.defies_kill(&streams) => DEFIANT.to_owned(),
         () = pod.machine_gone() => return None,
     };
     logging::error(format_args!("{}: {why}; the pod's machine is ended", container.id()));
@@ -250,7 +259,6 @@ async fn live(container: Arc<Container>, held: Held) {
             if exit.oom_killed {
                 logging::warn(format_args!("{}: the guest's kernel killed a process: out of memory", container.id()));
             }
-            container.deliver_output();
             let drained = async {
                 tokio::select! {
                     () = outputs.drained() => {}
@@ -259,7 +267,7 @@ async fn live(container: Arc<Container>, held: Held) {
                 }
             };
             let deleted = async {
-                tokio::join!(container.execs.farewell(execs::FAREWELL), connections.finish());
+                tokio::join!(container.farewell(), connections.finish());
                 container.agent.delete(true).await
             };
             if let ((), Err(error)) = tokio::join!(drained, deleted) {
@@ -277,7 +285,7 @@ async fn live(container: Arc<Container>, held: Held) {
     pod.trees.take_back(taken).await;
     let hook_state = container.record().hook_state();
     drop(state);
-    container.stopped(Ended::now(status), false);
+    container.stopped(status, false);
     server.stop().await;
     hooks::run_all(&poststop, &hook_state.at(hooks::Status::Stopped, None)).await;
     gone.send_replace(true);

@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 pub(crate) use self::member::Member;
 use self::trees::PodTrees;
 use super::agent::Agent;
-use super::container::{Container, Ended};
+use super::container::Container;
 use super::error::{Loss, Phase, RunError};
 use super::execs;
 use super::groundwork;
@@ -214,7 +214,7 @@ async fn make(
     drop((alive, pod));
     all_members_ended(all_ended).await;
     drop::<(_, Option<Arc<HostCgroup>>, _)>((network, cgroup, state));
-    sandbox.stopped(Ended::now(status), false);
+    sandbox.stopped(status, false);
     server.stop().await;
     result.map(drop)
 }

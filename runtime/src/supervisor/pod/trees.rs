@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::logging;
 use crate::storage::Shares;
-use crate::supervisor::vmm_control::{ControlError, VmmControl};
+use crate::supervisor::vmm_control::{ControlError, VmmControl, open_tree};
 use crate::text;
 
 /// The trees.
@@ -60,19 +60,25 @@ impl PodTrees {
 
     async fn add_all(&self, shares: &Shares, taken: &mut Taken) -> Result<(), ControlError> {
         for tree in &shares.private {
-            self.control.add_tree(ShareDevice::Private, tree).await?;
+            let opened = open_tree(tree).await?;
+            self.control.add_tree(ShareDevice::Private, tree, &opened).await?;
             taken.private.push(tree.name.clone());
+        }
+        // Before the lock: a file system that does not answer is to hold up this container alone.
+        let mut opened = Vec::new();
+        for tree in &shares.shared {
+            opened.push(open_tree(tree).await?);
         }
         // Held over the requests, so that no two containers add one folder twice.
         let mut shared = self.shared.lock().await;
-        for tree in &shares.shared {
+        for (tree, opened) in shares.shared.iter().zip(&opened) {
             if let Some(known) = shared.iter_mut().find(|known| serves(&known.tree, tree)) {
                 known.users += 1;
                 taken.shared.push(known.tree.name.clone());
                 taken.renamed.push((tree.name.clone(), known.tree.name.clone()));
                 continue;
             }
-            self.control.add_tree(ShareDevice::Shared, tree).await?;
+            self.control.add_tree(ShareDevice::Shared, tree, opened).await?;
             shared.push(SharedTree { tree: tree.clone(), users: 1 });
             taken.shared.push(tree.name.clone());
         }

@@ -26,8 +26,8 @@ pub(crate) struct GivenEnds {
     pub(crate) stdout: Option<OwnedFd>,
     /// Unused with a terminal.
     pub(crate) stderr: Option<OwnedFd>,
-    /// The other ends of named pipes among the outputs, held while the process lives: so a reader may go, and another one
-    /// come, without the process noticing.
+    /// The other ends of named pipes among the outputs, held while the process lives, and no longer: so a reader may go, and
+    /// another one come, without the process noticing.
     pub(crate) held: Vec<OwnedFd>,
 }
 

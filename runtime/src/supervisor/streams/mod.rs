@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use bulkhead_protocol::STREAM_PORT;
@@ -99,20 +99,30 @@ pub(crate) struct Outputs {
     ended: Vec<oneshot::Receiver<()>>,
     streams: OutputStreams,
     first_output_ns: Arc<AtomicU64>,
-    /// See [`GivenEnds::held`].
-    held: Vec<OwnedFd>,
     /// Kept open: closing it would say that the guest's side is not wanted either.
     stdin: Option<UnixStream>,
 }
 
-/// The guest's ends of the output streams, as long as their pumps have them.
+/// What can be done to the output streams while they are pumped; copies mean the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct OutputStreams(Vec<Weak<UnixStream>>);
+pub(crate) struct OutputStreams {
+    /// The guest's ends, as long as their pumps have them.
+    guests: Vec<Weak<UnixStream>>,
+    /// See [`GivenEnds::held`].
+    held: Arc<Mutex<Vec<OwnedFd>>>,
+}
 
 impl OutputStreams {
+    /// The process has ended: from here on a reader that is gone is gone, and what it has not taken is given up, by the pipe's
+    /// own error. A reader that is there has all its time.
+    pub(crate) fn let_go(&self) {
+        // Nothing panics while the lock is held.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Ends them, so that the guest learns that nobody takes its output any more, though a pump may wait for its reader.
     pub(crate) fn give_up(&self) {
-        for stream in self.0.iter().filter_map(Weak::upgrade) {
+        for stream in self.guests.iter().filter_map(Weak::upgrade) {
             // One that the guest has ended already needs no end.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -120,15 +130,14 @@ impl OutputStreams {
 }
 
 impl Outputs {
-    /// What ends the streams whatever their pumps wait for.
+    /// What the pumps can be helped by to their end.
     pub(crate) fn streams(&self) -> OutputStreams {
         self.streams.clone()
     }
 
     /// Returns when all output has been delivered, or has nobody left to take it.
     pub(crate) async fn drained(&mut self) {
-        // From here on a reader that goes is gone.
-        self.held.clear();
+        self.streams.let_go();
         while let Some(ended) = self.ended.last_mut() {
             // A pump that is gone without a word has ended too.
             let _ = ended.await;
@@ -168,7 +177,6 @@ impl Opened {
             ended: Vec::new(),
             streams: OutputStreams::default(),
             first_output_ns: Arc::default(),
-            held: Vec::new(),
             stdin: None,
         };
         match ends {
@@ -180,7 +188,7 @@ impl Opened {
                 })?;
             }
             Ends::Given(ends) => {
-                outputs.held = ends.held;
+                outputs.streams.held = Arc::new(Mutex::new(ends.held));
                 outputs.start("stdout", stdout, ends.stdout, || {})?;
                 outputs.start("stderr", stderr, ends.stderr, || {})?;
                 if let Some(input) = ends.stdin {
@@ -208,7 +216,7 @@ impl Outputs {
         };
         let (sender, ended) = oneshot::channel();
         let stream = Arc::new(stream);
-        self.streams.0.push(Arc::downgrade(&stream));
+        self.streams.guests.push(Arc::downgrade(&stream));
         let first_output_ns = Arc::clone(&self.first_output_ns);
         start(name, move || {
             // Closing the stream is how the guest learns that nobody takes its output any more.
