@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What one case works with: the runtime, its own folders, its own ids.
 
-use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,9 @@ pub(crate) struct Env {
     /// The `--root` that every run uses unless told otherwise; nothing may be left below it.
     pub(crate) root: PathBuf,
     debian: Option<PathBuf>,
-    ids: Cell<u32>,
-    lost: Cell<u32>,
-    mounts: RefCell<Vec<PathBuf>>,
+    ids: AtomicU32,
+    lost: AtomicU32,
+    mounts: Mutex<Vec<PathBuf>>,
 }
 
 impl Env {
@@ -55,16 +56,15 @@ impl Env {
             work: work.to_owned(),
             root,
             debian: std::env::var_os("BULKHEAD_TEST_DEBIAN").filter(|path| !path.is_empty()).map(PathBuf::from),
-            ids: Cell::new(0),
-            lost: Cell::new(0),
-            mounts: RefCell::new(Vec::new()),
+            ids: AtomicU32::new(0),
+            lost: AtomicU32::new(0),
+            mounts: Mutex::default(),
         })
     }
 
     /// A container id that no other case uses.
     pub(crate) fn id(&self) -> String {
-        self.ids.set(self.ids.get() + 1);
-        format!("{}{}", self.id_prefix(), self.ids.get())
+        format!("{}{}", self.id_prefix(), self.ids.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// What all ids of this case begin with.
@@ -79,9 +79,9 @@ impl Env {
         let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let forgiven = text.contains("the guest's kernel panicked")
             && processor.lines().any(|line| line.starts_with("model name") && line.contains("QEMU"))
-            && self.lost.get() < MOST_LOST;
+            && self.lost.load(Ordering::Relaxed) < MOST_LOST;
         if forgiven {
-            self.lost.set(self.lost.get() + 1);
+            self.lost.fetch_add(1, Ordering::Relaxed);
             println!("forgiven: {text}");
         }
         forgiven
@@ -139,13 +139,14 @@ impl Env {
     pub(crate) fn mount(&self, kind: &str, source: &str, target: &Path, options: &str) -> Result {
         mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
             .context(|| format!("mounting {kind} on {}", target.display()))?;
-        self.mounts.borrow_mut().push(target.to_owned());
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).push(target.to_owned());
         Ok(())
     }
 
     /// Undoes [`Self::mount`]. A mount that something uses, and does not let go of soon, is an error.
     pub(crate) fn unmount_all(&self) -> Result {
-        while let Some(target) = self.mounts.borrow_mut().pop() {
+        let mounts = std::mem::take(&mut *self.mounts.lock().unwrap_or_else(PoisonError::into_inner));
+        for target in mounts.into_iter().rev() {
             let end = Instant::now() + SETTLE;
             loop {
                 match umount2(&target, MntFlags::empty()) {

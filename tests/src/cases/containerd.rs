@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -22,6 +23,7 @@ pub(super) const CASES: &[Case] = &[
     case!(terminals),
     case!(logs),
     case!(events_in_order),
+    case!(out_of_memory),
     case!(refused),
     case!(restarted),
     case!(killed_shim),
@@ -109,15 +111,15 @@ fn terminals(env: &Env) -> Result {
 
 fn logs(env: &Env) -> Result {
     let containerd = Containerd::new(env, "native")?;
-    let (file, program, taken) = (env.work.join("log"), env.work.join("logger"), env.work.join("taken"));
+    let (file, program, taken) = (env.work.join("a log"), env.work.join("a+logger"), env.work.join("taken & kept"));
     // runc's shim ends it by a signal.
-    let text = "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n{ echo $CONTAINER_ID; cat <&3; cat <&4; } > $1.new\nmv $1.new $1\n";
+    let text = "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n{ echo $CONTAINER_ID; cat <&3; cat <&4; } > \"$2.new\"\nmv \"$2.new\" \"$2\"\n";
     fs::write(&program, text)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let (to_file, to_program) = (env.id(), env.id());
     let locations = [
-        (&to_file, format!("file://{}", file.display())),
-        (&to_program, format!("binary://{}?{}", program.display(), taken.display())),
+        (&to_file, format!("file://{}", file.display().to_string().replace(' ', "%20"))),
+        (&to_program, format!("binary://{}?_TO={}", program.display(), in_query(&taken))),
     ];
     for (id, location) in locations {
         let options = ["--detach", "--log-uri", location.as_str()];
@@ -134,6 +136,11 @@ fn logs(env: &Env) -> Result {
     }
     ensure_eq!(fs::read_to_string(&taken)?, format!("{to_program}\nout\nerr\n"), "what the program has taken");
     containerd.end()
+}
+
+/// A path as nerdctl puts it into the query of a URI.
+fn in_query(path: &Path) -> String {
+    path.display().to_string().replace('/', "%2F").replace('&', "%26").replace(' ', "+")
 }
 
 fn events_in_order(env: &Env) -> Result {
@@ -160,6 +167,27 @@ fn events_in_order(env: &Env) -> Result {
     for part in ["\"exit_status\":9", "\"exit_status\":137"] {
         ensure!(output.contains(part), "{part} is not in {output}");
     }
+    containerd.end()
+}
+
+fn out_of_memory(env: &Env) -> Result {
+    let containerd = Containerd::new(env, "native")?;
+    let id = env.id();
+    let mut events = containerd.events()?;
+    let limit = (96 << 20).to_string();
+
+    let options = ["--detach", "--null-io", "--memory-limit", &limit];
+    containerd.run(&options, &id, &["sh", "-c", "tail /dev/zero; sleep 1000"]).output()?.expect_code(0)?;
+
+    events.wait_for("/tasks/oom")?;
+    containerd.wait_for(&id, "RUNNING")?;
+    containerd.succeed(["task", "kill", "--signal", "KILL", &id])?;
+    containerd.wait_for(&id, "STOPPED")?;
+    containerd.delete(&id)?;
+    events.signal(Signal::SIGTERM)?;
+    let output = events.finish()?.stdout();
+    let told = output.lines().find(|line| line.contains("/tasks/oom")).unwrap_or_default();
+    ensure!(told.contains(&format!("\"container_id\":\"{id}\"")), "the event: {told}");
     containerd.end()
 }
 

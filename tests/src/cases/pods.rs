@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::sync::Barrier;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use crate::cri::api::{
 use crate::cri::{STATUS, STDIN, STDOUT, WebSocket};
 use crate::engines::{Kubelet, Pod, mount, named};
 use crate::env::{Env, Kind};
-use crate::failure::{Result, ensure, ensure_eq};
+use crate::failure::{Result, ensure, ensure_eq, fail};
 use crate::processes;
 
 pub(super) const CASES: &[Case] = &[
@@ -410,15 +411,24 @@ fn come_and_go(kubelet: &Kubelet<'_>, count: usize) -> Result {
     Ok(())
 }
 
-/// Makes pods that all live before the first one is removed.
+/// Makes pods at once, that all live before they are removed at once.
 fn live_together(kubelet: &Kubelet<'_>, count: usize) -> Result {
-    let pods = (0..count).map(|_| kubelet.pod("at-once")).collect::<Result<Vec<_>>>()?;
-    let ids = pods.iter().map(|pod| pod.script("one", WAIT)).collect::<Result<Vec<_>>>()?;
-    for (pod, id) in pods.into_iter().zip(&ids) {
-        ensure_eq!(pod.container(id)?.state, ContainerState::CONTAINER_RUNNING.into(), "its state");
-        pod.remove()?;
-    }
-    Ok(())
+    let all_live = Barrier::new(count);
+    let live = || {
+        let running = kubelet.pod("at-once").and_then(|pod| {
+            let id = pod.script("one", WAIT)?;
+            Ok((pod, id))
+        });
+        // Also of those that could not be made: the others wait.
+        all_live.wait();
+        let (pod, id) = running?;
+        ensure_eq!(pod.container(&id)?.state, ContainerState::CONTAINER_RUNNING.into(), "its state");
+        pod.remove()
+    };
+    thread::scope(|scope| {
+        let lives: Vec<_> = (0..count).map(|_| scope.spawn(live)).collect();
+        lives.into_iter().try_for_each(|life| life.join().unwrap_or_else(|_| fail!("a thread has panicked")))
+    })
 }
 
 /// Ends CRI, of whose pods nothing may be left.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, ShutdownRequest, StartRequest, WaitRequest};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest,
     SandboxStatusResponse, ShutdownSandboxRequest, StartSandboxRequest, StopSandboxRequest, WaitSandboxRequest,
@@ -22,7 +23,7 @@ use serde_json::json;
 use super::shim::Shim;
 use super::{Case, case};
 use crate::bundle::Bundle;
-use crate::cri::api::{DNSConfig, PodSandboxConfig};
+use crate::cri::api::{DNSConfig, LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig};
 use crate::engines::Kubelet;
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
@@ -67,9 +68,13 @@ impl<'a> Sandbox<'a> {
     /// Makes and starts it.
     fn run(&self) -> Result {
         let dns = DNSConfig { servers: vec!["10.1.2.3".to_owned()], ..DNSConfig::default() };
+        // With limits it has a cgroup of its own on the host.
+        let resources = MessageField::some(LinuxContainerResources { cpu_shares: 512, ..Default::default() });
+        let linux = LinuxPodSandboxConfig { resources, ..LinuxPodSandboxConfig::default() };
         let config = PodSandboxConfig {
             hostname: "mine".to_owned(),
             dns_config: MessageField::some(dns),
+            linux: MessageField::some(linux),
             ..PodSandboxConfig::default()
         };
         self.create_with("runtime.v1.PodSandboxConfig", &config)?;
@@ -148,6 +153,14 @@ fn calls(env: &Env) -> Result {
     let request = PlatformRequest { sandbox_id: id.clone(), ..PlatformRequest::default() };
     let platform = sandbox.calls.platform(limit(), &request)?.platform.unwrap_or_default();
     ensure_eq!((platform.os.as_str(), platform.architecture.as_str()), ("linux", "amd64"), "the platform");
+
+    let request = SandboxMetricsRequest { sandbox_id: id.clone(), ..SandboxMetricsRequest::default() };
+    let metric = sandbox.calls.sandbox_metrics(limit(), &request)?.metrics.unwrap_or_default();
+    ensure_eq!((metric.id.as_str(), metric.timestamp.seconds > 0), (id.as_str(), true), "whose metrics, and when");
+    let metrics = metric.data.unwrap_or_default();
+    ensure_eq!(metrics.type_url, "io.containerd.cgroups.v2.Metrics", "the metrics' type");
+    let used = Metrics::parse_from_bytes(&metrics.value)?.memory.usage;
+    ensure!(used > 1 << 20, "a machine uses {used} bytes of memory");
 
     let mut bundle = Bundle::busybox(env)?;
     let script = "hostname; cat /etc/hostname /etc/resolv.conf; echo kept > /dev/shm/file; exit 7";

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kubelet's part: pods by containerd's CRI, on a bridge that Debian's CNI plugins make.
 
-use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ pub(crate) struct Kubelet<'a> {
     bridge: Bridge,
     /// Logs of containers, and volumes.
     folder: PathBuf,
-    pods: Cell<u32>,
+    pods: AtomicU32,
 }
 
 impl<'a> Kubelet<'a> {
@@ -80,7 +80,7 @@ impl<'a> Kubelet<'a> {
         }
         containerd.begin()?;
         let client = Client::new(&containerd.socket(), LIMIT)?;
-        let kubelet = Self { env, containerd, client, bridge, folder: env.folder("kubelet")?, pods: Cell::new(0) };
+        let kubelet = Self { env, containerd, client, bridge, folder: env.folder("kubelet")?, pods: AtomicU32::new(0) };
         kubelet.wait_for_image()?;
         Ok(kubelet)
     }
@@ -113,8 +113,8 @@ impl<'a> Kubelet<'a> {
 
     /// The configuration of a new pod.
     pub(crate) fn pod_config(&self, name: &str) -> Result<PodSandboxConfig> {
-        self.pods.set(self.pods.get() + 1);
-        let uid = format!("{}{}", self.env.id_prefix(), self.pods.get());
+        let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
+        let uid = format!("{}{number}", self.env.id_prefix());
         let logs = self.folder.join(format!("logs-{uid}"));
         fs::create_dir_all(&logs)?;
         let metadata = PodSandboxMetadata {
