@@ -16,7 +16,7 @@ use super::address::Probed;
 use super::join::Joiner;
 use super::link::Link;
 use super::survey::Survey;
-use super::{Device, Junctions, NetworkError, NetworkRecord, Passed, Resolver, is_idle, request, resolver, tap};
+use super::{Device, Junctions, NetworkError, Passed, Resolver, is_idle, request, resolver, tap};
 use crate::logging;
 use crate::text;
 
@@ -129,7 +129,7 @@ impl View {
         }
         self.joiner.check(link, links).map_err(|error| text::chain(&error))?;
         let Self { joiner, junctions, socket, .. } = self;
-        let device = junctions.namespace.inside(|| joiner.join(socket, link, &mut junctions.joined()));
+        let device = junctions.namespace.inside(|| joiner.join(socket, link, junctions));
         let enter = |source| NetworkError::Enter { path: joiner.path.clone(), source };
         let device = device.map_err(enter).and_then(|device| device);
         if device.is_ok() {
@@ -233,11 +233,6 @@ impl Following {
     /// The guest does not have what it was told last: it is told again with the next look.
     pub(crate) fn was_not_told(&mut self) {
         self.view.told = None;
-    }
-
-    /// What is to be undone by now.
-    pub(crate) fn record(&self) -> NetworkRecord {
-        self.view.junctions.record()
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_netlink::Socket;
 
 use super::link::{Link, PCI_DEVICES};
-use super::{Device, DeviceOptions, Joined, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
+use super::{Device, DeviceOptions, Joined, Junctions, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
 
 /// What is the same for all interfaces of a namespace.
 #[derive(Debug, Clone)]
@@ -37,13 +37,8 @@ impl Joiner {
         Ok(())
     }
 
-    /// Joins it to a new tap, and adds to `joined` what is to be undone, also when it fails.
-    pub(super) fn join(
-        &self,
-        socket: &mut Socket,
-        link: &Link,
-        joined: &mut Vec<Joined>,
-    ) -> Result<Device, NetworkError> {
+    /// Joins it to a new tap, and adds to `junctions` what is to be undone, also when it fails.
+    pub(super) fn join(&self, socket: &mut Socket, link: &Link, junctions: &Junctions) -> Result<Device, NetworkError> {
         let name = tap::name(link.index);
         let taps =
             tap::make(&name, self.options.pairs).map_err(self.cannot(&format!("make the tap {name} (module tun)")))?;
@@ -55,12 +50,14 @@ impl Joiner {
             "join the interface {} and the tap {name} (modules sch_ingress, cls_matchall, act_mirred)",
             link.name
         );
-        let is_new = redirect::prepare(socket, link.index).map_err(self.cannot(&doing))?;
         // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
-        let is_prepared = redirect::remove(socket, link.index).is_ok() || is_new;
-        joined.push(Joined { link: link.index, tap: index, is_prepared });
-        redirect::prepare(socket, index)
-            .and_then(|_| redirect::add(socket, index, link.index))
+        let was_joined = redirect::remove(socket, link.index).is_ok();
+        let is_prepared = was_joined || !redirect::is_prepared(socket, link.index).map_err(self.cannot(&doing))?;
+        let begun = junctions.begin(Joined { link: link.index, tap: index, is_prepared });
+        begun.map_err(self.cannot("note what is to be undone"))?;
+        redirect::prepare(socket, link.index)
+            .and_then(|()| redirect::prepare(socket, index))
+            .and_then(|()| redirect::add(socket, index, link.index))
             .and_then(|()| redirect::add(socket, link.index, index))
             .map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();

@@ -54,7 +54,7 @@ use self::join::Joiner;
 use self::link::Link;
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::own::on_host;
-pub(crate) use self::record::NetworkRecord;
+pub(crate) use self::record::Recorder;
 pub(crate) use self::resolver::Resolver;
 use self::routes::Routes;
 use self::survey::Survey;
@@ -149,8 +149,8 @@ impl Joined {
         }
         let removed = redirect::remove(socket, self.link);
         match if self.is_prepared { redirect::unprepare(socket, self.link) } else { removed } {
-            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
-            // The interface may be gone, with all that hung on it.
+            // The interface may be gone, with all that hung on it; or nothing hangs on it yet.
+            Err(error) if ![libc::ENODEV, libc::ENOENT].map(Some).contains(&error.raw_os_error()) => Err(error),
             _ => Ok(()),
         }
     }
@@ -161,11 +161,12 @@ impl Joined {
 struct Junctions {
     namespace: Arc<NetworkNamespace>,
     joined: Arc<Mutex<Vec<Joined>>>,
+    recorder: Arc<Recorder>,
 }
 
 impl Junctions {
-    fn new(namespace: NetworkNamespace, joined: Vec<Joined>) -> Self {
-        Self { namespace: Arc::new(namespace), joined: Arc::new(Mutex::new(joined)) }
+    fn new(namespace: NetworkNamespace, joined: Vec<Joined>, recorder: Recorder) -> Self {
+        Self { namespace: Arc::new(namespace), joined: Arc::new(Mutex::new(joined)), recorder: Arc::new(recorder) }
     }
 
     fn joined(&self) -> MutexGuard<'_, Vec<Joined>> {
@@ -173,8 +174,17 @@ impl Junctions {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes apart what `which` says.
+    /// Takes apart what `which` says, and writes down what is left.
     fn undo(&self, which: impl Fn(&Joined) -> bool) {
+        if self.take_apart(which)
+            && let Err(error) = self.note()
+        {
+            logging::warn(format_args!("cannot note what is to be undone of the network: {error}"));
+        }
+    }
+
+    /// Takes apart what `which` says, if there is any.
+    fn take_apart(&self, which: impl Fn(&Joined) -> bool) -> bool {
         let undone: Vec<_> = {
             let mut joined = self.joined();
             let (undone, left) = joined.drain(..).partition(which);
@@ -182,7 +192,7 @@ impl Junctions {
             undone
         };
         if undone.is_empty() {
-            return;
+            return false;
         }
         let result = self.namespace.inside(|| {
             let mut socket = Socket::open()?;
@@ -192,6 +202,7 @@ impl Junctions {
         if let Err(error) = result.and_then(|result| result) {
             logging::debug(format_args!("filters are left in {}: {error}", self.namespace.path().display()));
         }
+        true
     }
 }
 
@@ -248,17 +259,22 @@ impl Connected {
 }
 
 impl Network {
-    /// Joins each interface of a network namespace to a tap.
+    /// Joins each interface of a network namespace to a tap. What is to be undone is written down by `recorder` before it is
+    /// done, now and later.
     ///
     /// # Errors
     ///
     /// What could not be done; nothing of it is left.
-    pub(crate) fn connect(mut namespace: NetworkNamespace, options: DeviceOptions) -> Result<Connected, NetworkError> {
+    pub(crate) fn connect(
+        mut namespace: NetworkNamespace,
+        options: DeviceOptions,
+        recorder: Recorder,
+    ) -> Result<Connected, NetworkError> {
         let path = namespace.path().to_owned();
         let enter = |source| NetworkError::Enter { path: path.clone(), source };
         namespace.let_go_of_path().map_err(enter)?;
         // Dropped on an error, it takes back what was done.
-        let mut network = Self { junctions: Junctions::new(namespace, Vec::new()), claim: None };
+        let mut network = Self { junctions: Junctions::new(namespace, Vec::new(), recorder), claim: None };
         let Self { junctions, claim } = &mut network;
         let connected = junctions.namespace.inside(|| {
             let joiner = Joiner { path: path.clone(), options };
@@ -271,7 +287,8 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        self.junctions.undo(|_| true);
+        // The record goes with the sandbox' folder.
+        self.junctions.take_apart(|_| true);
     }
 }
 
@@ -306,7 +323,7 @@ impl Connector<'_> {
         let mut devices = Vec::with_capacity(count);
         let mut passed = Vec::with_capacity(count);
         for link in &survey.links {
-            let device = joiner.join(&mut socket, link, &mut self.junctions.joined())?;
+            let device = joiner.join(&mut socket, link, self.junctions)?;
             passed.push(Passed { index: link.index, mac: device.mac });
             devices.push(device);
         }

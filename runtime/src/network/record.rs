@@ -2,6 +2,8 @@
 //! What is written down of a network, so that it can be undone should its supervisor be killed: the namespace, and the
 //! interfaces that were joined.
 
+use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -24,9 +26,38 @@ struct RecordedLink {
     prepared: bool,
 }
 
+/// How the record is written, each time whole, before what it tells of is done.
+pub(crate) struct Recorder(Box<Write>);
+
+type Write = dyn Fn(&NetworkRecord) -> io::Result<()> + Send + Sync;
+
+impl Recorder {
+    /// One that writes by `write`.
+    pub(crate) fn new(write: impl Fn(&NetworkRecord) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Box::new(write))
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Recorder").finish_non_exhaustive()
+    }
+}
+
 impl Junctions {
+    /// An interface is about to be joined: written down first, since who is killed meanwhile takes nothing back.
+    pub(super) fn begin(&self, joined: Joined) -> io::Result<()> {
+        self.joined().push(joined);
+        self.note()
+    }
+
+    /// Writes down what is to be undone by now.
+    pub(super) fn note(&self) -> io::Result<()> {
+        (self.recorder.0)(&self.record())
+    }
+
     /// What is to be undone.
-    pub(super) fn record(&self) -> NetworkRecord {
+    fn record(&self) -> NetworkRecord {
         let joined = self.joined();
         let links = joined.iter().map(|joined| RecordedLink {
             index: joined.link,
@@ -38,17 +69,14 @@ impl Junctions {
 }
 
 impl Network {
-    /// What is to be undone.
-    pub(crate) fn record(&self) -> NetworkRecord {
-        self.junctions.record()
-    }
-
     /// The network that was written down; to be dropped, which undoes it. `None` if its namespace is gone.
     pub(crate) fn reopen(record: NetworkRecord) -> Option<Self> {
         let namespace =
             NetworkNamespace::open(&record.path).ok().filter(|namespace| namespace.inode() == record.inode)?;
         let joined =
             record.links.into_iter().map(|link| Joined { link: link.index, tap: link.tap, is_prepared: link.prepared });
-        Some(Self { junctions: Junctions::new(namespace, joined.collect()), claim: None })
+        // The record goes with the folder that it is in.
+        let recorder = Recorder::new(|_| Ok(()));
+        Some(Self { junctions: Junctions::new(namespace, joined.collect(), recorder), claim: None })
     }
 }

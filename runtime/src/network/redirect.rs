@@ -28,14 +28,22 @@ const TC_ACT_STOLEN: u32 = 4;
 /// `TCA_EGRESS_REDIR`: it goes out.
 const TCA_EGRESS_REDIR: u32 = 1;
 
-/// Makes an interface one whose incoming frames can be filtered; `false` if it was one already.
-pub(super) fn prepare(socket: &mut Socket, link: i32) -> io::Result<bool> {
+/// Whether an interface's incoming frames can be filtered.
+pub(super) fn is_prepared(socket: &mut Socket, link: i32) -> io::Result<bool> {
+    let (mut is_prepared, request) = (false, Message::new(libc::RTM_GETQDISC, 0, &TrafficHeader::default()));
+    socket.dump(request, libc::RTM_NEWQDISC, |header: TrafficHeader, _| {
+        is_prepared |= header.index == link && header.parent == TC_H_INGRESS;
+    })?;
+    Ok(is_prepared)
+}
+
+/// Makes an interface one whose incoming frames can be filtered, unless it is one already.
+pub(super) fn prepare(socket: &mut Socket, link: i32) -> io::Result<()> {
     let header = TrafficHeader { index: link, handle: INGRESS_HANDLE, parent: TC_H_INGRESS, info: 0 };
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     match socket.request(Message::new(libc::RTM_NEWQDISC, flags, &header).with_text(libc::TCA_KIND, "ingress")) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
     }
 }
 

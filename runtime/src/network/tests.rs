@@ -87,8 +87,10 @@ fn tunnels_that_nobody_made_are_passed_over() {
 #[test]
 fn what_was_written_down_is_undone_in_the_same_namespace_only() {
     let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
-    let network = Network { junctions: Junctions::new(namespace, Vec::new()), claim: None };
-    let mut text = serde_json::to_string(&network.record()).unwrap();
+    let (sender, records) = std::sync::mpsc::channel();
+    let recorder = Recorder::new(move |record| sender.send(serde_json::to_string(record)?).map_err(io::Error::other));
+    Junctions::new(namespace, Vec::new(), recorder).note().unwrap();
+    let mut text = records.recv().unwrap();
 
     assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_some());
     text = text.replace("\"inode\":", "\"inode\":1");

@@ -383,7 +383,7 @@ pub(super) fn boot(
     Ok(Booted { vmm, network, net_backend, network_request, follower, sockets })
 }
 
-/// Joins the interfaces of a network namespace, and writes down what is to be undone.
+/// Joins the interfaces of a network namespace; what is to be undone is written down.
 fn connect(
     namespace: NetworkNamespace,
     options: DeviceOptions,
@@ -391,8 +391,7 @@ fn connect(
     trace: &mut Trace,
 ) -> Result<Connected, RunError> {
     let begin_ns = now_ns();
-    let connected = Network::connect(namespace, options)?;
-    state.record_network(&connected.network.record())?;
+    let connected = Network::connect(namespace, options, state.network_recorder()?)?;
     trace.since(&format!("network ({})", connected.backend().unwrap_or("empty")), begin_ns);
     Ok(connected)
 }

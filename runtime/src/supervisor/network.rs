@@ -2,7 +2,6 @@
 //! A running machine's network follows that of the host: further interfaces get devices, and the guest is told.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,7 +10,6 @@ use tokio::task::JoinSet;
 use super::agent::{Agent, AgentError};
 use super::container::Container;
 use super::questions;
-use super::state;
 use super::vmm_control::VmmControl;
 use crate::logging;
 use crate::network::{Change, Follower, Following};
@@ -30,8 +28,6 @@ pub(super) struct NetworkTask {
     pub(super) container: Arc<Container>,
     pub(super) agent: Agent,
     pub(super) control: VmmControl,
-    /// The state directory.
-    pub(super) dir: OwnedFd,
 }
 
 impl NetworkTask {
@@ -87,15 +83,11 @@ impl NetworkTask {
     async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
         let begin_ns = now_ns();
         let Change { late, mut request } = following.look()?;
-        if request.is_some() {
-            self.record(following);
-        }
         for late in late {
             match self.control.attach_net(&late.device, &late.name).await {
                 Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
                 Err(error) => {
                     request = following.give_up(&late, &text::chain(&error))?.or(request);
-                    self.record(following);
                 }
             }
         }
@@ -104,13 +96,6 @@ impl NetworkTask {
             logging::debug(format_args!("the guest's network has been changed"));
         }
         Ok(())
-    }
-
-    /// Writes down what is to be undone.
-    fn record(&self, following: &Following) {
-        if let Err(error) = state::record_network(&self.dir, &following.record()) {
-            logging::warn(format_args!("cannot note what is to be undone of the network: {error}"));
-        }
     }
 }
 

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Nothing is left over, however a run ends, and however many there are. What is looked for is in `leftovers.rs`.
+//! Nothing is left over, however a run ends, and however many there are. What is looked for is in `leftovers`.
 
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use super::network::{Namespace, container};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Context as _, Failure, Result, ensure, fail};
+use crate::failure::{Context as _, Failure, Result, ensure, fail, skip};
 use crate::processes;
 
 pub(super) const CASES: &[Case] = &[
@@ -27,6 +30,7 @@ pub(super) const CASES: &[Case] = &[
     case!(twenty_at_once).slow(600),
     case!(same_id_at_once).limit(240),
     case!(stale_folder_with_other_things_in_it),
+    case!(killed_while_a_network_is_joined).limit(600),
 ];
 
 fn sleeping(env: &Env) -> Result<Bundle> {
@@ -309,4 +313,46 @@ fn stale_folder_with_other_things_in_it(env: &Env) -> Result {
     }
     ensure!(fs::read_dir(&root)?.count() == 2, "something was left in the root");
     Ok(())
+}
+
+/// More requests than are made to the kernel for a network of one interface.
+const MOST_REQUESTS: usize = 60;
+
+/// Kills the runtime before each request that it makes to the kernel for its network: what it has made by then is undone by the
+/// next command.
+fn killed_while_a_network_is_joined(env: &Env) -> Result {
+    let strace = Path::new("/usr/bin/strace");
+    if !strace.exists() {
+        skip!("there is no {} (package strace)", strace.display());
+    }
+    let namespace = Namespace::new(env, "joined")?.with_addresses(50)?;
+    let before = namespace.leftovers()?;
+    let bundle = container(env, &namespace, "echo joined")?;
+    bundle.write()?;
+    for number in 1..=MOST_REQUESTS {
+        let kill = format!("inject=sendto:signal=SIGKILL:when={number}");
+        let words = ["-f", "-o", "/dev/null", "-e", "trace=sendto", "-e", &kill].map(OsString::from).into_iter();
+        let run: [OsString; 7] = [
+            env.runtime.clone().into(),
+            "--root".into(),
+            env.root.clone().into(),
+            "run".into(),
+            "--bundle".into(),
+            bundle.folder.clone().into(),
+            env.id().into(),
+        ];
+        let output = env.tool(strace, words.chain(run)).output()?;
+        env.call(["gc"]).output()?.expect_code(0)?;
+        let end = Instant::now() + Duration::from_secs(5);
+        while namespace.leftovers()? != before && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let left = namespace.leftovers()?;
+        ensure!(left == before, "what is left by a kill before request {number}: {left}");
+        if output.status.success() {
+            ensure!(number > 10, "only {number} requests were made");
+            return output.expect_stdout("joined\n");
+        }
+    }
+    fail!("more than {MOST_REQUESTS} requests were made")
 }

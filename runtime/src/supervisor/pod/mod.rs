@@ -13,7 +13,6 @@
 mod member;
 mod trees;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
@@ -94,8 +93,6 @@ struct Setup {
     network: Option<ConfigureNetworkRequest>,
     sandbox: ConfigureSandboxRequest,
     control: VmmControl,
-    /// The state directory.
-    dir: OwnedFd,
 }
 
 /// Makes a pod's machine, and supervises it to the sandbox's end; within an event loop. The caller is told once
@@ -144,7 +141,6 @@ async fn make(
             ..ConfigureSandboxRequest::default()
         },
         control: control.clone(),
-        dir: state.handle()?,
     };
     let grows = !spec::tells_memory_of_pod(&translated.annotations);
     let namespaces = PodNamespaces { pid: process::id(), network: translated.network_path };
@@ -269,12 +265,7 @@ impl Life {
         self.phase = Phase::Running;
         if let Some(follower) = self.follower.take() {
             let (container, agent) = (Arc::clone(&pod.sandbox), pod.agent.clone());
-            let task = NetworkTask {
-                container,
-                agent,
-                control: setup.control.clone(),
-                dir: setup.dir.try_clone().map_err(RunError::EventLoop)?,
-            };
+            let task = NetworkTask { container, agent, control: setup.control.clone() };
             task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
         pod.sandbox.enter(Status::Created);

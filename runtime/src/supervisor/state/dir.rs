@@ -29,7 +29,7 @@ use thiserror::Error;
 use super::record::{Record, STATE, STATE_NEW};
 use super::sweep::{Swept, start_time, strike_undone, sweep_one};
 use crate::logging;
-use crate::network::NetworkRecord;
+use crate::network::Recorder;
 
 /// The longest id: a file name of the kernel's.
 const MAX_ID: usize = 255;
@@ -238,8 +238,9 @@ impl StateDir {
     }
 
     /// Notes what is to be undone of the sandbox's network, for the same reason.
-    pub(crate) fn record_network(&self, record: &NetworkRecord) -> Result<(), StateDirError> {
-        record_network(&self.dir, record).map_err(self.named("write the file", NETWORK))
+    pub(crate) fn network_recorder(&self) -> Result<Recorder, StateDirError> {
+        let dir = self.handle()?;
+        Ok(Recorder::new(move |record| replace_file(&dir, (NETWORK_NEW, NETWORK), &serde_json::to_vec(record)?)))
     }
 
     /// From here on the directory stays when this is dropped.
@@ -263,11 +264,6 @@ impl StateDir {
 fn create_file(dir: impl AsFd, name: &str) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
-}
-
-/// Notes what is to be undone of a sandbox's network in an open state directory.
-pub(crate) fn record_network(dir: &OwnedFd, record: &NetworkRecord) -> io::Result<()> {
-    replace_file(dir, (NETWORK_NEW, NETWORK), &serde_json::to_vec(record)?)
 }
 
 /// Writes a file of an open state directory, by way of a new one, so that whoever reads it sees the old content or this, whole.

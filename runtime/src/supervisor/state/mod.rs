@@ -6,7 +6,7 @@ mod lookup;
 mod record;
 mod sweep;
 
-pub(crate) use self::dir::{StateDir, StateDirError, check_id, record_network, vsock_path};
+pub(crate) use self::dir::{StateDir, StateDirError, check_id, vsock_path};
 pub(crate) use self::lookup::{Found, LookupError};
 pub(crate) use self::record::{Record, Status, now};
 pub(crate) use self::sweep::{collect, sweep, sweep_one};
