@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System calls that no safe wrapper offers in the form needed here. The agent's `unsafe` lives in this file and below it.
-
-mod bpf;
+//! System calls that no safe wrapper offers in the form needed here. The agent's `unsafe` lives in this file.
 
 use std::ffi::CStr;
 use std::io;
@@ -10,8 +8,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::sys::signal::{SigHandler, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-pub(crate) use bpf::{BPF_INSTRUCTION_LEN, attach_device_filter, load_device_filter};
 
 /// What [`clone_process`] returns: once in the caller, once in the new process.
 #[derive(Debug)]

@@ -9,12 +9,14 @@
 //! | `supervisor` | a sandbox's life: state directory, VMM, agent, streams, signals, exit; and its clients |
 //! | `cgroup` | the sandbox's cgroup on the host |
 //! | `network` | the sandbox's network on the host |
+//! | `bpf` | how programs for the kernel are put together |
 //! | `shim` | containerd's side of the supervisor |
 //! | `hooks` | the programs that run at points of a container's life |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
 mod apart;
+mod bpf;
 mod cgroup;
 mod cli;
 mod commands;

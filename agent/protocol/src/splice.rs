@@ -11,7 +11,7 @@ use std::pin::pin;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
@@ -32,29 +32,36 @@ pub trait Socket: AsFd {
     fn write_all(&self, bytes: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-impl Socket for UnixStream {
-    async fn readable(&self) -> io::Result<()> {
-        Self::readable(self).await
-    }
+macro_rules! socket {
+    ($stream:ty) => {
+        impl Socket for $stream {
+            async fn readable(&self) -> io::Result<()> {
+                Self::readable(self).await
+            }
 
-    fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.try_read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            read => read.map(Some),
-        }
-    }
+            fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+                match self.try_read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                    read => read.map(Some),
+                }
+            }
 
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.writable().await?;
-            match self.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => bytes = &bytes[written?..],
+            async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+                while !bytes.is_empty() {
+                    self.writable().await?;
+                    match self.try_write(bytes) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        written => bytes = &bytes[written?..],
+                    }
+                }
+                Ok(())
             }
         }
-        Ok(())
-    }
+    };
 }
+
+socket!(UnixStream);
+socket!(TcpStream);
 
 /// What has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_bpf::{INSTRUCTION_LEN, Kind, Program};
 use rustix::fs::OFlags;
 
 use super::files::{self, EventFile};
 use crate::storage::resolve;
-use crate::sys;
 
 /// The file that counts what befell its processes for want of memory.
 pub(crate) const MEMORY_EVENTS: &str = "memory.events";
@@ -102,7 +102,7 @@ pub enum CgroupError {
 pub(crate) struct Cgroup {
     path: PathBuf,
     /// What decides over access to devices, if anything does.
-    device_filter: Mutex<Option<OwnedFd>>,
+    device_filter: Mutex<Option<Program>>,
 }
 
 impl Cgroup {
@@ -142,14 +142,13 @@ impl Cgroup {
         if filter.is_empty() {
             return Ok(());
         }
-        let instructions = filter.len() / sys::BPF_INSTRUCTION_LEN;
+        let instructions = filter.len() / INSTRUCTION_LEN;
         let failed = |source| CgroupError::DeviceFilter { instructions, source };
-        let program = sys::load_device_filter(filter).map_err(failed)?;
+        let program = Program::load(Kind::CgroupDevice, "devices", filter).map_err(failed)?;
         let cgroup = self.open()?;
         // Nothing panics while the lock is held.
         let mut installed = self.device_filter.lock().unwrap_or_else(PoisonError::into_inner);
-        sys::attach_device_filter(cgroup.as_fd(), program.as_fd(), installed.as_ref().map(AsFd::as_fd))
-            .map_err(failed)?;
+        program.attach_to_cgroup(cgroup.as_fd(), installed.as_ref()).map_err(failed)?;
         *installed = Some(program);
         Ok(())
     }

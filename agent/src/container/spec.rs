@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 
+use bulkhead_bpf::INSTRUCTION_LEN;
 use bulkhead_protocol::agent as wire;
 use rustix::fs::FileType;
 
@@ -11,7 +12,6 @@ use super::id_map::IdMappings;
 use crate::process::scheduling::Scheduling;
 use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
-use crate::sys;
 
 /// Why a request does not describe a container.
 #[derive(Debug, thiserror::Error)]
@@ -381,7 +381,7 @@ pub(crate) fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, St
 
 /// A request's filter of devices, checked as far as the kernel does not.
 pub(crate) fn device_filter(filter: Vec<u8>) -> Result<Vec<u8>, SpecError> {
-    if !filter.len().is_multiple_of(sys::BPF_INSTRUCTION_LEN) {
+    if !filter.len().is_multiple_of(INSTRUCTION_LEN) {
         return Err(SpecError::DeviceFilter(filter.len()));
     }
     Ok(filter)

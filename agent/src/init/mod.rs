@@ -113,9 +113,9 @@ async fn serve(config: EngineConfig, mut trace: Trace) -> Result<std::convert::I
     let reaper = Reaper::start().map_err(InitError::Reaper)?;
     let streams = Arc::new(StreamTable::default());
     let engine = Engine::new(config, reaper, Arc::clone(&streams));
-    tokio::spawn(vsock::accept_streams(listener, streams));
+    tokio::spawn(vsock::accept_streams(listener, Arc::clone(&streams)));
     trace.add("agent ready", begin);
-    let service = AgentService::new(engine, trace).with_shared_device(|| {
+    let service = AgentService::new(engine, streams, trace).with_shared_device(|| {
         mounts::mount_share(SHARED_TAG, SHARED.as_ref()).map_err(|error| rpc::error_chain(&error))
     });
     log::write(Level::Info, "ready");

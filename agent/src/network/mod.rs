@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's network interfaces: the virtio ones, in the guest's own network namespace, and each namespace's loopback.
+//! The guest's network interfaces: the virtio ones, in the guest's own network namespace, and each namespace's loopback; and
+//! connections that the host makes to what listens there.
 
 mod configure;
+mod connect;
 mod late;
 mod link;
 mod resolver;
@@ -15,6 +17,7 @@ use crate::container::{Failure, Stage};
 use crate::sys;
 
 pub(crate) use configure::Network;
+pub(crate) use connect::{Connect, ConnectSpecError};
 pub(crate) use resolver::Question;
 
 /// A network that could not be set up: what was being done, and why it failed.

@@ -71,6 +71,11 @@ impl FdStream {
         self.descriptor.readable().await.map(drop)
     }
 
+    /// Waits until something can be written, or has failed.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.descriptor.writable().await.map(drop)
+    }
+
     /// Writes all of `bytes`.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {

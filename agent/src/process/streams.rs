@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the host's streams meet the processes that wait for them. Either may come first.
+//! Where the host's streams meet the processes, and the connections, that wait for them. Either may come first.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -2,6 +2,7 @@
 //! The methods of the agent's service.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bulkhead_protocol::agent as wire;
@@ -17,7 +18,8 @@ use crate::container::{
 };
 use crate::init::SYS;
 use crate::memory;
-use crate::network::{Network, Question};
+use crate::network::{Connect, Network, Question};
+use crate::process::StreamTable;
 use crate::trace::{Trace, TracePoint, nanoseconds, now};
 
 /// Makes the shared device's trees appear; says why it cannot.
@@ -26,6 +28,8 @@ type MountShared = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// The agent's service.
 pub struct AgentService {
     engine: Engine,
+    /// Where the host's streams arrive.
+    streams: Arc<StreamTable>,
     network: Network,
     boot: Trace,
     /// Most sandboxes have no trees that the host changes, and no device for them: it is mounted when first named.
@@ -40,9 +44,10 @@ impl fmt::Debug for AgentService {
 }
 
 impl AgentService {
-    /// The service of an engine. `boot` is what the agent did before it could answer.
-    pub fn new(engine: Engine, boot: Trace) -> Self {
-        Self { engine, network: Network::default(), boot, mount_shared: None, shared_mounted: OnceCell::new() }
+    /// The service of an engine, whose streams arrive in `streams`. `boot` is what the agent did before it could answer.
+    pub fn new(engine: Engine, streams: Arc<StreamTable>, boot: Trace) -> Self {
+        let (network, mount_shared, shared_mounted) = (Network::default(), None, OnceCell::new());
+        Self { engine, streams, network, boot, mount_shared, shared_mounted }
     }
 
     /// Sets what is to be done before the shared device's trees are first used.
@@ -123,6 +128,16 @@ impl Agent for AgentService {
 
     async fn add_memory(&self, _context: &TtrpcContext, request: wire::AddMemoryRequest) -> ttrpc::Result<wire::Empty> {
         memory::add(SYS.as_ref(), request.address, request.length).await.map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn connect_port(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::ConnectPortRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let connect = Connect::from_wire(&request).map_err(ToStatus::into_status)?;
+        connect.run(&self.streams).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

@@ -11,7 +11,7 @@ use crate::container::{
     LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
 use crate::memory::MemoryError;
-use crate::network::NetworkError;
+use crate::network::{ConnectSpecError, NetworkError};
 
 /// The error and what caused it, on one line.
 pub fn error_chain(error: &dyn Error) -> String {
@@ -37,6 +37,12 @@ pub(super) trait ToStatus: Error + Sized {
 }
 
 impl ToStatus for SpecError {
+    fn code(&self) -> Code {
+        Code::INVALID_ARGUMENT
+    }
+}
+
+impl ToStatus for ConnectSpecError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
     }

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::address::Probed;
 use super::join::Joiner;
 use super::link::Link;
+use super::loopback::Loopback;
 use super::survey::Survey;
 use super::{Device, Junctions, NetworkError, Passed, Resolver, is_idle, request, resolver, tap};
 use crate::logging;
@@ -228,6 +229,11 @@ impl Following {
     pub(crate) fn resolver(&self) -> Option<Resolver> {
         let is_told = self.view.told.as_ref().is_some_and(|told| told.resolver);
         is_told.then(|| Resolver::new(Arc::clone(&self.view.junctions.namespace)))
+    }
+
+    /// The loopback addresses of the namespace on the host.
+    pub(crate) fn loopback(&self) -> Loopback {
+        Loopback::new(Arc::clone(&self.view.junctions.namespace))
     }
 
     /// The guest does not have what it was told last: it is told again with the next look.

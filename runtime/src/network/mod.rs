@@ -14,6 +14,7 @@
 //! | `redirect` | filters that join two interfaces |
 //! | `resolver` | an engine's, which answers at a loopback address |
 //! | `follow` | what changes while the machine runs |
+//! | `loopback` | connections to the namespace's loopback addresses, which are meant for the guest |
 //! | `record` | what is to be undone should the supervisor be killed |
 //!
 //! The interface stays where it is, with all its addresses; the guest's device has the same ones. What comes in at it goes
@@ -24,6 +25,7 @@ mod claim;
 mod follow;
 mod join;
 mod link;
+mod loopback;
 mod namespace;
 mod own;
 mod record;
@@ -52,6 +54,7 @@ use self::follow::View;
 pub(crate) use self::follow::{Change, Follower, Following};
 use self::join::Joiner;
 use self::link::Link;
+pub(crate) use self::loopback::{Listening, Loopback};
 pub(crate) use self::namespace::NetworkNamespace;
 pub(crate) use self::own::on_host;
 pub(crate) use self::record::Recorder;
@@ -282,6 +285,11 @@ impl Network {
         });
         let (devices, request, follower) = connected.map_err(enter)??;
         Ok(Connected { network, devices, request, follower })
+    }
+
+    /// Its loopback addresses on the host.
+    pub(crate) fn loopback(&self) -> Loopback {
+        Loopback::new(Arc::clone(&self.junctions.namespace))
     }
 }
 

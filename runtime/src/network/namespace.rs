@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -36,8 +36,8 @@ impl NetworkNamespace {
         Ok(Self { path: path.to_owned(), file, inode })
     }
 
-    /// A new one, which this process is in from then on: who knows the process can find it, and set it up. To be called by
-    /// the first thread.
+    /// A new one, with a loopback interface that is on, which this process is in from then on: who knows the process can find
+    /// it, and set it up. To be called by the first thread.
     ///
     /// # Errors
     ///
@@ -83,6 +83,12 @@ impl NetworkNamespace {
     /// It cannot be entered.
     pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         own::inside(&self.file, work)
+    }
+}
+
+impl AsFd for NetworkNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

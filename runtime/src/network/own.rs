@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 use std::thread;
 
+use bulkhead_netlink::{LinkHeader, Message, Socket};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// The namespace of a process' first thread.
@@ -34,7 +35,15 @@ pub(super) fn enter(namespace: &File) -> io::Result<()> {
 pub(super) fn enter_new() -> io::Result<File> {
     remember_host()?;
     unshare(CloneFlags::CLONE_NEWNET)?;
+    turn_loopback_on(&mut Socket::open()?)?;
     File::open("/proc/thread-self/ns/net")
+}
+
+/// Turns the loopback interface of a namespace on, whose number is the same in each.
+pub(super) fn turn_loopback_on(socket: &mut Socket) -> io::Result<()> {
+    let up = libc::IFF_UP.cast_unsigned();
+    let header = LinkHeader { index: 1, flags: up, change: up, ..Default::default() };
+    socket.request(Message::new(libc::RTM_NEWLINK, 0, &header))
 }
 
 fn remember_host() -> io::Result<()> {

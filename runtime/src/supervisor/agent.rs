@@ -5,17 +5,18 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest,
-    CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, Empty, ExecProcessRequest,
-    ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse, ListProcessesRequest,
-    PauseContainerRequest, Process, ProcessInfo, Question, ReadProcessesResponse, ResizeTerminalRequest,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
+    AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, ConnectPortRequest,
+    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, Empty,
+    ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
+    ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, Question, ReadProcessesResponse,
+    ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
     UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
     WaitProcessResponse,
 };
@@ -150,6 +151,17 @@ impl Agent {
     pub(super) async fn answer_question(&self, id: u64, message: Vec<u8>) -> Result<(), AgentError> {
         let answer = Answer { id, message, ..Default::default() };
         within(CALL_TIMEOUT, self.client.answer_question(Context::default(), &answer)).await?;
+        Ok(())
+    }
+
+    /// Has a connection to a port of the guest joined with the stream of that number.
+    pub(crate) async fn connect_port(&self, to: SocketAddr, stream: u32) -> Result<(), AgentError> {
+        let address = match to.ip() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let request = ConnectPortRequest { address, port: to.port().into(), stream, ..Default::default() };
+        within(CALL_TIMEOUT, self.client.connect_port(Context::default(), &request)).await?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 //! | `client`, `delete`, `proxy` | the other side: commands that call a supervisor |
 //! | `state` | what lies under `--root` |
 //! | `network` | what changes in its network on the host, passed on |
+//! | `forward` | connections to the loopback addresses of that, passed on |
 //! | `connections` | what it connects to on the host |
 //! | `questions` | what it asks a resolver on the host |
 //! | `machine_memory` | what its containers may use of its memory together, and giving it more |
@@ -46,6 +47,7 @@ mod delete;
 mod error;
 pub(crate) mod execs;
 mod face;
+mod forward;
 mod groundwork;
 mod launch;
 mod machine_memory;

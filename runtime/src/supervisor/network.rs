@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::agent::{Agent, AgentError};
 use super::container::Container;
+use super::forward::forward;
 use super::questions;
 use super::vmm_control::VmmControl;
 use crate::logging;
@@ -28,6 +29,8 @@ pub(super) struct NetworkTask {
     pub(super) container: Arc<Container>,
     pub(super) agent: Agent,
     pub(super) control: VmmControl,
+    /// Whether the connections to the network's loopback addresses on the host are to be taken, too.
+    pub(super) forwards: bool,
 }
 
 impl NetworkTask {
@@ -41,7 +44,19 @@ impl NetworkTask {
         Ok(())
     }
 
-    async fn run(self, mut following: Following, mut asked: mpsc::Receiver<Asker>) {
+    async fn run(self, following: Following, asked: mpsc::Receiver<Asker>) {
+        // Not before: nobody who has the container made waits for this, but who starts it then does.
+        let listening = if self.forwards { following.loopback().listen() } else { None };
+        let container = Arc::clone(&self.container);
+        let forwarding = async {
+            if let Some(listening) = listening {
+                forward(listening, container).await;
+            }
+        };
+        tokio::join!(self.follow(following, asked), forwarding);
+    }
+
+    async fn follow(self, mut following: Following, mut asked: mpsc::Receiver<Asker>) {
         let mut asking = JoinSet::new();
         loop {
             if asking.is_empty()

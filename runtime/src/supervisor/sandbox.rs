@@ -216,7 +216,7 @@ impl Sandbox {
         self.connections = Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets));
         if let Some(follower) = self.follower.take() {
             let (container, agent, control) = (Arc::clone(container), container.agent.clone(), events.control.clone());
-            let task = NetworkTask { container, agent, control };
+            let task = NetworkTask { container, agent, control, forwards: true };
             task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
         let started_ns = now_ns();

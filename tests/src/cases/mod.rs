@@ -37,6 +37,7 @@ mod network_names;
 mod network_shared;
 mod podman;
 mod pods;
+mod port_forward;
 mod process;
 mod refused;
 mod resources;
@@ -139,6 +140,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_shared::CASES,
         podman::CASES,
         pods::CASES,
+        port_forward::CASES,
         process::CASES,
         refused::CASES,
         resources::CASES,

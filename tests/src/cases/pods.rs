@@ -253,7 +253,7 @@ fn logs_and_statistics(env: &Env) -> Result {
     kubelet.end()
 }
 
-/// The streams that `kubectl exec`, `attach` and `port-forward` are made of.
+/// The streams that `kubectl exec` and `attach` are made of.
 fn streams(env: &Env) -> Result {
     let kubelet = Kubelet::new(env)?;
     let pod = kubelet.pod("streams")?;

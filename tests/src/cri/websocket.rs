@@ -13,6 +13,11 @@ pub(crate) const STDOUT: u8 = 1;
 /// Its end, as JSON.
 pub(crate) const STATUS: u8 = 3;
 
+/// Channels of a forwarded port. Each begins with the number of the port.
+pub(crate) const PORT_DATA: u8 = 0;
+/// Why it failed, as text.
+pub(crate) const PORT_ERROR: u8 = 1;
+
 /// The version of the protocol of channels.
 const PROTOCOL: &str = "v4.channel.k8s.io";
 

@@ -7,56 +7,22 @@
 //! it 0, and so does the end.
 
 use super::{ALL, Kind, Rule};
+use crate::bpf::{
+    AND, EXIT, Instruction, JUMP, JUMP_IF_ANY_SET, JUMP_IF_NOT_EQUAL, LOAD_WORD, MOVE, MOVE_REGISTER, R0, R1, R2, R3,
+    R4, R5, SHIFT_RIGHT, encode,
+};
 
-/// Registers: the answer, the context, kind and access of what is tried, its numbers.
-const R0: u8 = 0;
-const CONTEXT: u8 = 1;
-const KIND: u8 = 2;
-const ACCESS: u8 = 3;
-const MAJOR: u8 = 4;
-const MINOR: u8 = 5;
+/// Registers: kind and access of what is tried, its numbers.
+const CONTEXT: u8 = R1;
+const KIND: u8 = R2;
+const ACCESS: u8 = R3;
+const MAJOR: u8 = R4;
+const MINOR: u8 = R5;
 
 /// Offsets in `struct bpf_cgroup_dev_ctx`; the first field has the kind in its low half and the access in its high one.
 const ACCESS_TYPE_AT: i16 = 0;
 const MAJOR_AT: i16 = 4;
 const MINOR_AT: i16 = 8;
-
-/// Operation codes: class, source or size, operation.
-const LOAD_WORD: u8 = 0x61;
-const MOVE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const AND: u8 = 0x57;
-const SHIFT_RIGHT: u8 = 0x77;
-const JUMP: u8 = 0x05;
-const JUMP_IF_NOT_EQUAL: u8 = 0x55;
-const JUMP_IF_ANY_SET: u8 = 0x45;
-const EXIT: u8 = 0x95;
-
-/// `struct bpf_insn`.
-#[derive(Clone, Copy, Debug)]
-struct Instruction {
-    code: u8,
-    to: u8,
-    from: u8,
-    offset: i16,
-    value: i32,
-}
-
-impl Instruction {
-    fn new(code: u8, to: u8, offset: i16, value: i32) -> Self {
-        Self { code, to, from: 0, offset, value }
-    }
-
-    fn from_register(code: u8, to: u8, from: u8, offset: i16) -> Self {
-        Self { code, to, from, offset, value: 0 }
-    }
-
-    fn bytes(self) -> [u8; 8] {
-        let [offset_low, offset_high] = self.offset.to_le_bytes();
-        let [a, b, c, d] = self.value.to_le_bytes();
-        [self.code, self.from << 4 | self.to, offset_low, offset_high, a, b, c, d]
-    }
-}
 
 /// Compiles the rules, of which later ones go before earlier ones.
 pub(super) fn compile(rules: &[Rule]) -> Vec<u8> {
@@ -76,7 +42,7 @@ pub(super) fn compile(rules: &[Rule]) -> Vec<u8> {
         append(&mut program, rule);
     }
     program.push(Instruction::new(EXIT, 0, 0, 0));
-    program.into_iter().flat_map(Instruction::bytes).collect()
+    encode(program)
 }
 
 fn numbers(rule: &Rule) -> [Option<u32>; 2] {
@@ -125,46 +91,12 @@ fn action(rule: &Rule) -> Vec<Instruction> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::bpf::interpreter;
 
-    /// Runs a program as the kernel would.
+    /// Whether the kernel would allow an access.
     pub(in super::super) fn run(program: &[u8], kind: u32, access: u8, major: u32, minor: u32) -> bool {
-        let context = [u32::from(access) << 16 | kind, major, minor];
-        let mut registers = [0_u64; 11];
-        let mut at = 0_usize;
-        loop {
-            let bytes: [u8; 8] = program[at * 8..at * 8 + 8].try_into().unwrap();
-            let (to, from) = (usize::from(bytes[1] & 15), usize::from(bytes[1] >> 4));
-            let offset = i16::from_le_bytes([bytes[2], bytes[3]]);
-            let value = i64::from(i32::from_le_bytes(bytes[4..].try_into().unwrap())).cast_unsigned();
-            let jump = match bytes[0] {
-                LOAD_WORD => {
-                    registers[to] = u64::from(context[usize::try_from(offset).unwrap() / 4]);
-                    false
-                }
-                MOVE => {
-                    registers[to] = value;
-                    false
-                }
-                MOVE_REGISTER => {
-                    registers[to] = registers[from];
-                    false
-                }
-                AND => {
-                    registers[to] &= value;
-                    false
-                }
-                SHIFT_RIGHT => {
-                    registers[to] >>= value;
-                    false
-                }
-                JUMP => true,
-                JUMP_IF_NOT_EQUAL => registers[to] != value,
-                JUMP_IF_ANY_SET => registers[to] & value != 0,
-                EXIT => return registers[0] == 1,
-                other => panic!("operation {other:#x}"),
-            };
-            at += 1 + if jump { usize::try_from(offset).unwrap() } else { 0 };
-        }
+        let context = [u32::from(access) << 16 | kind, major, minor].map(u32::to_le_bytes).concat();
+        interpreter::run(program, &context, |call| panic!("it calls the function {}", call.function)) == 1
     }
 
     /// The last rule that speaks of an access decides it.

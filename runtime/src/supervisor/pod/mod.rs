@@ -31,6 +31,7 @@ use super::agent::Agent;
 use super::container::Container;
 use super::error::{Loss, Phase, RunError};
 use super::execs;
+use super::forward::forward;
 use super::groundwork;
 use super::launch::{self, Booted, Options};
 use super::machine_memory::MachineMemory;
@@ -167,12 +168,10 @@ async fn make(
     sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
     let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
     let watched = vmm.watch().map_err(RunError::EventLoop)?;
-    let sandbox = Arc::new(Container::sandbox(
-        agent.clone(),
-        record,
-        cgroup.as_ref().map(Arc::downgrade).unwrap_or_default(),
-        state.handle()?,
-    ));
+    let numbers = execs::stream_numbers();
+    let weak_cgroup = cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
+    let sandbox = Container::sandbox(agent.clone(), record, weak_cgroup, state.handle()?);
+    let sandbox = Arc::new(sandbox.numbering_streams(Arc::clone(&numbers)));
     let told = Arc::clone(&sandbox);
     let without_vhost = move || told.network_is_without_vhost();
     tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender, without_vhost));
@@ -190,7 +189,7 @@ async fn make(
         namespaces,
         mounts: translated.inherited,
         own_pids: Arc::default(),
-        numbers: execs::stream_numbers(),
+        numbers,
         boot_timeout,
         gone: is_gone,
         alive: alive.downgrade(),
@@ -199,7 +198,11 @@ async fn make(
     let service = Arc::new(TaskService::new(Arc::clone(&sandbox), calls.clone()));
     let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;
 
-    let tasks = JoinSet::new();
+    let mut tasks = JoinSet::new();
+    // While the guest boots: who has run the pod may connect at once.
+    if let Some(listening) = network.as_ref().and_then(|network| network.loopback().listen()) {
+        tasks.spawn(forward(listening, Arc::clone(&sandbox)));
+    }
     let mut life = Life { vmm, phase: Phase::Booting, events: vmm_events, follower, tasks };
     let signals = signals.into_stream().map_err(RunError::Signals)?;
     let result = life.run(&pod, &setup, &signals, ready).await;
@@ -265,7 +268,7 @@ impl Life {
         self.phase = Phase::Running;
         if let Some(follower) = self.follower.take() {
             let (container, agent) = (Arc::clone(&pod.sandbox), pod.agent.clone());
-            let task = NetworkTask { container, agent, control: setup.control.clone() };
+            let task = NetworkTask { container, agent, control: setup.control.clone(), forwards: false };
             task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
         pod.sandbox.enter(Status::Created);
