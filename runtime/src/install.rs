@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the parts lie: the VMM, the guest's kernel and image, the KVM device.
+//! Where the parts lie: the VMM, the guest's kernel and image, the KVM device; and passt(1), which is not Bulkhead's.
 //!
 //! In falling order of precedence, for each part on its own:
 //!
 //! 1. an environment variable: `BULKHEAD_VMM`, `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_KVM`,
-//!    `BULKHEAD_BOOT_TIMEOUT_MS`; `BULKHEAD_LIB_DIR` for the folder of the first three;
+//!    `BULKHEAD_PASST`, `BULKHEAD_BOOT_TIMEOUT_MS`; `BULKHEAD_LIB_DIR` for the folder of the first three;
 //! 2. the configuration file, `/etc/bulkhead/config.json` or the one named by `BULKHEAD_CONFIG`: a JSON object with any of
-//!    `vmm`, `kernel`, `initramfs`, `kvm`, `boot_timeout_ms`, `lib_dir`;
-//! 3. `../lib/bulkhead/` from the folder of the program's own file.
+//!    `vmm`, `kernel`, `initramfs`, `kvm`, `passt`, `boot_timeout_ms`, `lib_dir`;
+//! 3. `../lib/bulkhead/` from the folder of the program's own file; for passt, the folders of `PATH`.
 
 use std::env;
 use std::ffi::OsString;
@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::network::user::{self, PasstError};
 
 const CONFIG_FILE: &str = "/etc/bulkhead/config.json";
 const KVM_DEVICE: &str = "/dev/kvm";
@@ -40,6 +42,8 @@ pub(crate) struct Install {
     pub(crate) initramfs: PathBuf,
     /// The KVM device.
     pub(crate) kvm: PathBuf,
+    /// passt's program, if it is named.
+    pub(crate) passt: Option<PathBuf>,
     /// How long a guest may take until its agent answers.
     pub(crate) boot_timeout: Duration,
 }
@@ -52,6 +56,7 @@ struct ConfigFile {
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     kvm: Option<PathBuf>,
+    passt: Option<PathBuf>,
     boot_timeout_ms: Option<u64>,
 }
 
@@ -157,8 +162,18 @@ impl Install {
             kernel: place("BULKHEAD_KERNEL", config.kernel, "vmlinux"),
             initramfs: place("BULKHEAD_INITRAMFS", config.initramfs, "initramfs.cpio"),
             kvm: variable("BULKHEAD_KVM").map(PathBuf::from).or(config.kvm).unwrap_or_else(|| KVM_DEVICE.into()),
+            passt: variable("BULKHEAD_PASST").map(PathBuf::from).or(config.passt),
             boot_timeout,
         })
+    }
+
+    /// Finds passt's program; where it is named, that one.
+    ///
+    /// # Errors
+    ///
+    /// It is named nowhere, and in no folder of `PATH`.
+    pub(crate) fn passt(&self) -> Result<PathBuf, PasstError> {
+        self.passt.clone().map_or_else(user::find, Ok)
     }
 
     /// Opens what the VMM gets as descriptors, and looks at the first bytes of each file.
@@ -282,13 +297,14 @@ mod tests {
     #[test]
     fn a_variable_goes_before_the_file_and_a_part_before_the_folder() {
         let variables = [("BULKHEAD_LIB_DIR", "/v"), ("BULKHEAD_KERNEL", "/k"), ("BULKHEAD_BOOT_TIMEOUT_MS", "5")];
-        let config = r#"{"lib_dir": "/c", "kernel": "/ck", "initramfs": "/ci", "boot_timeout_ms": 7}"#;
+        let config = r#"{"lib_dir": "/c", "kernel": "/ck", "initramfs": "/ci", "passt": "/p", "boot_timeout_ms": 7}"#;
 
         let install = find(&variables, config).unwrap();
 
         assert_eq!(install.vmm, Path::new("/v/bulkhead-vmm"));
         assert_eq!(install.kernel, Path::new("/k"));
         assert_eq!(install.initramfs, Path::new("/ci"));
+        assert_eq!(install.passt().unwrap(), Path::new("/p"));
         assert_eq!(install.boot_timeout, Duration::from_millis(5));
     }
 

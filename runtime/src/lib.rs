@@ -12,7 +12,9 @@
 //! | `bpf` | how programs for the kernel are put together |
 //! | `shim` | containerd's side of the supervisor |
 //! | `hooks` | the programs that run at points of a container's life |
+//! | `pidfd`, `said` | a program's end, and what it said before |
 //! | `install` | where the VMM, the kernel and the guest image lie |
+//! | `user_namespace` | whether this is the host's root |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
 mod apart;
@@ -24,12 +26,15 @@ mod hooks;
 mod install;
 mod logging;
 mod network;
+mod pidfd;
+mod said;
 mod shim;
 mod spec;
 mod storage;
 mod supervisor;
 mod text;
 mod trace;
+mod user_namespace;
 
 use std::panic;
 use std::process::ExitCode;

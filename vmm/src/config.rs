@@ -97,18 +97,54 @@ pub struct VsockConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in whichever network namespace: a descriptor for each pair of
-    /// queues, 1 to [`MAX_NET_PAIRS`]. If there are several, it has `IFF_MULTI_QUEUE`, and the queues of all but the first are
-    /// detached.
-    pub tap_fds: Vec<RawFd>,
-    /// An open `/dev/vhost-net` for each pair of queues, or none.
-    #[serde(default)]
-    pub vhost_fds: Vec<RawFd>,
+    /// What it hangs on.
+    pub link: NetLink,
     /// How much may go; not with vhost-net.
     #[serde(default)]
     pub limits: Limits,
     /// The guest's address, by which the agent knows the device.
     pub mac: MacAddress,
+}
+
+/// What a network device hangs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NetLink {
+    /// A tap.
+    Tap {
+        /// It is open, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, in whichever network namespace: a descriptor for each pair of
+        /// queues, 1 to [`MAX_NET_PAIRS`]. If there are several, it has `IFF_MULTI_QUEUE`, and the queues of all but the first
+        /// are detached.
+        tap_fds: Vec<RawFd>,
+        /// An open `/dev/vhost-net` for each pair of queues, or none.
+        #[serde(default)]
+        vhost_fds: Vec<RawFd>,
+    },
+    /// A connected stream socket, on which each frame comes behind its length: 4 bytes, the most significant first.
+    Stream {
+        /// It.
+        socket_fd: RawFd,
+    },
+}
+
+impl NetLink {
+    /// How many pairs of queues the device has.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        match self {
+            Self::Tap { tap_fds, .. } => tap_fds.len(),
+            Self::Stream { .. } => 1,
+        }
+    }
+
+    /// All of its descriptors.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let (fds, more) = match self {
+            Self::Tap { tap_fds, vhost_fds } => (tap_fds.as_slice(), vhost_fds.as_slice()),
+            Self::Stream { socket_fd } => (std::slice::from_ref(socket_fd), [].as_slice()),
+        };
+        fds.iter().chain(more).copied()
+    }
 }
 
 /// A directory or a file of the host that the guest sees at the top of a share device.

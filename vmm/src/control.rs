@@ -54,7 +54,7 @@ pub enum Order {
         name: String,
     },
     /// Adds a network device, where the machine has room for one more (see [`crate::config::MachineConfig::spare_nets`]).
-    /// With descriptors as [`crate::config::NetConfig`] has them: the tap's, and then vhost-net's, if there are any.
+    /// With descriptors as [`crate::config::NetLink::Tap`] has them: the tap's, and then vhost-net's, if there are any.
     AttachNet {
         /// The guest's address, by which the agent knows the device.
         mac: MacAddress,

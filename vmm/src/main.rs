@@ -101,7 +101,7 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
         config.report_fd,
         config.control_fd,
     ];
-    kept.extend(config.nets.iter().flat_map(|net| net.tap_fds.iter().chain(&net.vhost_fds)));
+    kept.extend(config.nets.iter().flat_map(|net| net.link.descriptors()));
     jail::close_all_but(&kept)
         .map_err(|source| machine::MachineError::Host { doing: "close leaked descriptors", source })?;
     // The file server holds a descriptor for each file that the guest knows.

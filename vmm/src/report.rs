@@ -8,6 +8,8 @@ use std::sync::Mutex;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::config::MacAddress;
+
 /// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "kebab-case")]
@@ -31,6 +33,13 @@ pub enum Report {
     },
     /// A network device that vhost-net was to serve is served by the VMM. Sent once, for the first one.
     NoVhost {
+        /// Why.
+        reason: String,
+    },
+    /// A network device hangs on nothing any more: its link is down. Sent once for each device.
+    LinkDown {
+        /// The device's address.
+        mac: MacAddress,
         /// Why.
         reason: String,
     },

@@ -65,6 +65,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
         item("vsock path", vsock_path(&global.root)),
         item("memory", memory()),
         item("cgroups", cgroups()),
+        item("passt", Ok(passt(&install))),
     ];
     print(&items, arguments.format)?;
     Ok(u8::from(items.iter().any(|item| !item.ok)))
@@ -184,6 +185,14 @@ fn cgroups() -> Found {
     }
 }
 
+/// Only a network of its own kind needs it.
+fn passt(install: &Install) -> String {
+    match install.passt() {
+        Ok(path) => path.display().to_string(),
+        Err(error) => format!("{}; not needed otherwise", text::chain(&error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,13 +217,8 @@ mod tests {
 
     #[test]
     fn an_absent_kvm_device_fails_with_advice() {
-        let install = Install {
-            vmm: "/x".into(),
-            kernel: "/x".into(),
-            initramfs: "/x".into(),
-            kvm: "/nonexistent/kvm".into(),
-            boot_timeout: std::time::Duration::from_secs(1),
-        };
+        let install = Install::find().unwrap();
+        let install = Install { vmm: "/x".into(), kvm: "/nonexistent/kvm".into(), ..install };
 
         let (found, mend) = kvm(&install).unwrap_err();
 

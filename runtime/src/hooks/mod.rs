@@ -13,7 +13,6 @@ mod state;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -21,15 +20,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 pub(crate) use self::state::{State, Status};
-use crate::{logging, network, text};
+use crate::{logging, network, pidfd, text};
 
 /// What an error quotes of a hook's output.
 const QUOTED_OUTPUT: usize = 1024;
@@ -143,10 +139,7 @@ struct Running(Child);
 
 impl Running {
     async fn end(&mut self) -> io::Result<ExitStatus> {
-        let pid = Pid::from_raw(self.0.id().cast_signed()).ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        let watched = watch(pidfd)?;
-        let _ready = watched.readable().await?;
+        pidfd::ended(pidfd::open(self.0.id())?).await?;
         self.0.wait()
     }
 }
@@ -157,12 +150,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which is after its registration: the
-    // `AsyncFd` owns it from here on.
-    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
 /// The end of what a hook said, in one line.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_netlink::Socket;
 
 use super::link::{Link, PCI_DEVICES};
-use super::{Device, DeviceOptions, Joined, Junctions, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
+use super::{Device, DeviceLink, DeviceOptions, Joined, Junctions, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
 
 /// What is the same for all interfaces of a namespace.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ impl Joiner {
             .map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();
         let limits = self.options.settings.limits;
-        Ok(Device { taps, vhosts: self.vhosts()?, limits, mac })
+        Ok(Device { link: DeviceLink::Tap { taps, vhosts: self.vhosts()? }, limits, mac })
     }
 
     fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {

@@ -16,6 +16,7 @@
 //! | `follow` | what changes while the machine runs |
 //! | `loopback` | connections to the namespace's loopback addresses, which are meant for the guest |
 //! | `record` | what is to be undone should the supervisor be killed |
+//! | `user` | a network of another kind: of no namespace, by a program that makes the guest's connections its own |
 //!
 //! The interface stays where it is, with all its addresses; the guest's device has the same ones. What comes in at it goes
 //! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
@@ -34,11 +35,13 @@ mod resolver;
 mod routes;
 mod survey;
 mod tap;
+pub(crate) mod user;
 mod vhost;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -104,6 +107,11 @@ pub(crate) enum NetworkError {
     InUse(PathBuf),
     #[error("the network namespace {} has {count} interfaces; a virtual machine has {MAX_NETS} at most", path.display())]
     TooMany { count: usize, path: PathBuf },
+    #[error(
+        "a hook has put the interface {name} into the container's network namespace, and the annotation io.bulkhead.net.user asks \
+         for another network: leave out one of them"
+    )]
+    Foreign { name: String },
     #[error("cannot use {}, which the annotation io.bulkhead.net.vhost asks for (module vhost_net)", vhost::DEVICE)]
     Vhost(#[source] io::Error),
 }
@@ -126,12 +134,22 @@ impl DeviceOptions {
 /// A network device of the guest.
 #[derive(Debug)]
 pub(crate) struct Device {
-    /// A descriptor of the tap for each pair of queues.
-    pub(crate) taps: Vec<OwnedFd>,
-    /// vhost-net for each pair of queues, or none.
-    pub(crate) vhosts: Vec<OwnedFd>,
+    pub(crate) link: DeviceLink,
     pub(crate) limits: Limits,
     pub(crate) mac: [u8; 6],
+}
+
+/// What it hangs on.
+#[derive(Debug)]
+pub(crate) enum DeviceLink {
+    Tap {
+        /// A descriptor of the tap for each pair of queues.
+        taps: Vec<OwnedFd>,
+        /// vhost-net for each pair of queues, or none.
+        vhosts: Vec<OwnedFd>,
+    },
+    /// A stream socket.
+    Stream(OwnedFd),
 }
 
 /// An interface of the host that is joined to a tap.
@@ -238,21 +256,42 @@ struct Passed {
 /// Who moves frames.
 const VHOST_NET: &str = "vhost-net";
 pub(crate) const TAP: &str = "tap";
+pub(crate) const NOBODY: &str = "none";
 
 impl Device {
     /// Who moves its frames.
     pub(crate) fn backend(&self) -> &'static str {
-        if self.vhosts.is_empty() { TAP } else { VHOST_NET }
+        match &self.link {
+            DeviceLink::Tap { vhosts, .. } if !vhosts.is_empty() => VHOST_NET,
+            DeviceLink::Tap { .. } => TAP,
+            DeviceLink::Stream(_) => user::PASST,
+        }
+    }
+
+    /// How many pairs of queues it has.
+    pub(crate) fn pairs(&self) -> usize {
+        match &self.link {
+            DeviceLink::Tap { taps, .. } => taps.len(),
+            DeviceLink::Stream(_) => 1,
+        }
+    }
+
+    /// All of its descriptors: a tap's first.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (fds, more) = match &self.link {
+            DeviceLink::Tap { taps, vhosts } => (taps.as_slice(), vhosts.as_slice()),
+            DeviceLink::Stream(socket) => (slice::from_ref(socket), [].as_slice()),
+        };
+        fds.iter().chain(more).map(AsFd::as_fd)
     }
 }
 
 impl Connected {
     /// Who moves the frames: the host's kernel, or the VMM; `None` as long as there are no devices.
     pub(crate) fn backend(&self) -> Option<&'static str> {
-        if self.devices.iter().any(|device| !device.vhosts.is_empty()) {
-            return Some(VHOST_NET);
-        }
-        (!self.devices.is_empty()).then_some(TAP)
+        let mut backends = self.devices.iter().map(Device::backend);
+        let first = backends.next()?;
+        Some(backends.find(|backend| *backend == VHOST_NET).unwrap_or(first))
     }
 
     /// How many devices the machine is to have room for besides.
@@ -359,6 +398,25 @@ fn look(socket: &mut Socket) -> io::Result<Survey> {
             return Ok(survey);
         }
         thread::sleep(TAPS_PAUSE);
+    }
+}
+
+/// Fails if there is an interface in a namespace that was made for the container, and in which nothing is to be.
+///
+/// # Errors
+///
+/// That there is, or that it cannot be found out.
+pub(crate) fn expect_none(namespace: &NetworkNamespace) -> Result<(), NetworkError> {
+    let path = || namespace.path().to_owned();
+    let survey = namespace.inside(|| Survey::take(&mut Socket::open()?));
+    let survey = survey.map_err(|source| NetworkError::Enter { path: path(), source })?;
+    let survey = survey.map_err(|source| {
+        let doing = "look at the interfaces".to_owned();
+        NetworkError::Step { doing, path: path(), source }
+    })?;
+    match survey.links.into_iter().find(|link| !is_idle(link)) {
+        Some(Link { name, .. }) => Err(NetworkError::Foreign { name }),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@
 //! | vCPUs | `io.bulkhead.vcpus` | `linux.resources.cpu`: quota by period, rounded up, or the number of `cpus`; at most the host's | [`DEFAULT_VCPUS`] |
 //! | memory | `io.bulkhead.memory_mib` | `linux.resources.memory.limit` and [`MEMORY_OVERHEAD_MIB`]; at most the host's | [`DEFAULT_MEMORY_MIB`] |
 //! | more words for the kernel | `io.bulkhead.kernel_args` | | none |
-//! | network devices | `io.bulkhead.net.…` | | see `net_device` |
+//! | network devices | `io.bulkhead.net.…` | | see `net_device`, `user_network` |
 //!
 //! Guest memory costs the host nothing until the guest touches it. Where no annotation names its size, it may grow while the
 //! machine runs, up to the host's.
@@ -22,6 +22,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use super::error::FieldError;
 use super::net_device::{self, NetSettings};
 use super::resources::DEFAULT_CPU_PERIOD_US;
+use super::user_network::{self, UserNetwork};
 
 /// vCPUs of a machine whose configuration says nothing.
 pub(crate) const DEFAULT_VCPUS: u8 = 1;
@@ -81,6 +82,8 @@ pub(crate) struct Machine {
     pub(crate) host_cpus: Vec<usize>,
     /// How network devices are served.
     pub(crate) net: NetSettings,
+    /// A network that belongs to no namespace.
+    pub(crate) user_network: Option<UserNetwork>,
 }
 
 impl Machine {
@@ -90,7 +93,7 @@ impl Machine {
         resources: Option<&LinuxResources>,
         host: Host,
     ) -> Result<Self, FieldError> {
-        let known = [ANNOTATIONS.as_slice(), net_device::ANNOTATIONS.as_slice()].concat();
+        let known = [&ANNOTATIONS[..], &net_device::ANNOTATIONS, &user_network::ANNOTATIONS].concat();
         let unknown = annotations.keys().find(|key| key.starts_with("io.bulkhead.") && !known.contains(&key.as_str()));
         if let Some(key) = unknown {
             let what = format!("Bulkhead's annotations are {}", known.join(", "));
@@ -121,14 +124,16 @@ impl Machine {
             }
         };
         let (kernel_args, net) = (kernel_args(annotations)?, NetSettings::translate(annotations)?);
-        Ok(Self { vcpus, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net })
+        let user_network = UserNetwork::translate(annotations, &net)?;
+        Ok(Self { vcpus, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net, user_network })
     }
 
     /// One with a vCPU and that much memory, for good.
     #[cfg(test)]
     pub(crate) fn for_test(mem_size_mib: u64) -> Self {
         let (kernel_args, host_cpus, net) = (Vec::new(), Vec::new(), NetSettings::default());
-        Self { vcpus: 1, mem_size_mib, max_mem_size_mib: mem_size_mib, kernel_args, host_cpus, net }
+        let (max_mem_size_mib, user_network) = (mem_size_mib, None);
+        Self { vcpus: 1, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net, user_network }
     }
 }
 

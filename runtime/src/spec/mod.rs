@@ -26,6 +26,7 @@ mod seccomp;
 pub(crate) mod template;
 mod unknown;
 mod unsupported;
+mod user_network;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -47,6 +48,7 @@ use self::machine::Host;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine};
 pub(crate) use self::net_device::NetSettings;
 pub(crate) use self::pod::{PodNamespaces, Role, tells_memory as tells_memory_of_pod};
+pub(crate) use self::user_network::{Protocol, Published, UserNetwork};
 use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
@@ -278,6 +280,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     }
     let memory_limit_mib = machine::memory_limit_mib(resources);
     let (machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
+    user_network::check(machine.user_network.as_ref(), network_path.as_deref(), matches!(role, Role::Alone))?;
 
     let mut shares = match role {
         Role::Member { prefix, .. } => Shares::of_pod(prefix),

@@ -32,14 +32,7 @@ pub(crate) struct NetSettings {
 
 impl NetSettings {
     pub(super) fn translate(annotations: &HashMap<String, String>) -> Result<Self, FieldError> {
-        let vhost = match annotations.get(VHOST).map(String::as_str) {
-            None => None,
-            Some("true") => Some(true),
-            Some("false") => Some(false),
-            Some(text) => {
-                return Err(FieldError::invalid(format!("annotations[{VHOST:?}]"), text, "true or false"));
-            }
-        };
+        let vhost = flag(annotations, VHOST)?;
         let rate = |bytes, packets| {
             Ok(Rate {
                 bytes_per_second: number(annotations, bytes, BYTES)?,
@@ -52,6 +45,16 @@ impl NetSettings {
             return Err(FieldError::invalid(format!("annotations[{VHOST:?}]"), "true", expected));
         }
         Ok(Self { vhost, limits })
+    }
+}
+
+/// A value that is true or false.
+pub(super) fn flag(annotations: &HashMap<String, String>, key: &str) -> Result<Option<bool>, FieldError> {
+    match annotations.get(key).map(String::as_str) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(text) => Err(FieldError::invalid(format!("annotations[{key:?}]"), text, "true or false")),
     }
 }
 

@@ -400,8 +400,17 @@ impl Container {
 
     /// The VMM moves frames that vhost-net was to move.
     pub(super) fn network_is_without_vhost(&self) {
+        self.network_is_moved_by(crate::network::TAP);
+    }
+
+    /// Nobody moves frames any more.
+    pub(super) fn network_is_lost(&self) {
+        self.network_is_moved_by(crate::network::NOBODY);
+    }
+
+    fn network_is_moved_by(&self, backend: &str) {
         let mut life = self.life();
-        life.record.net_backend = Some(crate::network::TAP.to_owned());
+        life.record.net_backend = Some(backend.to_owned());
         self.write(&life.record);
     }
 

@@ -21,6 +21,7 @@ use crate::cgroup::HostCgroupError;
 use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
 use crate::network::NetworkError;
+use crate::network::user::PasstError;
 use crate::spec::SpecError;
 
 /// How far a sandbox has come.
@@ -89,6 +90,8 @@ pub(crate) enum RunError {
     HostCgroup(#[from] HostCgroupError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     #[error("cannot enter the container's network namespace")]
     NetworkNamespace(#[source] io::Error),
     #[error("cannot set the guest's network up")]

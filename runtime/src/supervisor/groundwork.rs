@@ -15,7 +15,8 @@ use super::state::{self, Record, StateDir, Status};
 use crate::cgroup::{CgroupSpec, HostCgroup};
 use crate::hooks::{self, Hook, State};
 use crate::network::NetworkNamespace;
-use crate::spec::Translated;
+use crate::network::user::{self, Started};
+use crate::spec::{Machine, Translated};
 use crate::storage::Shares;
 use crate::storage::mount_points::{self, Kind};
 use crate::trace::now_ns;
@@ -23,6 +24,8 @@ use crate::trace::now_ns;
 /// The sandbox so far. All of it is gone when this is dropped.
 pub(super) struct Groundwork {
     pub(super) translated: Translated,
+    /// A network that is none of a namespace's. Its process is in the cgroup, and goes before that.
+    pub(super) user_network: Option<Started>,
     /// Goes before the folder, which stays as long as this is there.
     pub(super) cgroup: Option<HostCgroup>,
     pub(super) state: StateDir,
@@ -35,10 +38,16 @@ pub(super) struct Groundwork {
 
 impl Groundwork {
     /// Makes what there is; to be called by the first thread of the process.
-    pub(super) fn lay(options: &Options, mut translated: Translated) -> Result<Self, RunError> {
+    pub(super) fn lay(options: &Options, mut translated: Translated, passt: Option<&Path>) -> Result<Self, RunError> {
         let begin_ns = now_ns();
         let (state, cgroup) = places(options, &translated.cgroup)?;
         make_mount_points(&translated.request, &translated.shares)?;
+        let Machine { user_network, net, .. } = &translated.machine;
+        // While this process is in the host's network namespace.
+        let user_network = match (user_network, passt) {
+            (Some(wanted), Some(passt)) => Some(user::start(passt, wanted, net.limits)?),
+            _ => None,
+        };
         let hooks_first = translated.network.is_none() && !translated.hooks.create.is_empty();
         // So may whoever has it created, before it is started.
         if hooks_first || translated.network.is_none() && !options.mode.starts() {
@@ -60,7 +69,7 @@ impl Groundwork {
             poststop: translated.hooks.poststop.clone(),
             sandbox: None,
         };
-        Ok(Self { translated, state, cgroup, record, hooks_first, begin_ns })
+        Ok(Self { translated, state, cgroup, record, user_network, hooks_first, begin_ns })
     }
 
     /// Whether [`Self::run_hooks`] is to be called.

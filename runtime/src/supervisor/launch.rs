@@ -24,7 +24,8 @@ use super::vmm::{Vmm, VmmOptions, VmmSockets};
 use crate::hooks;
 use crate::install::{Install, OpenParts};
 use crate::logging;
-use crate::network::{Connected, DeviceOptions, Follower, Network, NetworkNamespace};
+use crate::network::user::{Passt, Started};
+use crate::network::{self, Connected, Device, DeviceOptions, Follower, Network, NetworkError, NetworkNamespace};
 use crate::spec::{self, Translated};
 use crate::storage::Shares;
 use crate::text;
@@ -101,6 +102,8 @@ struct Plan {
     translated: Translated,
     install: Install,
     parts: OpenParts,
+    /// passt's program, if the network is to be that.
+    passt: Option<PathBuf>,
 }
 
 /// Runs a container in a sandbox of its own and returns its exit status.
@@ -143,8 +146,8 @@ pub(crate) async fn serve(options: &Options, ends: Ends, caller: Caller) -> u8 {
         let signals = BlockedSignals::block().map_err(RunError::Signals)?;
         let plan = check(options)?;
         let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
-        let Plan { translated, install, parts } = plan;
-        let mut ground = Groundwork::lay(options, translated)?;
+        let Plan { translated, install, parts, passt } = plan;
+        let mut ground = Groundwork::lay(options, translated, passt.as_deref())?;
         if ground.hooks_first() {
             ground.run_hooks().await?;
         }
@@ -211,7 +214,8 @@ fn check(options: &Options) -> Result<Plan, RunError> {
     }
     let install = Install::find()?;
     let parts = install.open()?;
-    Ok(Plan { translated, install, parts })
+    let passt = translated.machine.user_network.as_ref().map(|_| install.passt()).transpose()?;
+    Ok(Plan { translated, install, parts, passt })
 }
 
 fn supervise(
@@ -221,8 +225,8 @@ fn supervise(
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
-    let Plan { translated, install, parts } = plan;
-    let ground = Groundwork::lay(options, translated)?;
+    let Plan { translated, install, parts, passt } = plan;
+    let ground = Groundwork::lay(options, translated, passt.as_deref())?;
     let parts = (install, parts);
     if matches!(options.mode, Mode::Foreground { .. }) {
         return supervise_from(options, ground, parts, signals, None, caller, trace);
@@ -273,12 +277,12 @@ fn launch(
     ends: Ends,
     trace: &mut Trace,
 ) -> Result<(Sandbox, Launched), RunError> {
-    let Groundwork { translated, state, cgroup, mut record, begin_ns, .. } = ground;
+    let Groundwork { translated, state, cgroup, mut record, user_network, begin_ns, .. } = ground;
     let Translated { mut request, shares, machine, network, hooks, sockets: host_sockets, .. } = translated;
-    let of_one = Machine { spec: &machine, shares: &shares, network, trees_grow: false };
+    let of_one = Machine { spec: &machine, shares: &shares, network, user_network, trees_grow: false };
     let booted = boot(options, &install, parts, of_one, &state, trace)?;
-    let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
-    let shared = if network.is_some() { share_network(&mut request) } else { None };
+    let Booted { vmm, network, passt, net_backend, network_request, follower, sockets } = booted;
+    let shared = if network_request.is_some() { share_network(&mut request) } else { None };
     record.net_backend = net_backend;
     trace.since("vmm spawn", begin_ns);
 
@@ -307,7 +311,7 @@ fn launch(
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
     let start = Start { request, network: network_request, shared, hooks, hook_state, boot_timeout };
-    let launched = Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower };
+    let launched = Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower, passt };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
 }
@@ -330,6 +334,8 @@ pub(super) struct Machine<'a> {
     pub(super) spec: &'a spec::Machine,
     pub(super) shares: &'a Shares,
     pub(super) network: Option<NetworkNamespace>,
+    /// What its network is instead, so that nothing is to be in that namespace.
+    pub(super) user_network: Option<Started>,
     /// Whether it can be given further trees.
     pub(super) trees_grow: bool,
 }
@@ -338,6 +344,8 @@ pub(super) struct Machine<'a> {
 pub(super) struct Booted {
     pub(super) vmm: Vmm,
     pub(super) network: Option<Network>,
+    /// What the guest's network is instead.
+    pub(super) passt: Option<Passt>,
     /// Who moves the frames of its network devices.
     pub(super) net_backend: Option<String>,
     pub(super) network_request: Option<ConfigureNetworkRequest>,
@@ -355,21 +363,18 @@ pub(super) fn boot(
     state: &StateDir,
     trace: &mut Trace,
 ) -> Result<Booted, RunError> {
-    let net_options = DeviceOptions::new(machine.spec.net, machine.spec.vcpus);
-    let connected = machine.network.map(|namespace| connect(namespace, net_options, state, trace)).transpose()?;
-    let net_backend = connected.as_ref().and_then(Connected::backend).map(str::to_owned);
-    let spare_nets = connected.as_ref().map_or(0, Connected::spare_nets);
-    let (network, nets, network_request, follower) = match connected {
-        Some(Connected { network, devices, request, follower }) => {
-            (Some(network), devices, Some(request), Some(follower))
-        }
-        None => (None, Vec::new(), None, None),
+    let Machine { spec, shares, network, user_network, trees_grow } = machine;
+    let wiring = match (user_network, network) {
+        (Some(started), namespace) => Wiring::of_user_network(started, namespace.as_ref())?,
+        (None, Some(namespace)) => connect(namespace, DeviceOptions::new(spec.net, spec.vcpus), state, trace)?.into(),
+        (None, None) => Wiring::default(),
     };
+    let Wiring { network, passt, devices: nets, net_backend, network_request, follower, spare_nets } = wiring;
     let vmm_options = VmmOptions {
         id: &options.id,
-        machine: machine.spec,
-        shares: machine.shares,
-        trees_grow: machine.trees_grow,
+        machine: spec,
+        shares,
+        trees_grow,
         nets: &nets,
         spare_nets,
         vsock: state.bind_vsock()?,
@@ -380,7 +385,40 @@ pub(super) fn boot(
     // A tap lives as long as a descriptor of it: from here on as long as the VMM.
     drop(nets);
     state.record_vmm(vmm.pid())?;
-    Ok(Booted { vmm, network, net_backend, network_request, follower, sockets })
+    Ok(Booted { vmm, network, passt, net_backend, network_request, follower, sockets })
+}
+
+/// What there is of a machine's network before the machine.
+#[derive(Default)]
+struct Wiring {
+    network: Option<Network>,
+    passt: Option<Passt>,
+    devices: Vec<Device>,
+    net_backend: Option<String>,
+    network_request: Option<ConfigureNetworkRequest>,
+    follower: Option<Follower>,
+    /// How many devices the machine is to have room for besides.
+    spare_nets: usize,
+}
+
+impl Wiring {
+    /// `namespace` was made for hooks and engines, which may have had other plans.
+    fn of_user_network(started: Started, namespace: Option<&NetworkNamespace>) -> Result<Self, NetworkError> {
+        namespace.map_or(Ok(()), network::expect_none)?;
+        let Started { passt, device, request } = started;
+        let net_backend = Some(device.backend().to_owned());
+        let (passt, devices, network_request) = (Some(passt), vec![device], Some(request));
+        Ok(Self { passt, devices, net_backend, network_request, ..Self::default() })
+    }
+}
+
+impl From<Connected> for Wiring {
+    fn from(connected: Connected) -> Self {
+        let (net_backend, spare_nets) = (connected.backend().map(str::to_owned), connected.spare_nets());
+        let Connected { network, devices, request, follower } = connected;
+        let (network, network_request, follower) = (Some(network), Some(request), Some(follower));
+        Self { network, devices, net_backend, network_request, follower, spare_nets, passt: None }
+    }
 }
 
 /// Joins the interfaces of a network namespace; what is to be undone is written down.

@@ -36,6 +36,7 @@ use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
 use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
+use crate::network::user::Passt;
 use crate::network::{Follower, Network};
 use crate::spec::Machine;
 use crate::storage::HostSocket;
@@ -58,6 +59,8 @@ pub(super) struct Launched {
     pub(super) ends: Ends,
     /// What changes in the network.
     pub(super) follower: Option<Follower>,
+    /// What the network is instead.
+    pub(super) passt: Option<Passt>,
 }
 
 /// What is to be made.
@@ -78,6 +81,7 @@ pub(super) struct Start {
 pub(super) struct Sandbox {
     raw: Option<RawTerminal>,
     vmm: Vmm,
+    passt: Option<Passt>,
     cgroup: Option<Arc<HostCgroup>>,
     network: Option<Network>,
     state: StateDir,
@@ -124,6 +128,7 @@ impl Sandbox {
         Self {
             raw: None,
             vmm,
+            passt: None,
             cgroup: cgroup.map(Arc::new),
             network,
             state,
@@ -155,8 +160,8 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower } = launched;
-        (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
+        let Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower, passt } = launched;
+        (self.ends, self.follower, self.host_sockets, self.passt) = (ends, follower, host_sockets, passt);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -219,6 +224,14 @@ impl Sandbox {
             let task = NetworkTask { container, agent, control, forwards: true };
             task.start(follower, &mut self.tasks).map_err(RunError::EventLoop)?;
         }
+        if let Some(passt) = &self.passt {
+            let (end, container) = (passt.end().map_err(RunError::EventLoop)?, Arc::clone(container));
+            self.tasks.spawn(async move {
+                let Some(how) = end.await else { return };
+                container.network_is_lost();
+                logging::warn(format_args!("the container has no network from here on: {how}"));
+            });
+        }
         let started_ns = now_ns();
         container.enter(if options.mode.starts() { Status::Running } else { Status::Created });
         if let Some(path) = &options.pid_file {
@@ -272,6 +285,7 @@ impl Sandbox {
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
         let ends = mem::take(&mut self.ends);
+        let passt_ready = self.passt.as_ref().map(Passt::ready);
         let result = {
             let answer = async {
                 let info = agent.get_info().await.map_err(RunError::Agent)?;
@@ -281,6 +295,9 @@ impl Sandbox {
                 Ok((info, raw, streams::open(&vsock, ids).await?.pump(ends)?))
             };
             let created = async {
+                if let Some(ready) = passt_ready {
+                    ready.await?;
+                }
                 if let Some(network) = network {
                     agent.configure_network(network).await.map_err(RunError::ConfigureNetwork)?;
                 }

@@ -12,30 +12,28 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use bulkhead_protocol::AGENT_PORT;
-use bulkhead_vmm::config::{MacAddress, MachineConfig, NetConfig, VsockConfig};
+use bulkhead_vmm::config::{MacAddress, MachineConfig, NetConfig, NetLink, VsockConfig};
 use bulkhead_vmm::control;
 use bulkhead_vmm::report::{End, Report};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::vmm_control::VmmControl;
 use crate::install::{Install, OpenParts};
 use crate::logging;
-use crate::network::Device;
+use crate::network::{Device, DeviceLink};
+use crate::pidfd;
+use crate::said::Said;
 use crate::spec::Machine;
 use crate::storage::Shares;
 use crate::text;
 
 /// Longest line of the report.
 const MAX_REPORT_LINE: u64 = 64 * 1024;
-
-/// Most bytes of the VMM's stderr that are kept: it writes there only when it cannot report.
-const STDERR_SIZE: u64 = 4096;
 
 /// Console output that an error quotes.
 const CONSOLE_TAIL: usize = 1024;
@@ -73,7 +71,8 @@ pub(crate) struct Vmm {
     child: Child,
     pidfd: OwnedFd,
     console: File,
-    stderr: File,
+    /// It writes there only when it cannot report.
+    stderr: Said,
 }
 
 /// The supervisor's ends of the VMM's sockets.
@@ -98,9 +97,9 @@ impl Vmm {
         let (agent, vmm_agent) = UnixStream::pair().map_err(prepare("make a socket"))?;
         let (report, vmm_report) = UnixStream::pair().map_err(prepare("make a socket"))?;
         let (control, vmm_control) = control::pair().map_err(prepare("make a socket"))?;
-        let stderr = sealed_memfd("vmm-stderr", STDERR_SIZE).map_err(prepare("make a file in memory"))?;
+        let stderr = Said::new("vmm-stderr").map_err(prepare("make a file in memory"))?;
         let console = options.console.try_clone().map_err(prepare("duplicate a descriptor"))?;
-        let vmm_stderr = stderr.try_clone().map_err(prepare("duplicate a descriptor"))?;
+        let vmm_stderr = stderr.to_stdio().map_err(prepare("duplicate a descriptor"))?;
         let config = MachineConfig {
             id: options.id.to_owned(),
             vcpus: options.machine.vcpus,
@@ -138,7 +137,7 @@ impl Vmm {
             vmm_report.as_fd(),
             vmm_control.as_fd(),
         ];
-        inherited.extend(options.nets.iter().flat_map(|net| net.taps.iter().chain(&net.vhosts)).map(AsFd::as_fd));
+        inherited.extend(options.nets.iter().flat_map(Device::descriptors));
         // All of these are this function's own, or its caller's for this, and are closed soon. Nothing else in the process starts
         // programs meanwhile, so no other child inherits them.
         for fd in inherited {
@@ -153,21 +152,18 @@ impl Vmm {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::from(vmm_stderr))
+            .stderr(vmm_stderr)
             // Ctrl-C on the terminal is for the container.
             .process_group(0)
             .spawn()
             .map_err(|error| SpawnVmmError::Spawn(install.vmm.clone(), error))?;
-        let pidfd = Pid::from_raw(child.id().cast_signed())
-            .ok_or(rustix::io::Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
-        match pidfd {
+        match pidfd::open(child.id()) {
             Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report, control })),
             Err(error) => {
                 let mut child = child;
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(SpawnVmmError::Prepare("watch the process", error.into()))
+                Err(SpawnVmmError::Prepare("watch the process", error))
             }
         }
     }
@@ -199,11 +195,7 @@ impl Vmm {
 
     /// What the VMM said before it could report, in one line.
     pub(crate) fn stderr(&self) -> String {
-        let mut said = vec![0; usize::try_from(STDERR_SIZE).unwrap_or(0)];
-        let length = self.stderr.read_at(&mut said, 0).unwrap_or(0);
-        said.truncate(length);
-        said.retain(|byte| *byte != 0);
-        text::one_line(&String::from_utf8_lossy(&said))
+        text::one_line(&self.stderr.text())
     }
 }
 
@@ -215,8 +207,11 @@ impl Drop for Vmm {
 
 fn net_config(device: &Device) -> NetConfig {
     let raw = |fds: &[OwnedFd]| fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let (tap_fds, vhost_fds) = (raw(&device.taps), raw(&device.vhosts));
-    NetConfig { tap_fds, vhost_fds, limits: device.limits, mac: MacAddress(device.mac) }
+    let link = match &device.link {
+        DeviceLink::Tap { taps, vhosts } => NetLink::Tap { tap_fds: raw(taps), vhost_fds: raw(vhosts) },
+        DeviceLink::Stream(socket) => NetLink::Stream { socket_fd: socket.as_raw_fd() },
+    };
+    NetConfig { link, limits: device.limits, mac: MacAddress(device.mac) }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.
@@ -227,14 +222,6 @@ fn read_tail(file: &File, max: usize) -> Vec<u8> {
     let read = file.read_at(&mut tail, start).unwrap_or(0);
     tail.truncate(read);
     tail
-}
-
-/// A file in memory that cannot grow beyond `size`, whatever is written to it.
-fn sealed_memfd(name: &str, size: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.set_len(size)?;
-    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(file)
 }
 
 fn config_memfd(config: &MachineConfig) -> io::Result<File> {
@@ -275,7 +262,7 @@ pub(crate) async fn follow(
     without_vhost: impl Fn(),
 ) {
     let mut lines = BufReader::new(report);
-    let (mut end, mut has_vhost) = (None, true);
+    let (mut end, mut has_vhost, mut has_link) = (None, true, true);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -295,18 +282,20 @@ pub(crate) async fn follow(
                 logging::warn(format_args!("the VMM moves the network's frames instead of vhost-net: {reason}"));
                 without_vhost();
             }
+            // There is one such device.
+            Ok(Report::LinkDown { mac, reason }) if has_link => {
+                has_link = false;
+                let reason = text::one_line(&reason);
+                logging::warn(format_args!("the link of the network device {mac} is down: {reason}"));
+            }
             Ok(Report::Answer { sequence, failure }) => control.answered(sequence, failure),
             Ok(Report::End(said)) => end = Some(said),
-            Ok(Report::NoVhost { .. }) | Err(_) => {}
+            Ok(Report::NoVhost { .. } | Report::LinkDown { .. }) | Err(_) => {}
         }
     }
     control.gone();
-    // The report has ended because the process has, or is about to; a pidfd is readable from then on.
-    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which is after its registration: the
-    // `AsyncFd` owns it from here on.
-    if let Ok(pidfd) = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
-        let _ = pidfd.readable().await;
-    }
+    // The report has ended because the process has, or is about to.
+    let _ = pidfd::ended(pidfd).await;
     let _ = events.send(VmmEvent::Gone(end));
 }
 
@@ -340,15 +329,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stderr_in_memory_cannot_grow() {
-        let mut file = sealed_memfd("test", 8).unwrap();
-
-        assert!(file.write_all(&[1; 8]).is_ok());
-        assert!(file.write_all(&[1; 8]).is_err());
-        assert_eq!(file.metadata().unwrap().len(), 8);
-    }
-
-    #[test]
     fn the_tail_of_a_file_is_its_end() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
@@ -375,8 +355,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut child = Command::new("true").spawn().unwrap();
-        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).unwrap();
+        let pidfd = pidfd::open(child.id()).unwrap();
         let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
         theirs.write_all(b"{\"report\":\"trace\",\"name\":\"x\",\"begin_ns\":1,\"end_ns\":2}\nnonsense\n").unwrap();
         theirs.write_all(b"{\"report\":\"no-vhost\",\"reason\":\"x\"}\n").unwrap();

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -114,10 +114,10 @@ impl VmmControl {
     pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<(), ControlError> {
         let order = Order::AttachNet {
             mac: MacAddress(device.mac),
-            pairs: device.taps.len() as u16, // a number of vCPUs
+            pairs: device.pairs() as u16, // a number of vCPUs
             limits: device.limits,
         };
-        let descriptors: Vec<_> = device.taps.iter().chain(&device.vhosts).map(AsFd::as_fd).collect();
+        let descriptors: Vec<_> = device.descriptors().collect();
         self.ask(order, &descriptors, format!("attach the network interface {name}")).await
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_virtio::device::{ActiveQueue, GuestMemory, Interrupt};
-use bulkhead_virtio::net::{Engine, Tap};
+use bulkhead_virtio::net::{Engine, Link, Tap};
 use bulkhead_virtio::worker::EventHandler;
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::{Queue, QueueT};
@@ -59,8 +59,8 @@ fuzz_target!(|bytes: &[u8]| {
     for len in [12, 60, 1514, 40_000] {
         network.send(&vec![0xa5; len]).unwrap();
     }
-    let tap = Arc::new(Tap::new(device_side.into()));
-    let mut engine = Engine::new(&memory, features, queues, Arc::new(Interrupt::new(event())), tap).unwrap();
+    let link = Arc::new(Link::Tap(Tap::new(device_side.into())));
+    let mut engine = Engine::new(&memory, features, queues, Arc::new(Interrupt::new(event())), link).unwrap();
     let mut events = Vec::new();
     let mut received = [0; 256];
     loop {

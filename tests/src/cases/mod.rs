@@ -35,6 +35,8 @@ mod network_limits;
 mod network_load;
 mod network_names;
 mod network_shared;
+mod network_user;
+mod network_user_ends;
 mod podman;
 mod pods;
 mod port_forward;
@@ -138,6 +140,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_load::CASES,
         network_names::CASES,
         network_shared::CASES,
+        network_user::CASES,
+        network_user_ends::CASES,
         podman::CASES,
         pods::CASES,
         port_forward::CASES,

@@ -257,7 +257,7 @@ fn much_data_unchanged(env: &Env) -> Result {
 }
 
 /// Sends bytes to a server that sends back what it gets, and compares.
-fn echo_unchanged(address: &str, len: u64) -> Result {
+pub(super) fn echo_unchanged(address: &str, len: u64) -> Result {
     const PIECE: u64 = 8192;
     let mut stream = connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;

@@ -20,7 +20,7 @@ mod spare;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
-use bulkhead_virtio::net::Fallback;
+use bulkhead_virtio::net::{Notice, Port};
 
 use crate::arch::x86_64::boot::BootError;
 use crate::config::{MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
@@ -102,9 +102,20 @@ pub struct Machine {
 #[derive(Debug)]
 struct NetworkWatch {
     /// That one does without vhost-net.
-    fallback: Fallback,
+    fallback: Notice,
     /// Whether none may.
     needs_vhost: bool,
+    /// Those on sockets.
+    streams: Vec<StreamWatch>,
+}
+
+/// What is to be known of a network device on a socket.
+#[derive(Debug)]
+struct StreamWatch {
+    /// The device's host side, to be taken off when the socket is of no use any more.
+    port: Port,
+    /// That it is not.
+    lost: Notice,
 }
 
 /// Checks what the type of the configuration does not.
@@ -123,8 +134,8 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         let allowed = format!("at most {MAX_NETS}");
         return Err(MachineError::Config { what: "the number of network devices", value, allowed });
     }
-    if let Some(net) = config.nets.iter().find(|net| !(1..=MAX_NET_PAIRS).contains(&net.tap_fds.len())) {
-        let value = net.tap_fds.len() as u64;
+    if let Some(net) = config.nets.iter().find(|net| !(1..=MAX_NET_PAIRS).contains(&net.link.pairs())) {
+        let value = net.link.pairs() as u64;
         let allowed = format!("1 to {MAX_NET_PAIRS}");
         return Err(MachineError::Config { what: "the number of a network device's queue pairs", value, allowed });
     }

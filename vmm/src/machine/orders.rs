@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bulkhead_kvm::{GrantError, Vm};
 use bulkhead_virtio::fs::{AddedTrees, TreeError};
-use bulkhead_virtio::net::{Backend, MAX_PAIRS, NetConfig};
+use bulkhead_virtio::net::{Backend, LinkKind, MAX_PAIRS, NetConfig};
 
 use super::MachineError;
 use super::spare::SpareNets;
@@ -91,8 +91,8 @@ impl Changeable {
             Order::AttachNet { mac, pairs, limits } => {
                 let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
-                let backend = Backend { taps, vhosts, fallback: nets.fallback.clone() };
-                Ok(nets.attach(&NetConfig { mac, pairs, limits }, backend)?)
+                let backend = Backend::Tap { taps, vhosts, fallback: nets.fallback.clone() };
+                Ok(nets.attach(&NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?)
             }
             Order::AddMemory { size_mib } => {
                 let [] = exactly(descriptors)?;

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use super::bus::Bus;
 use super::console::Console;
 use super::orders::Orders;
-use super::{Machine, MachineError, NetworkWatch};
+use super::{Machine, MachineError, NetworkWatch, StreamWatch};
 use crate::report::{End, Report, Reporter};
 
 /// How a vCPU thread ended.
@@ -72,12 +72,13 @@ impl Watched<'_> {
     fn wait(&self, supervisor: BorrowedFd<'_>, reporter: &Reporter) -> Result<Option<VcpuEnd>, MachineError> {
         let host = |source| MachineError::Host { doing: "wait for the machine", source };
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(supervisor, PollFlags::empty()),
                 PollFd::new(borrow(self.ended), PollFlags::POLLIN),
                 PollFd::new(self.orders.socket.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.network.fallback.as_fd(), PollFlags::POLLIN),
             ];
+            fds.extend(self.network.streams.iter().map(|stream| PollFd::new(stream.lost.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 result => result.map_err(|error| host(error.into()))?,
@@ -90,6 +91,12 @@ impl Watched<'_> {
                     return Err(MachineError::NoVhost { reason });
                 }
                 reporter.send(&Report::NoVhost { reason });
+            }
+            for StreamWatch { port, lost } in &self.network.streams {
+                if let Some(reason) = lost.take() {
+                    port.detach();
+                    reporter.send(&Report::LinkDown { mac: port.state().permanent_mac, reason });
+                }
             }
             if fds[0].any() == Some(true)
                 || (fds[2].any() == Some(true) && !self.orders.serve(reporter).map_err(host)?)
@@ -128,7 +135,7 @@ pub fn describe(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_virtio::net::Fallback;
+    use bulkhead_virtio::net::{Backend, Limits, LinkKind, MacAddress, Net, NetConfig, Notice};
 
     use super::super::orders::Changeable;
     use super::*;
@@ -161,19 +168,23 @@ mod tests {
 
     /// Waits for a machine until its supervisor hangs up; returns how that went, and what was reported.
     fn wait(needs_vhost: bool, fallback: Option<&str>) -> (Result<Option<VcpuEnd>, MachineError>, String) {
+        let network = NetworkWatch { fallback: Notice::new().unwrap(), needs_vhost, streams: Vec::new() };
+        if let Some(reason) = fallback {
+            network.fallback.tell(&reason);
+        }
+        wait_with(&network)
+    }
+
+    fn wait_with(network: &NetworkWatch) -> (Result<Option<VcpuEnd>, MachineError>, String) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (_sender, receiver) = channel();
         let (_supervisor, socket) = control::pair().unwrap();
         let orders = Orders { socket, machine: Changeable::default() };
         let report = tempfile::NamedTempFile::new().unwrap();
         let reporter = Reporter::new(report.reopen().unwrap(), false);
-        let network = NetworkWatch { fallback: Fallback::new().unwrap(), needs_vhost };
-        if let Some(reason) = fallback {
-            network.fallback.tell(&reason);
-        }
         drop(theirs);
         let ended = EventFd::new(0).unwrap();
-        let watched = Watched { orders: &orders, network: &network, ended: &ended, receiver: &receiver };
+        let watched = Watched { orders: &orders, network, ended: &ended, receiver: &receiver };
         let end = watched.wait(ours.as_fd(), &reporter);
         (end, std::fs::read_to_string(report.path()).unwrap())
     }
@@ -183,6 +194,23 @@ mod tests {
         let (end, report) = wait(true, None);
         assert!(matches!(end, Ok(None)));
         assert_eq!(report, "");
+    }
+
+    #[test]
+    fn a_device_whose_socket_is_lost_has_its_link_down() {
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let lost = Notice::new().unwrap();
+        let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+        let net = Net::new(&NetConfig { mac, link: LinkKind::Stream, pairs: 1, limits: Limits::default() })
+            .on(Backend::Stream { socket: socket.into(), lost: lost.clone() })
+            .unwrap();
+        lost.tell(&"it was closed");
+        let streams = vec![StreamWatch { port: net.port().clone(), lost }];
+
+        let (_, report) = wait_with(&NetworkWatch { fallback: Notice::new().unwrap(), needs_vhost: false, streams });
+
+        assert_eq!(report, "{\"report\":\"link-down\",\"mac\":[2,0,0,0,0,1],\"reason\":\"it was closed\"}\n");
+        assert!(!net.port().state().link_up);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use bulkhead_kvm::{GuestMemory, Kvm, Reserve, ReserveLayout, StartState, Vcpu, V
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, Fallback, NetConfig};
+use bulkhead_virtio::net::{Backend, LinkKind, Net, NetConfig, Notice};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
@@ -23,9 +23,9 @@ use super::bus::Bus;
 use super::console::Console;
 use super::orders::{Changeable, Orders};
 use super::spare::{self, SpareNets};
-use super::{Machine, MachineError, NetworkWatch, Parts, check};
+use super::{Machine, MachineError, NetworkWatch, Parts, StreamWatch, check};
 use crate::arch::x86_64::boot;
-use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
+use crate::config::{self, MachineConfig, NetLink, PRIVATE_TAG, SHARED_TAG, ShareTree};
 use crate::jail::{self, Jail};
 use crate::report::Reporter;
 
@@ -110,8 +110,8 @@ fn assemble(
     let console = Arc::new(Mutex::new(Console::new(File::from(owned(config.console_fd)))));
     let mut bus = Bus::new(Arc::clone(&console));
     let mut changeable = changeable(config)?;
-    let fallback = Fallback::new().map_err(|source| MachineError::Host { doing: "make an eventfd", source })?;
-    for (name, device) in devices(config, jail, &changeable, &fallback)? {
+    let mut network = NetworkWatch { fallback: notice()?, needs_vhost: config.needs_vhost, streams: Vec::new() };
+    for (name, device) in devices(config, jail, &changeable, &mut network)? {
         let transport = MmioTransport::new(device, memory.clone())
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
@@ -123,10 +123,9 @@ fn assemble(
     let vm = Arc::new(vm);
     let empty = Mutex::new(first_spare..first_spare + config.spare_nets);
     changeable.nets =
-        Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone(), fallback: fallback.clone(), empty });
+        Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone(), fallback: network.fallback.clone(), empty });
     changeable.vm = Some(Arc::clone(&vm));
     let orders = Orders { socket: owned(config.control_fd), machine: changeable };
-    let network = NetworkWatch { fallback, needs_vhost: config.needs_vhost };
     Ok(Machine { _vm: vm, vcpus, bus, console, orders, network })
 }
 
@@ -159,7 +158,7 @@ fn devices(
     config: &MachineConfig,
     jail: Jail,
     changeable: &Changeable,
-    fallback: &Fallback,
+    network: &mut NetworkWatch,
 ) -> Result<Vec<NamedDevice>, MachineError> {
     let vsock = Vsock::new(VsockConfig {
         guest_cid: GUEST_CID,
@@ -182,13 +181,32 @@ fn devices(
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
     for net in &config.nets {
-        let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
-        let backend = Backend { taps: owned(&net.tap_fds), vhosts: owned(&net.vhost_fds), fallback: fallback.clone() };
-        let pairs = net.tap_fds.len() as u16; // checked to be at most MAX_NET_PAIRS
-        let config = NetConfig { mac: net.mac, pairs, limits: net.limits };
-        devices.push((format!("{} network", net.mac), Box::new(spare::net(&config, backend)?)));
+        devices.push((format!("{} network", net.mac), Box::new(network_device(net, network)?)));
     }
     Ok(devices)
+}
+
+fn network_device(config: &config::NetConfig, network: &mut NetworkWatch) -> Result<Net, MachineError> {
+    let pairs = config.link.pairs() as u16; // checked to be at most MAX_NET_PAIRS
+    let made = |link| NetConfig { mac: config.mac, link, pairs, limits: config.limits };
+    match &config.link {
+        NetLink::Tap { tap_fds, vhost_fds } => {
+            let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
+            let (taps, vhosts) = (owned(tap_fds), owned(vhost_fds));
+            spare::net(&made(LinkKind::Tap), Backend::Tap { taps, vhosts, fallback: network.fallback.clone() })
+        }
+        NetLink::Stream { socket_fd } => {
+            let lost = notice()?;
+            let backend = Backend::Stream { socket: owned(*socket_fd), lost: lost.clone() };
+            let net = spare::net(&made(LinkKind::Stream), backend)?;
+            network.streams.push(StreamWatch { port: net.port().clone(), lost });
+            Ok(net)
+        }
+    }
+}
+
+fn notice() -> Result<Notice, MachineError> {
+    Notice::new().map_err(|source| MachineError::Host { doing: "make an eventfd", source })
 }
 
 #[cfg(test)]

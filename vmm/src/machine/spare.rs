@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_kvm::{GuestMemory, Vm};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, Fallback, Net, NetConfig};
+use bulkhead_virtio::net::{Backend, Net, NetConfig, Notice};
 
 use super::MachineError;
 use super::bus::Bus;
@@ -18,7 +18,7 @@ pub(super) struct SpareNets {
     pub(super) vm: Arc<Vm>,
     pub(super) memory: GuestMemory,
     pub(super) bus: Bus,
-    pub(super) fallback: Fallback,
+    pub(super) fallback: Notice,
     /// The windows that are kept for them and have none yet.
     pub(super) empty: Mutex<Range<usize>>,
 }

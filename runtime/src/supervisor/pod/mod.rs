@@ -121,17 +121,14 @@ async fn make(
     let signals = BlockedSignals::block().map_err(RunError::Signals)?;
     let boot_timeout = install.boot_timeout;
     let request = translated.request;
-    let machine = launch::Machine {
-        spec: &translated.machine,
-        shares: &Shares::default(),
-        network: translated.network,
-        trees_grow: true,
-    };
+    let (spec, shares, network) = (&translated.machine, &Shares::default(), translated.network);
+    // It has a namespace's, and no other.
+    let machine = launch::Machine { spec, shares, network, user_network: None, trees_grow: true };
     let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
     let (state, cgroup) = groundwork::places(options, &translated.cgroup)?;
     let cgroup = cgroup.map(Arc::new);
     let booted = launch::boot(options, &install, parts, machine, &state, &mut trace)?;
-    let Booted { vmm, network, net_backend, network_request, follower, sockets } = booted;
+    let Booted { vmm, network, passt: _, net_backend, network_request, follower, sockets } = booted;
     let control = VmmControl::new(sockets.control);
     let setup = Setup {
         network: network_request,

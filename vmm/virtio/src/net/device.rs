@@ -5,9 +5,10 @@ use std::io;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
+use super::backend::{AttachError, Backend, LinkKind};
 use super::control::ControlQueue;
 use super::limit::Limits;
-use super::port::{AttachError, Backend, Port};
+use super::port::Port;
 use super::{MAX_PAIRS, MacAddress, features};
 use crate::device::{ActivateError, Activation, DeviceKind, Notification, VirtioDevice, read_config_bytes};
 
@@ -21,7 +22,9 @@ const CONTROL_SIZE: u16 = 16;
 pub struct NetConfig {
     /// The guest's address.
     pub mac: MacAddress,
-    /// How many pairs of queues there are: 1 to [`MAX_PAIRS`].
+    /// What it is to hang on.
+    pub link: LinkKind,
+    /// How many pairs of queues there are: 1 to [`MAX_PAIRS`], and 1 on a stream socket.
     pub pairs: u16,
     /// How much may go.
     pub limits: Limits,
@@ -41,19 +44,20 @@ impl Net {
     /// A device that does not run yet, and hangs on nothing.
     #[must_use]
     pub fn new(config: &NetConfig) -> Self {
-        let &NetConfig { mac, pairs, limits } = config;
-        let pairs = pairs.clamp(1, MAX_PAIRS);
+        let &NetConfig { mac, link, pairs, limits } = config;
+        let max_pairs = if link == LinkKind::Stream { 1 } else { MAX_PAIRS };
+        let pairs = pairs.clamp(1, max_pairs);
         let mut queue_sizes = PAIR_SIZES.repeat(pairs.into());
         queue_sizes.push(CONTROL_SIZE);
-        let port = Port::new(mac, pairs, limits);
-        Self { port, features: features::offered(pairs), pairs, queue_sizes, control: None }
+        let port = Port::new(mac, link, pairs, limits);
+        Self { port, features: features::offered(link, pairs), pairs, queue_sizes, control: None }
     }
 
     /// The same on `backend`.
     ///
     /// # Errors
     ///
-    /// When it has not the device's number of queues.
+    /// When it is not what the device is made for.
     pub fn on(self, backend: Backend) -> Result<Self, AttachError> {
         self.port.attach(backend)?;
         Ok(self)

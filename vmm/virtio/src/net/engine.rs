@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The running device: moves frames between the queues and the tap, on a thread of its own.
+//! The running device: moves frames between the queues and the link, on a thread of its own.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -11,25 +11,25 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use super::QueueError;
 use super::limit::Limiter;
+use super::link::Link;
 use super::pair::Context;
 use super::receive::{Received, Receiver};
-use super::tap::Tap;
 use super::transmit::{Transmitted, Transmitter};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 use crate::worker::{Event, EventHandler, Interest, Poller, eventfd_as_fd};
 
 const RX_TOKEN: u64 = 0;
 const TX_TOKEN: u64 = 1;
-const TAP_TOKEN: u64 = 2;
+const LINK_TOKEN: u64 = 2;
 const TIMER_TOKEN: u64 = 3;
 
-/// The queues and the tap.
+/// The queues and the link.
 #[derive(Debug)]
 pub struct Engine {
     poller: Poller,
     /// `None` once it has gone.
-    tap: Option<Arc<Tap>>,
-    /// What the tap is waited for.
+    link: Option<Arc<Link>>,
+    /// What the link is waited for.
     interest: Interest,
     rx: Receiver,
     tx: Transmitter,
@@ -51,11 +51,11 @@ struct Limited {
 struct Work {
     receive: bool,
     transmit: bool,
-    tap_gone: bool,
+    link_gone: bool,
 }
 
 impl Engine {
-    /// Joins queues and tap; an event that is pending already is found by the poller.
+    /// Joins queues and link; an event that is pending already is found by the poller.
     ///
     /// # Errors
     ///
@@ -65,26 +65,32 @@ impl Engine {
         accepted: u64,
         [rx, tx]: [ActiveQueue; 2],
         interrupt: Arc<Interrupt>,
-        tap: Arc<Tap>,
+        link: Arc<Link>,
     ) -> io::Result<Self> {
-        let context = Context { memory: memory.clone(), accepted, interrupt, tap, limiter: None, fallback: None };
+        let context = Context { memory: memory.clone(), accepted, interrupt, link, limiter: None, fallback: None };
         Self::start(Poller::new()?, context, [rx, tx])
     }
 
     /// The same on a poller that is there already.
     pub(super) fn start(poller: Poller, context: Context, [rx, tx]: [ActiveQueue; 2]) -> io::Result<Self> {
-        let Context { memory, accepted, interrupt, tap, limiter, .. } = context;
+        let Context { memory, accepted, interrupt, link, limiter, .. } = context;
         // Each notification wakes the thread once, and no eventfd has to be read for that.
         poller.add(eventfd_as_fd(&rx.event), RX_TOKEN, Interest::IN | Interest::ET)?;
         poller.add(eventfd_as_fd(&tx.event), TX_TOKEN, Interest::IN | Interest::ET)?;
-        poller.add(&tap, TAP_TOKEN, Interest::IN)?;
+        let mut interest = Interest::IN;
+        if link.has_frame() {
+            // It was read for those that had the queues before. Fails only when the queue will be looked at anyway.
+            let _ = rx.event.write(1);
+            interest = Interest::empty();
+        }
+        poller.add(&link, LINK_TOKEN, interest)?;
         // There may be frames already. Fails only when the queue will be looked at anyway.
         let _ = tx.event.write(1);
         let limited = limiter.map(|limiter| Limited::new(limiter, &poller)).transpose()?;
         Ok(Self {
             poller,
-            tap: Some(tap),
-            interest: Interest::IN,
+            link: Some(link),
+            interest,
             rx: Receiver::new(rx, memory.clone(), accepted),
             tx: Transmitter::new(tx, memory),
             interrupt,
@@ -107,7 +113,7 @@ impl Engine {
         let mut work = Work::default();
         for event in events {
             match event.token {
-                // As long as the tap is waited for, there is room, and the tap says when there is a frame.
+                // As long as the link is waited for, there is room, and the link says when there is a frame.
                 RX_TOKEN => work.receive |= !self.interest.contains(Interest::IN),
                 TX_TOKEN => work.transmit |= !self.interest.contains(Interest::OUT),
                 TIMER_TOKEN => {
@@ -118,7 +124,7 @@ impl Engine {
                 _ => {
                     work.receive |= event.flags.contains(Interest::IN);
                     work.transmit |= event.flags.contains(Interest::OUT);
-                    work.tap_gone |= event.flags.intersects(Interest::ERR | Interest::HUP);
+                    work.link_gone |= event.flags.intersects(Interest::ERR | Interest::HUP);
                 }
             }
         }
@@ -130,33 +136,41 @@ impl Engine {
         let limiter = self.limited.as_ref().map(|limited| Arc::clone(&limited.limiter));
         let (rx_pace, tx_pace) =
             (limiter.as_ref().map(|limiter| &limiter.rx), limiter.as_ref().map(|limiter| &limiter.tx));
-        if work.tap_gone {
-            self.forget_tap();
+        if work.link_gone {
+            self.forget_link(&io::Error::other("the other end of its socket was closed"));
         }
         if work.receive
-            && let Some(tap) = &self.tap
+            && let Some(link) = &self.link
         {
-            match self.rx.receive(tap, rx_pace, &self.interrupt)? {
+            match self.rx.receive(link, rx_pace, &self.interrupt)? {
+                Received::Some if link.has_frame() => {
+                    interest.remove(Interest::IN);
+                    // Looked at again after other events. Fails only when it will be looked at anyway.
+                    let _ = self.rx.queue().event.write(1);
+                }
                 Received::All | Received::Some => interest.insert(Interest::IN),
                 Received::NoRoom => interest.remove(Interest::IN),
                 Received::Limited(wait) => {
                     interest.remove(Interest::IN);
                     self.continue_after(wait);
                 }
-                Received::Gone => self.forget_tap(),
+                Received::Gone(error) => self.forget_link(&error),
             }
         }
         if work.transmit {
             interest.remove(Interest::OUT);
-            match self.tx.transmit(self.tap.as_deref(), tx_pace, &self.interrupt)? {
+            match self.tx.transmit(self.link.as_deref(), tx_pace, &self.interrupt)? {
                 Transmitted::All => {}
                 // Looked at again after other events. Fails only when it will be looked at anyway.
                 Transmitted::Some => drop(self.tx.queue().event.write(1)),
-                Transmitted::TapFull => interest.insert(Interest::OUT),
+                Transmitted::LinkFull => interest.insert(Interest::OUT),
                 Transmitted::Limited(wait) => self.continue_after(wait),
             }
+            if self.link.as_ref().is_some_and(|link| !link.flush()) {
+                interest.insert(Interest::OUT);
+            }
         }
-        self.watch_tap(interest);
+        self.watch_link(interest);
         Ok(())
     }
 
@@ -167,23 +181,24 @@ impl Engine {
     }
 
     /// Asks epoll for what matters now.
-    fn watch_tap(&mut self, interest: Interest) {
-        let Some(tap) = &self.tap else { return };
+    fn watch_link(&mut self, interest: Interest) {
+        let Some(link) = &self.link else { return };
         if interest == self.interest {
             return;
         }
-        match self.poller.modify(tap, TAP_TOKEN, interest) {
+        match self.poller.modify(link, LINK_TOKEN, interest) {
             Ok(()) => self.interest = interest,
-            // A tap that cannot be waited for is none.
-            Err(_) => self.forget_tap(),
+            // A link that cannot be waited for is none.
+            Err(error) => self.forget_link(&error),
         }
     }
 
-    /// Goes on without the tap: there is nothing to read, and what the guest sends is dropped.
-    fn forget_tap(&mut self) {
-        if let Some(tap) = self.tap.take() {
+    /// Goes on without the link: there is nothing to read, and what the guest sends is dropped.
+    fn forget_link(&mut self, error: &io::Error) {
+        if let Some(link) = self.link.take() {
+            link.is_lost(error);
             // Fails only when it is not waited for.
-            let _ = self.poller.remove(&tap);
+            let _ = self.poller.remove(&link);
         }
         self.interest = Interest::empty();
         // The guest's frames must not wait for it any longer. Fails only when the queue will be looked at anyway.

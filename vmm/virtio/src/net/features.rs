@@ -10,14 +10,23 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-/// Every tap of the kernels that Bulkhead runs on has these offloads.
-const OFFERED: [u32; 16] = [
+use super::backend::LinkKind;
+
+/// What a device has on whatever it hangs.
+const ALWAYS: [u32; 8] = [
     VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_STATUS,
     VIRTIO_NET_F_CTRL_VQ,
     VIRTIO_NET_F_CTRL_RX,
     VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+];
+
+/// What is left to the receiver of a frame, which its header says. Every tap of the kernels that Bulkhead runs on has these; a
+/// stream socket has no headers.
+const OFFLOADS: [u32; 8] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
@@ -26,8 +35,6 @@ const OFFERED: [u32; 16] = [
     VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_RING_F_INDIRECT_DESC,
 ];
 
 /// What the guest takes as it is, and the name that a tap has for it (linux/if_tun.h).
@@ -51,10 +58,11 @@ const NEEDS: [(u32, u32); 9] = [
     (VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_CSUM),
 ];
 
-/// The feature bits of a device with `pairs` queue pairs. An MTU is not told: Linux takes it for the largest that there will
+/// The feature bits of a device with `pairs` queue pairs on a link of that kind. An MTU is not told: Linux takes it for the largest that there will
 /// ever be, and that of the interface on the host may grow.
-pub(super) fn offered(pairs: u16) -> u64 {
-    let mut features = OFFERED.iter().fold(0, |features, bit| features | 1 << bit);
+pub(super) fn offered(link: LinkKind, pairs: u16) -> u64 {
+    let offloads = if link == LinkKind::Tap { OFFLOADS.as_slice() } else { &[] };
+    let mut features = ALWAYS.iter().chain(offloads).fold(0, |features, bit| features | 1 << bit);
     if pairs > 1 {
         features |= 1 << VIRTIO_NET_F_MQ;
     }
@@ -86,16 +94,24 @@ mod tests {
     fn the_tap_leaves_to_the_guest_what_the_guest_accepted() {
         assert_eq!(tap_offloads(0), 0);
         assert_eq!(tap_offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4), libc::TUN_F_CSUM);
-        assert_eq!(tap_offloads(offered(1)), 0xf);
+        assert_eq!(tap_offloads(offered(LinkKind::Tap, 1)), 0xf);
     }
 
     #[test]
     fn features_come_with_what_they_need() {
-        let all = offered(4);
+        let all = offered(LinkKind::Tap, 4);
         assert!(go_together(all, 4) && go_together(0, 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_GUEST_CSUM), 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_CTRL_VQ), 4));
         assert!(!go_together(all & !(1 << VIRTIO_NET_F_MQ), 4));
-        assert!(!has(offered(1), VIRTIO_NET_F_MQ) && go_together(offered(1), 1));
+        let one = offered(LinkKind::Tap, 1);
+        assert!(!has(one, VIRTIO_NET_F_MQ) && go_together(one, 1));
+    }
+
+    #[test]
+    fn nothing_is_left_to_who_knows_no_headers() {
+        let features = offered(LinkKind::Stream, 1);
+        assert!(go_together(features, 1) && has(features, VIRTIO_NET_F_MRG_RXBUF) && tap_offloads(features) == 0);
+        assert!(!has(features, VIRTIO_NET_F_CSUM) && !has(features, VIRTIO_NET_F_HOST_TSO4));
     }
 }

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The network device (virtio 1.2, section 5.1), on a tap of the host.
+//! The network device (virtio 1.2, section 5.1), on a tap of the host or a stream socket.
 //!
 //! Frames go between the guest's buffers and the tap by `readv` and `writev`, so the VMM neither copies nor looks at them.
 //! The header in front of each frame, which says how far its checksum and segmentation are left to the receiver, has the
 //! same layout on both sides. Nothing is buffered here: frames for a guest that gives no buffers wait in the tap's own
-//! queue, whose length the host's kernel bounds, and frames that the tap has no room for wait in the guest's ring.
+//! queue, whose length the host's kernel bounds, and frames that the tap has no room for wait in the guest's ring. On a stream
+//! socket, which takes and gives any piece of a frame, frames are copied by way of two buffers whose size is fixed.
 //!
 //! | module | what it knows |
 //! | --- | --- |
 //! | `device` | the device as the transport sees it |
-//! | `port` | the host's side: which pairs of queues run, and on what |
+//! | `port`, `backend` | the host's side: which pairs of queues run, and on what |
 //! | `pair` | a pair of queues on its thread: [`engine`](Engine), or `vhost`, which is the host's kernel in its stead |
-//! | `fallback` | that the kernel does not do what it was to do |
+//! | `notice` | that the kernel does not do what it was to do, or that there is no host's side any more |
 //! | `receive`, `transmit`, `pieces`, `used` | frames in each direction |
 //! | `limit` | bytes and frames per second |
 //! | `control`, `command`, `filter` | what the guest asks for: its address, the frames that it wants, the pairs that it uses |
-//! | `tap` | a queue of the tap |
+//! | `link`, `tap`, `stream` | what a pair of queues hangs on: a queue of the tap, or the socket |
 //!
 //! | the driver | fate |
 //! | --- | --- |
@@ -24,38 +25,45 @@
 //! | sends a control command that is unknown, has another length than it needs, or a table of more than [`TABLE_MAX`] addresses | it fails, and changes nothing |
 //! | sends a control command without room for the answer | the device needs a reset |
 //! | sends a frame longer than [`FRAME_MAX`], or one that the host's kernel refuses | the frame is dropped |
-//! | gives no buffers | frames wait in the tap, then the host's kernel drops them |
+//! | gives no buffers | frames wait in the tap, then the host's kernel drops them; or in the socket, then the other end has to wait |
 //!
-//! When the tap goes away, the guest's frames are dropped, and the device goes on without it. What the host's kernel does not
+//! When the tap or the other end of the socket goes away, or that announces a frame longer than one can be, the guest's frames
+//! are dropped, and the device goes on without it; of a socket, the VMM is told. What the host's kernel does not
 //! like about a queue that it serves is for the queue's own thread to find out: it goes on in the kernel's stead, and tells.
 
+mod backend;
 mod command;
 mod control;
 mod device;
 mod engine;
-mod fallback;
 mod features;
 mod filter;
 mod limit;
+mod link;
 mod mac;
+mod notice;
 mod pair;
 mod pieces;
 mod port;
 mod receive;
+mod stream;
 mod tap;
 mod transmit;
 mod used;
 mod vhost;
 
+pub use backend::{AttachError, Backend, LinkKind};
 pub use command::TABLE_MAX;
 pub use device::{Net, NetConfig};
 pub use engine::Engine;
-pub use fallback::Fallback;
 pub use filter::Filter;
 pub use limit::{Limits, Rate};
+pub use link::Link;
 pub use mac::MacAddress;
+pub use notice::Notice;
 pub use pieces::MAX_PIECES;
-pub use port::{AttachError, Backend, NetState, Port};
+pub use port::{NetState, Port};
+pub use stream::Stream;
 pub use tap::Tap;
 pub use vhost::VhostNet;
 

@@ -15,9 +15,9 @@ use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
-use super::fallback::Fallback;
 use super::limit::Limiter;
-use super::tap::Tap;
+use super::link::Link;
+use super::notice::Notice;
 use super::vhost::VhostNet;
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 use crate::worker::{Event, EventHandler, Interest, Poller, eventfd_as_fd};
@@ -30,11 +30,11 @@ pub(super) struct Context {
     pub(super) memory: GuestMemory,
     pub(super) accepted: u64,
     pub(super) interrupt: Arc<Interrupt>,
-    pub(super) tap: Arc<Tap>,
+    pub(super) link: Arc<Link>,
     /// Only a pair's own thread keeps to them.
     pub(super) limiter: Option<Arc<Limiter>>,
     /// Who is told when the host's kernel does not serve the queues, though it was to.
-    pub(super) fallback: Option<Fallback>,
+    pub(super) fallback: Option<Notice>,
 }
 
 impl Context {
@@ -162,8 +162,8 @@ impl VhostPair {
         mut vhost: VhostNet,
     ) -> io::Result<(VhostNet, EventFd)> {
         let errors = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let Context { memory, accepted, interrupt, tap, .. } = context;
-        let tap = tap.as_fd().as_raw_fd();
+        let Context { memory, accepted, interrupt, link, .. } = context;
+        let tap = link.as_fd().as_raw_fd();
         // Dropped on an error, it is closed, and what it has begun is undone.
         vhost.start(memory, *accepted, queues, interrupt.event(), &errors, tap)?;
         poller.add(eventfd_as_fd(&errors), ERROR_TOKEN, Interest::IN | Interest::ET)?;

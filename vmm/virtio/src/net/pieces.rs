@@ -94,22 +94,48 @@ impl Pieces {
         self.start = 0;
     }
 
+    /// Bytes of all, as far as one call takes them.
+    pub(super) fn len(&self) -> usize {
+        self.all().iter().map(|piece| piece.iov_len).sum()
+    }
+
     /// Writes `bytes` to the guest's memory `offset` bytes into the pieces.
-    pub(super) fn write_at(&self, mut offset: usize, bytes: &[u8]) {
+    pub(super) fn write_at(&self, offset: usize, bytes: &[u8]) {
+        self.write_first(self.count(), offset, bytes);
+    }
+
+    /// The same into the first `count`, as far as there is room in them; returns how many bytes that is.
+    pub(super) fn write_first(&self, count: usize, offset: usize, bytes: &[u8]) -> usize {
         let mut rest = bytes;
-        for piece in self.all() {
+        for slice in self.slices(count, offset) {
             if rest.is_empty() {
-                return;
+                break;
             }
-            let skipped = offset.min(piece.iov_len);
-            offset -= skipped;
-            // SAFETY: an iovec is a part of guest memory (`push_chain`), which `self.memory` keeps mapped.
-            let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
-            let Ok(slice) = slice.offset(skipped) else { return };
             let (now, later) = rest.split_at(rest.len().min(slice.len()));
             slice.copy_from(now);
             rest = later;
         }
+        bytes.len() - rest.len()
+    }
+
+    /// Adds what is in the guest's memory from `offset` bytes into the pieces on to `buffer`.
+    pub(super) fn append_to(&self, buffer: &mut Vec<u8>, offset: usize) {
+        for slice in self.slices(self.count(), offset) {
+            let end = buffer.len();
+            buffer.resize(end + slice.len(), 0);
+            slice.copy_to(&mut buffer[end..]);
+        }
+    }
+
+    /// The guest's memory in the first `count` pieces, from `offset` bytes on.
+    fn slices(&self, count: usize, mut offset: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
+        self.first(count).iter().filter_map(move |piece| {
+            let skipped = offset.min(piece.iov_len);
+            offset -= skipped;
+            // SAFETY: an iovec is a part of guest memory (`push_chain`), which `self.memory` keeps mapped.
+            let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            slice.offset(skipped).ok()
+        })
     }
 }
 
@@ -135,6 +161,19 @@ mod tests {
 
         let at = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
         assert_eq!([at(2), at(3), at(0x100), at(0x101), at(0x200), at(0x201)], [1, 0, 2, 0, 3, 0]);
+    }
+
+    #[test]
+    fn no_more_is_written_than_fits_the_first_pieces() {
+        let (memory, pieces) = pieces(&[3, 1, 8]);
+
+        assert_eq!(pieces.write_first(2, 1, &[1, 2, 3, 4]), 3);
+
+        let mut bytes = vec![9];
+        pieces.append_to(&mut bytes, 2);
+        assert_eq!(bytes, [9, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x200)).unwrap(), 0);
+        assert_eq!(pieces.len(), 12);
     }
 
     #[test]

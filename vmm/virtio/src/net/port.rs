@@ -3,7 +3,6 @@
 //! has no thread, and its queue of the tap gets no frames.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -11,54 +10,14 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
+use super::backend::{AttachError, Backend, LinkKind, Side};
 use super::command::Command;
-use super::fallback::Fallback;
 use super::filter::Filter;
 use super::limit::{Limiter, Limits};
 use super::pair::{Context, Pair};
-use super::tap::Tap;
-use super::vhost::VhostNet;
 use super::{MacAddress, features};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 use crate::worker::Worker;
-
-/// What a device hangs on.
-#[derive(Debug)]
-pub struct Backend {
-    /// An open tap, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`; one descriptor for each pair of queues. If there are several,
-    /// it has `IFF_MULTI_QUEUE`, and all but the first descriptor's queues are detached.
-    pub taps: Vec<OwnedFd>,
-    /// An open `/dev/vhost-net` for each pair of queues, or none.
-    pub vhosts: Vec<OwnedFd>,
-    /// Told when queues do without theirs.
-    pub fallback: Fallback,
-}
-
-/// A backend that a device cannot hang on.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// It hangs on one.
-    #[error("the network device has a tap already")]
-    Attached,
-    /// The numbers of queues differ.
-    #[error(
-        "the network device has {pairs} pairs of queues, and got {taps} descriptors of a tap and {vhosts} of vhost-net"
-    )]
-    Count {
-        /// The device's.
-        pairs: u16,
-        /// The tap's.
-        taps: usize,
-        /// The vhost's.
-        vhosts: usize,
-    },
-    /// The host's kernel would not keep to the limits.
-    #[error("the network device has limits, which vhost-net would not keep to")]
-    Limited,
-    /// The host's kernel refused something.
-    #[error("cannot start the network device's queues on the tap")]
-    Start(#[source] io::Error),
-}
 
 /// What there is to know of a device beside its queues: what it is, and what the guest has asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,19 +59,11 @@ pub struct Port(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     state: NetState,
+    kind: LinkKind,
     /// One for each pair of queues, or none while the device hangs on nothing.
     sides: Vec<Side>,
     limiter: Option<Arc<Limiter>>,
     active: Option<Active>,
-}
-
-/// The host's side of a pair of queues.
-#[derive(Debug)]
-struct Side {
-    tap: Arc<Tap>,
-    /// While the pair does not run.
-    vhost: Option<VhostNet>,
-    fallback: Fallback,
 }
 
 /// The guest's side, once its driver has started the device.
@@ -134,12 +85,12 @@ enum Queues {
 }
 
 impl Port {
-    pub(super) fn new(mac: MacAddress, max_pairs: u16, limits: Limits) -> Self {
+    pub(super) fn new(mac: MacAddress, kind: LinkKind, max_pairs: u16, limits: Limits) -> Self {
         let filter = Filter::default();
         let limiter = limits.are_set().then(|| Arc::new(Limiter::new(&limits)));
         let state =
             NetState { permanent_mac: mac, mac, max_pairs, pairs: 1, link_up: false, generation: 0, filter, limits };
-        Self(Arc::new(Mutex::new(Inner { state, sides: Vec::new(), limiter, active: None })))
+        Self(Arc::new(Mutex::new(Inner { state, kind, sides: Vec::new(), limiter, active: None })))
     }
 
     /// A poisoned lock means that another thread panicked, which ends the process; until then its state will do.
@@ -153,23 +104,12 @@ impl Port {
     ///
     /// When it cannot; it hangs on what it did before.
     pub fn attach(&self, backend: Backend) -> Result<(), AttachError> {
-        let Backend { taps, vhosts, fallback } = backend;
         let mut inner = self.inner();
-        let pairs = inner.state.max_pairs;
         if !inner.sides.is_empty() {
             return Err(AttachError::Attached);
         }
-        if inner.limiter.is_some() && !vhosts.is_empty() {
-            return Err(AttachError::Limited);
-        }
-        if taps.len() != usize::from(pairs) || !(vhosts.is_empty() || vhosts.len() == taps.len()) {
-            return Err(AttachError::Count { pairs, taps: taps.len(), vhosts: vhosts.len() });
-        }
-        let mut vhosts = vhosts.into_iter().map(VhostNet::new);
-        inner.sides = taps
-            .into_iter()
-            .map(|tap| Side { tap: Arc::new(Tap::new(tap)), vhost: vhosts.next(), fallback: fallback.clone() })
-            .collect();
+        let (kind, pairs, is_limited) = (inner.kind, inner.state.max_pairs, inner.limiter.is_some());
+        inner.sides = backend.into_sides(kind, pairs, is_limited)?;
         if let Err(error) = inner.connect() {
             inner.stop();
             inner.sides.clear();
@@ -265,10 +205,7 @@ impl Inner {
     fn connect(&mut self) -> io::Result<()> {
         let Some(active) = &self.active else { return Ok(()) };
         for (index, side) in self.sides.iter().enumerate() {
-            side.tap.never_block()?;
-            if index == 0 {
-                side.tap.configure(features::tap_offloads(active.accepted))?;
-            }
+            side.link.prepare(features::tap_offloads(active.accepted), index == 0)?;
         }
         self.filter();
         self.settle()
@@ -288,9 +225,9 @@ impl Inner {
                 memory: memory.clone(),
                 accepted: *accepted,
                 interrupt: Arc::clone(interrupt),
-                tap: Arc::clone(&side.tap),
+                link: Arc::clone(&side.link),
                 limiter: self.limiter.clone(),
-                fallback: Some(side.fallback.clone()),
+                fallback: side.fallback.clone(),
             };
             queues.start(index, side, context)?;
         }
@@ -305,10 +242,10 @@ impl Inner {
         }
     }
 
-    /// Tells the tap which frames the guest wants. One that cannot filter lets all of them through.
+    /// Tells the link which frames the guest wants. One that cannot filter lets all of them through.
     fn filter(&self) {
         if let Some(side) = self.sides.first() {
-            let _ = side.tap.filter(&self.state.filter.for_tap(self.state.mac));
+            side.link.filter(&self.state.filter.for_tap(self.state.mac));
         }
     }
 
@@ -330,7 +267,7 @@ impl Queues {
             Self::Idle(queues) => {
                 // The first queue of a tap always gets frames.
                 if index > 0 {
-                    side.tap.take_part(true)?;
+                    side.link.take_part(true)?;
                 }
                 let pair = Pair::start(context, queues, side.vhost.take())?;
                 *self = Self::Running(Worker::spawn(&format!("net-{index}"), pair)?);
@@ -346,7 +283,7 @@ impl Queues {
             Self::Running(worker) => {
                 if index > 0 {
                     // Fails only when the tap has gone.
-                    let _ = side.tap.take_part(false);
+                    let _ = side.link.take_part(false);
                 }
                 if let Some((queues, vhost)) = worker.stop().and_then(Pair::into_parts) {
                     side.vhost = vhost;

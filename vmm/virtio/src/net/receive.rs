@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames from the tap to the guest.
+//! Frames from the host to the guest.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +10,8 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Permissions;
 
 use super::limit::Pace;
+use super::link::Link;
 use super::pieces::{Extent, Pieces};
-use super::tap::Tap;
 use super::used::Used;
 use super::{FRAME_MAX, HEADER_LEN, MAX_PIECES, QueueError, features};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
@@ -22,9 +22,9 @@ const FRAMES_AT_ONCE: usize = 64;
 const CHAIN_COUNT_OFFSET: usize = 10;
 
 /// Why reading has stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Received {
-    /// The tap has no more; it becomes readable when it has.
+    /// The host has no more; the link becomes readable when it has.
     All,
     /// There may be more; it is others' turn.
     Some,
@@ -32,8 +32,8 @@ pub(super) enum Received {
     NoRoom,
     /// The limits allow no more for so long.
     Limited(Duration),
-    /// The tap has gone.
-    Gone,
+    /// The link is of no use any more.
+    Gone(io::Error),
 }
 
 /// The receive queue, and the chains that have been taken from it and not been filled.
@@ -80,10 +80,14 @@ impl Receiver {
         Ok(())
     }
 
+    pub(super) fn queue(&self) -> &ActiveQueue {
+        &self.active
+    }
+
     /// Reads frames until there are none, or no room, or it is others' turn.
     pub(super) fn receive(
         &mut self,
-        tap: &Tap,
+        link: &Link,
         pace: Option<&Pace>,
         interrupt: &Interrupt,
     ) -> Result<Received, QueueError> {
@@ -97,15 +101,16 @@ impl Receiver {
                 outcome = Received::Limited(wait);
                 break;
             }
-            match tap.read(&self.pieces, self.pieces_of_a_frame()) {
-                // Whoever wrote it left the header out: not a tap, or not for long.
+            match link.read(&self.pieces, self.pieces_of_a_frame()) {
+                // No room for a header, or one that whoever wrote it left out: not a tap, or not for long.
                 Ok(len) if len < HEADER_LEN => {}
                 Ok(len) => {
                     pace.iter().for_each(|pace| pace.pay(Instant::now(), len - HEADER_LEN));
                     self.deliver(len)?;
                 }
                 Err(error) => {
-                    outcome = if error.kind() == io::ErrorKind::WouldBlock { Received::All } else { Received::Gone };
+                    let is_all = error.kind() == io::ErrorKind::WouldBlock;
+                    outcome = if is_all { Received::All } else { Received::Gone(error) };
                     break;
                 }
             }
@@ -178,7 +183,7 @@ impl Receiver {
             pieces += extent.pieces;
             chain_count += 1;
         }
-        // The tap knows nothing of chains, and leaves this field as it was.
+        // The link knows nothing of chains, and leaves this field as it was.
         self.pieces.write_at(CHAIN_COUNT_OFFSET, &chain_count.to_le_bytes());
         self.pieces.take_off(pieces);
         Ok(self.used.show(&mut self.active.queue, &self.memory)?)

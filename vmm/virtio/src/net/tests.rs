@@ -2,6 +2,7 @@
 //! The running device between a driver in memory and a socket that stands for the tap.
 
 mod control;
+mod stream;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -18,7 +19,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::engine::Engine;
 use super::limit::Limiter;
 use super::pair::{Context, Pair};
-use super::tap::Tap;
 use super::*;
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 use crate::worker::{Event, EventHandler, Poller};
@@ -31,7 +31,7 @@ const TX_RING: GuestAddress = GuestAddress(0x1_0000);
 const BUFFERS: u64 = 0x10_0000;
 
 /// A device on a socket, not on a thread: [`Self::run`] does what a thread would do by now.
-struct Machine<'m> {
+struct Machine<'m, N = UnixDatagram> {
     memory: &'m GuestMemory,
     rx: MockSplitQueue<'m, GuestMemory>,
     tx: MockSplitQueue<'m, GuestMemory>,
@@ -39,7 +39,7 @@ struct Machine<'m> {
     tx_event: EventFd,
     interrupt: Arc<Interrupt>,
     engine: Engine,
-    network: UnixDatagram,
+    network: N,
 }
 
 impl<'m> Machine<'m> {
@@ -48,6 +48,17 @@ impl<'m> Machine<'m> {
     }
 
     fn with(memory: &'m GuestMemory, features: u64, limits: &Limits) -> Self {
+        let (network, device_side) = UnixDatagram::pair().unwrap();
+        network.set_nonblocking(true).unwrap();
+        device_side.set_nonblocking(true).unwrap();
+        // The least: a few frames' worth.
+        rustix::net::sockopt::set_socket_send_buffer_size(&device_side, 1).unwrap();
+        Self::on(memory, features, limits, Arc::new(Link::Tap(Tap::new(device_side.into()))), network)
+    }
+}
+
+impl<'m, N> Machine<'m, N> {
+    fn on(memory: &'m GuestMemory, features: u64, limits: &Limits, link: Arc<Link>, network: N) -> Self {
         let rx = MockSplitQueue::create(memory, RX_RING, SIZE);
         let tx = MockSplitQueue::create(memory, TX_RING, SIZE);
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
@@ -57,19 +68,13 @@ impl<'m> Machine<'m> {
             queue.set_event_idx(features::has(features, VIRTIO_RING_F_EVENT_IDX));
             ActiveQueue { queue, event: event.try_clone().unwrap() }
         };
-        let (network, device_side) = UnixDatagram::pair().unwrap();
-        network.set_nonblocking(true).unwrap();
-        device_side.set_nonblocking(true).unwrap();
-        // The least: a few frames' worth.
-        rustix::net::sockopt::set_socket_send_buffer_size(&device_side, 1).unwrap();
-        let tap = Arc::new(Tap::new(OwnedFd::from(device_side)));
         let queues = [active(&rx, &rx_event), active(&tx, &tx_event)];
         let limiter = limits.are_set().then(|| Arc::new(Limiter::new(limits)));
         let context = Context {
             memory: memory.clone(),
             accepted: features,
             interrupt: Arc::clone(&interrupt),
-            tap,
+            link,
             limiter,
             fallback: None,
         };
@@ -347,15 +352,15 @@ fn frames_over_the_limit_wait_and_go_later() {
 }
 
 /// What queues without an engine run with; the other end of their tap, and what they tell of.
-fn context(memory: &GuestMemory) -> (Context, UnixDatagram, Fallback) {
+fn context(memory: &GuestMemory) -> (Context, UnixDatagram, Notice) {
     let (network, device_side) = UnixDatagram::pair().unwrap();
     device_side.set_nonblocking(true).unwrap();
-    let fallback = Fallback::new().unwrap();
+    let fallback = Notice::new().unwrap();
     let context = Context {
         memory: memory.clone(),
         accepted: 0,
         interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
-        tap: Arc::new(Tap::new(OwnedFd::from(device_side))),
+        link: Arc::new(Link::Tap(Tap::new(OwnedFd::from(device_side)))),
         limiter: None,
         fallback: Some(fallback.clone()),
     };

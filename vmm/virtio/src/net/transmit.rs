@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames from the guest to the tap.
+//! Frames from the guest to the host.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Permissions;
 
 use super::limit::Pace;
+use super::link::Link;
 use super::pieces::Pieces;
-use super::tap::Tap;
 use super::used::Used;
 use super::{FRAME_MAX, HEADER_LEN, QueueError};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
@@ -26,8 +26,8 @@ pub(super) enum Transmitted {
     Some,
     /// The limits allow no more for so long.
     Limited(Duration),
-    /// The tap has no room; it becomes writable when it has.
-    TapFull,
+    /// The link has no room; it becomes writable when it has.
+    LinkFull,
 }
 
 /// The transmit queue.
@@ -53,10 +53,10 @@ impl Transmitter {
         &self.active
     }
 
-    /// Writes frames until there are none, or the tap is full, or it is others' turn. Without a tap they are dropped.
+    /// Writes frames until there are none, or the link is full, or it is others' turn. Without one they are dropped.
     pub(super) fn transmit(
         &mut self,
-        tap: Option<&Tap>,
+        link: Option<&Link>,
         pace: Option<&Pace>,
         interrupt: &Interrupt,
     ) -> Result<Transmitted, QueueError> {
@@ -80,12 +80,12 @@ impl Transmitter {
             if extent.bytes < HEADER_LEN {
                 return Err(QueueError::TooShort);
             }
-            if let Some(tap) = tap.filter(|_| extent.bytes <= FRAME_MAX)
-                && let Err(error) = tap.write(&self.pieces)
+            if let Some(link) = link.filter(|_| extent.bytes <= FRAME_MAX)
+                && let Err(error) = link.write(&self.pieces)
                 && error.kind() == io::ErrorKind::WouldBlock
             {
                 self.active.queue.go_to_previous_position();
-                outcome = Transmitted::TapFull;
+                outcome = Transmitted::LinkFull;
                 break;
             }
             pace.iter().for_each(|pace| pace.pay(Instant::now(), extent.bytes - HEADER_LEN));

@@ -16,7 +16,7 @@ const CONTROL: u64 =
     1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_RX | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR | 1 << VIRTIO_NET_F_MQ;
 
 fn backend(taps: Vec<OwnedFd>, vhosts: Vec<OwnedFd>) -> Backend {
-    Backend { taps, vhosts, fallback: Fallback::new().unwrap() }
+    Backend::Tap { taps, vhosts, fallback: Notice::new().unwrap() }
 }
 
 struct Driver<'m> {
@@ -28,7 +28,7 @@ struct Driver<'m> {
 
 impl<'m> Driver<'m> {
     fn new(memory: &'m GuestMemory, features: u64) -> Self {
-        let mut net = Net::new(&NetConfig { mac: MAC, pairs: PAIRS, limits: Limits::default() });
+        let mut net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Tap, pairs: PAIRS, limits: Limits::default() });
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupt = Arc::new(Interrupt::new(event()));
         let ring = |index: u64| MockSplitQueue::create(memory, GuestAddress(index * 0x1_0000), SIZE);
@@ -63,7 +63,7 @@ impl<'m> Driver<'m> {
 
 #[test]
 fn the_control_queue_is_behind_all_pairs_and_is_called() {
-    let net = Net::new(&NetConfig { mac: MAC, pairs: PAIRS, limits: Limits::default() });
+    let net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Tap, pairs: PAIRS, limits: Limits::default() });
     assert_eq!(net.queue_max_sizes().len(), 5);
     assert_eq!([net.queue_count(0), net.queue_count(CONTROL)], [2, 5]);
     assert_eq!([net.notification(3), net.notification(4)], [Notification::Event, Notification::Call]);
@@ -148,7 +148,7 @@ fn a_malformed_chain_needs_a_reset_and_stops_the_device() {
 #[test]
 fn a_backend_has_as_many_queues_as_the_device() {
     let (one, _other) = UnixDatagram::pair().unwrap();
-    let net = Net::new(&NetConfig { mac: MAC, pairs: PAIRS, limits: Limits::default() });
+    let net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Tap, pairs: PAIRS, limits: Limits::default() });
 
     let error = net.on(backend(vec![one.into()], Vec::new())).unwrap_err();
 
@@ -160,7 +160,9 @@ fn what_is_no_tap_does_not_start() {
     let memory = memory();
     let (one, _other) = UnixDatagram::pair().unwrap();
     let backend = backend(vec![one.into()], Vec::new());
-    let mut net = Net::new(&NetConfig { mac: MAC, pairs: 1, limits: Limits::default() }).on(backend).unwrap();
+    let mut net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Tap, pairs: 1, limits: Limits::default() })
+        .on(backend)
+        .unwrap();
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let queues = [RX_RING, TX_RING].map(|at| ActiveQueue {
         queue: MockSplitQueue::create(&memory, at, SIZE).create_queue().unwrap(),
@@ -180,7 +182,7 @@ fn what_has_limits_is_not_the_hosts_kernels() {
     let (one, other) = UnixDatagram::pair().unwrap();
     let rx = Rate { bytes_per_second: std::num::NonZeroU64::new(1000), ..Rate::default() };
     let limits = Limits { rx, ..Limits::default() };
-    let net = Net::new(&NetConfig { mac: MAC, pairs: 1, limits });
+    let net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Tap, pairs: 1, limits });
 
     let error = net.on(backend(vec![one.into()], vec![other.into()])).unwrap_err();
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! That the VMM moves frames which vhost-net was to move: somebody is to know, and hears of the first time.
+//! What a device's queues come upon and somebody outside is to know: that the VMM moves frames which vhost-net was to move, or
+//! that the device hangs on nothing any more. The first time is heard.
 
 use std::fmt::Display;
 use std::io;
@@ -10,9 +11,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::worker::eventfd_as_fd;
 
-/// Where queues that fall back tell of it, and where it is heard. Clones are the same.
+/// Where queues tell, and where it is heard. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct Fallback(Arc<Inner>);
+pub struct Notice(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -20,8 +21,8 @@ struct Inner {
     reason: OnceLock<String>,
 }
 
-impl Fallback {
-    /// Nothing has fallen back.
+impl Notice {
+    /// Nothing has been told.
     ///
     /// # Errors
     ///
@@ -31,7 +32,7 @@ impl Fallback {
         Ok(Self(Arc::new(Inner { event, reason: OnceLock::new() })))
     }
 
-    /// Queues have fallen back. A guest can have its queues do so as often as it likes: only the first counts.
+    /// It has come to that. A guest may have its queues tell as often as it likes: only the first time counts.
     pub fn tell(&self, reason: &impl Display) {
         if self.0.reason.set(reason.to_string()).is_ok() {
             // Fails only when it is signalled already.
@@ -39,7 +40,7 @@ impl Fallback {
         }
     }
 
-    /// Why the first queues have fallen back, if some have and it was not asked for before.
+    /// Why it has come to that, if it has and this was not asked before.
     #[must_use]
     pub fn take(&self) -> Option<String> {
         self.0.event.read().ok()?;
@@ -47,7 +48,7 @@ impl Fallback {
     }
 }
 
-impl AsFd for Fallback {
+impl AsFd for Notice {
     /// A descriptor that is readable when there is something to [`take`](Self::take).
     fn as_fd(&self) -> BorrowedFd<'_> {
         eventfd_as_fd(&self.0.event)
@@ -60,13 +61,13 @@ mod tests {
 
     #[test]
     fn the_first_time_is_heard_once() {
-        let fallback = Fallback::new().unwrap();
-        assert_eq!(fallback.take(), None);
+        let notice = Notice::new().unwrap();
+        assert_eq!(notice.take(), None);
 
-        fallback.clone().tell(&"a reason");
-        fallback.tell(&"another");
+        notice.clone().tell(&"a reason");
+        notice.tell(&"another");
 
-        assert_eq!(fallback.take().as_deref(), Some("a reason"));
-        assert_eq!(fallback.take(), None);
+        assert_eq!(notice.take().as_deref(), Some("a reason"));
+        assert_eq!(notice.take(), None);
     }
 }
