@@ -16,9 +16,11 @@ use crate::commands::{
 };
 use crate::logging::{self, LogFormat};
 use crate::text;
+use crate::user_namespace;
 
-/// Where sandboxes' state lives by default.
+/// Where the state of root's sandboxes lives by default; an ordinary user's lives in [`ROOT_NAME`] below the folder of the session.
 const DEFAULT_ROOT: &str = "/run/bulkhead";
+const ROOT_NAME: &str = "bulkhead";
 
 /// What `--version` tells, as runc words it.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("BULKHEAD_COMMIT"), "\nspec: ", "1.2.1",);
@@ -27,7 +29,8 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("BUL
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead", version = VERSION, disable_version_flag = true, infer_long_args = false)]
 struct Cli {
-    /// Where the state of sandboxes is kept; a tmpfs is best [default: $BULKHEAD_ROOT, or /run/bulkhead]
+    /// Where the state of sandboxes is kept; a tmpfs is best [default: $BULKHEAD_ROOT, or /run/bulkhead, or
+    /// $XDG_RUNTIME_DIR/bulkhead in a user namespace]
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
 
@@ -116,7 +119,11 @@ pub(crate) fn run() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let root = cli.root.or_else(|| env::var_os("BULKHEAD_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from));
-    let global = commands::Global { root: root.unwrap_or_else(|| DEFAULT_ROOT.into()), trace: cli.trace };
+    let default_root = || match user_namespace::runtime_dir() {
+        Some(dir) => dir.join(ROOT_NAME),
+        None => DEFAULT_ROOT.into(),
+    };
+    let global = commands::Global { root: root.unwrap_or_else(default_root), trace: cli.trace };
     let result = match cli.command {
         Command::Run(arguments) => run::run(&global, arguments),
         Command::Create(arguments) => create::run(&global, arguments),

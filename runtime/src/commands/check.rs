@@ -18,6 +18,7 @@ use crate::install::Install;
 use crate::spec::DEFAULT_MEMORY_MIB;
 use crate::supervisor::{StateDir, sweep};
 use crate::text;
+use crate::user_namespace;
 
 /// `CGROUP2_SUPER_MAGIC` of <linux/magic.h>.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -96,7 +97,7 @@ fn user_rights() -> Found {
     if !rustix::process::geteuid().is_root() {
         return Err((
             "not root, so file systems cannot be mounted into the VMM's jail".to_owned(),
-            "run bulkhead as root",
+            "run bulkhead as root, or in a user namespace (unshare --user --map-root-user)",
         ));
     }
     let sets = rustix::thread::capabilities(None)
@@ -105,7 +106,8 @@ fn user_rights() -> Found {
         let mend = "run bulkhead where root may mount: on the host, or in a container that has CAP_SYS_ADMIN";
         return Err(("root without CAP_SYS_ADMIN, so nothing can be mounted into the VMM's jail".to_owned(), mend));
     }
-    Ok("root".to_owned())
+    let whose = if user_namespace::is_root_of_host() { "root" } else { "root of a user namespace" };
+    Ok(whose.to_owned())
 }
 
 fn kvm(install: &Install) -> Found {

@@ -28,30 +28,30 @@ use crate::storage::Shares;
 /// A folder that every host has, to be covered for a moment.
 const STAGE: &str = "/proc";
 
-/// The trees of a container, each mounted nowhere yet.
+/// The trees of a container.
 #[derive(Debug)]
 pub(super) struct Face {
-    root: DetachedTree,
+    root: ShareTree,
     /// By their places in the container.
-    binds: Vec<(PathBuf, DetachedTree)>,
+    binds: Vec<(PathBuf, ShareTree)>,
     /// What will show its processes, if it has a /proc and this host has FUSE.
     processes: Option<ProcMount>,
 }
 
 impl Face {
-    /// Takes hold of a container's trees.
+    /// Finds a container's trees.
     pub(super) fn new(request: &CreateContainerRequest, shares: &Shares) -> io::Result<Self> {
         let root = shares.private.first().ok_or(io::ErrorKind::NotFound)?;
         let mut binds = Vec::new();
         for mount in &request.mounts {
             if let Some(tree) = mount.share.as_ref().and_then(|share| find(&shares.shared, &share.tree)) {
-                binds.push((PathBuf::from(&mount.destination), DetachedTree::open(tree)?));
+                binds.push((PathBuf::from(&mount.destination), tree.clone()));
             }
         }
         let has_proc =
             request.mounts.iter().any(|mount| mount.destination == proc_view::PLACE && mount.fs_type == "proc");
         let processes = if has_proc { ProcMount::open() } else { None };
-        Ok(Self { root: DetachedTree::open(root)?, binds, processes })
+        Ok(Self { root: root.clone(), binds, processes })
     }
 
     /// Does `work` on a thread of its own, once this one, which has to be the first of its process, is in a mount namespace
@@ -81,15 +81,18 @@ impl Face {
     fn enter(self) -> io::Result<Option<ProcMount>> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        // Each mounted nowhere yet. In a mount namespace of its own user namespace this process may.
+        let open = |(place, tree): (PathBuf, ShareTree)| Ok((place, DetachedTree::open(&tree)?));
+        let binds = self.binds.into_iter().map(open).collect::<io::Result<Vec<_>>>()?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(self.root.mount(), "", CWD, STAGE, flags)?;
+        move_mount(DetachedTree::open(&self.root)?.mount(), "", CWD, STAGE, flags)?;
         nix::unistd::chdir(STAGE)?;
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)?;
         nix::unistd::chdir("/")?;
         // From here on every path ends in the container's root, wherever its links lead; the guest follows them too.
         let flags = flags | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-        for (place, tree) in &self.binds {
+        for (place, tree) in &binds {
             match move_mount(tree.mount(), "", CWD, place, flags) {
                 // The guest makes the place, or has something else there: a file for a folder is `EINVAL`.
                 Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => {}

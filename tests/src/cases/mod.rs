@@ -43,6 +43,7 @@ mod port_forward;
 mod process;
 mod refused;
 mod resources;
+mod rootless;
 mod sandbox;
 mod seccomp;
 mod shim;
@@ -148,6 +149,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         process::CASES,
         refused::CASES,
         resources::CASES,
+        rootless::CASES,
         sandbox::CASES,
         seccomp::CASES,
         shim::CASES,

@@ -76,14 +76,15 @@ pub struct Jail {
 /// When a step fails; the process must end then.
 pub fn enter(config: &MachineConfig) -> Result<Jail, JailError> {
     let proc_self_fd = open_path("/proc/self/fd").map_err(cannot("open /proc/self/fd"))?;
-    let private = open(&config.private_trees)?;
-    let shared = open(&config.shared_trees)?;
-
     let namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    nix::sched::unshare(namespaces).map_err(cannot("make namespaces (this needs root)"))?;
+    nix::sched::unshare(namespaces)
+        .map_err(cannot("make namespaces (this needs root, or a user namespace: unshare --user --map-root-user)"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(cannot("keep mounts to itself"))?;
+    // In a mount namespace of this process' own user namespace it may, also where the host's is above that.
+    let private = open(&config.private_trees)?;
+    let shared = open(&config.shared_trees)?;
 
     let root = new_root().map_err(cannot("mount an empty root"))?;
     let private = config.has_private().then(|| place(&root, PRIVATE_TAG, private)).transpose()?;
