@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use bulkhead_netlink::Socket;
 
 use super::link::{Link, PCI_DEVICES};
-use super::{Device, DeviceLink, DeviceOptions, Joined, Junctions, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost};
+use super::{
+    Device, DeviceLink, DeviceOptions, Joined, Junctions, MIN_MTU, NetworkError, SUPPORTED, redirect, tap, vhost,
+};
 
 /// What is the same for all interfaces of a namespace.
 #[derive(Debug, Clone)]

@@ -47,7 +47,12 @@ fuzz_target!(|bytes: &[u8]| {
     let features = FEATURES[usize::from(first & 1)] | if first & 2 != 0 { EVENT_IDX } else { 0 };
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap();
     memory.write_slice(&content[..content.len().min(RINGS as usize)], GuestAddress(0)).unwrap();
-    let mut net = Net::new(&NetConfig { mac: MacAddress([2, 0, 0, 0, 0, 1]), link: LinkKind::Tap, pairs: PAIRS, limits: Limits::default() });
+    let mut net = Net::new(&NetConfig {
+        mac: MacAddress([2, 0, 0, 0, 0, 1]),
+        link: LinkKind::Tap,
+        pairs: PAIRS,
+        limits: Limits::default(),
+    });
     let queues = (0..=2 * PAIRS).map(|_| queue(&memory, features)).collect();
     let interrupt = Arc::new(Interrupt::new(event()));
     net.activate(Activation { memory, features, queues, interrupt }).unwrap();
