@@ -193,8 +193,10 @@ fn set_ipv6(
     let defaults = Ipv6Settings { accept_ra: 1, autoconf: 1, accept_dad: 1, ..Default::default() };
     let before = values(old.and_then(|old| old.ipv6.as_ref()).unwrap_or(&defaults));
     let wanted = interface.ipv6.iter().flat_map(values);
-    for ((key, value), _) in wanted.zip(before).filter(|(wanted, before)| wanted != before) {
-        fs::write(settings.join(&link.name).join(key), value.to_string())?;
+    let folder = settings.join(&link.name);
+    // A guest that was told to do without IPv6 has nothing to be set.
+    for ((key, value), _) in wanted.zip(before).filter(|(wanted, before)| wanted != before && folder.exists()) {
+        fs::write(folder.join(key), value.to_string())?;
     }
     Ok(())
 }

@@ -133,6 +133,8 @@ pub(crate) struct Container {
     life: Mutex<Life>,
     /// Held while it is started, frozen or thawed in the guest: what is written down last is what was done last.
     turn: tokio::sync::Mutex<()>,
+    /// Held while its limits are changed: those on the host are of the same change as those in the guest.
+    change: tokio::sync::Mutex<()>,
     /// Where the record is written.
     dir: OwnedFd,
     ended: watch::Sender<Option<Ended>>,
@@ -182,6 +184,7 @@ impl Container {
             id,
             life,
             turn: tokio::sync::Mutex::default(),
+            change: tokio::sync::Mutex::default(),
             dir,
             ended: watch::Sender::new(None),
             last_output: watch::Sender::new(LastOutput::NotYet),
@@ -496,6 +499,7 @@ impl Container {
         if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
             return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
         }
+        let _change = self.change.lock().await;
         if let (Some(limit), Some(memory)) = (limits.memory, &self.memory) {
             let size_mib = memory.change(limit).await?;
             limits.host.memory_bytes = Some(if limit < 0 { -1 } else { spec::host_memory_bytes(size_mib) });

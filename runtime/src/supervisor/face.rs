@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::error::RunError;
-use super::proc_view::{self, ProcMount};
+use super::proc_view::{self, ProcMount, ProcPlace};
 use crate::storage::Shares;
 
 /// A folder that every host has, to be covered for a moment.
@@ -59,7 +59,7 @@ impl Face {
     /// gets what is to show the processes there.
     pub(super) fn show<T: Send>(
         self,
-        work: impl FnOnce(Option<ProcMount>) -> Result<T, RunError> + Send,
+        work: impl FnOnce(Option<ProcPlace>) -> Result<T, RunError> + Send,
     ) -> Result<T, RunError> {
         let (shown, is_shown) = mpsc::channel();
         thread::scope(|scope| {
@@ -78,7 +78,7 @@ impl Face {
         })
     }
 
-    fn enter(self) -> io::Result<Option<ProcMount>> {
+    fn enter(self) -> io::Result<Option<ProcPlace>> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         // Each mounted nowhere yet. In a mount namespace of its own user namespace this process may.

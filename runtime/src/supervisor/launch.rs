@@ -14,7 +14,7 @@ use super::daemon::{self, DetachError};
 use super::error::RunError;
 use super::face::Face;
 use super::groundwork::Groundwork;
-use super::proc_view::ProcMount;
+use super::proc_view::ProcPlace;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{StateDir, check_id, sweep};
@@ -241,7 +241,7 @@ fn supervise_from(
     mut ground: Groundwork,
     parts: (Install, OpenParts),
     signals: BlockedSignals,
-    processes: Option<ProcMount>,
+    processes: Option<ProcPlace>,
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {

@@ -25,7 +25,7 @@ use super::launch::Options;
 use super::machine_memory::{Claim, MachineMemory};
 use super::network::NetworkTask;
 use super::pid_file;
-use super::proc_view::ProcMount;
+use super::proc_view::ProcPlace;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
@@ -98,7 +98,7 @@ pub(super) struct Sandbox {
     phase: Phase,
     follower: Option<Follower>,
     /// Where the container's processes are to be seen, until they are.
-    processes: Option<ProcMount>,
+    processes: Option<ProcPlace>,
     /// Work that ends with the sandbox.
     tasks: JoinSet<()>,
 }
@@ -147,7 +147,7 @@ impl Sandbox {
     }
 
     /// Has the container's processes seen in `place` once there are any.
-    pub(super) fn show_processes_in(&mut self, place: Option<ProcMount>) {
+    pub(super) fn show_processes_in(&mut self, place: Option<ProcPlace>) {
         self.processes = place;
     }
 

@@ -18,7 +18,7 @@ use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -47,9 +47,16 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Most files that are open at once.
 const MAX_OPEN: usize = 1024;
 
-/// A connection to the kernel's FUSE, mounted or not.
+/// A connection to the kernel's FUSE, mounted nowhere yet.
 #[derive(Debug)]
 pub(super) struct ProcMount(File);
+
+/// The file system where it is mounted. As long as it has no agent to ask, whoever looks gets an error, and is not kept waiting.
+#[derive(Debug)]
+pub(super) struct ProcPlace {
+    asked: mpsc::Receiver<Asker>,
+    is_served: Arc<AtomicBool>,
+}
 
 impl ProcMount {
     /// `None` where the host has none: then nothing is to be seen.
@@ -58,32 +65,38 @@ impl ProcMount {
         told(device.map(Self), "open /dev/fuse")
     }
 
-    /// Mounts it in this thread's mount namespace; `None` where that has no such place.
-    pub(super) fn mount(self) -> Option<Self> {
+    /// Mounts it in this thread's mount namespace; `None` where that has no such place. It ends with the process, or with the
+    /// last process that is in the mount namespace.
+    pub(super) fn mount(self) -> Option<ProcPlace> {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         // Only this user sees it: without allow_other, the kernel refuses all others.
         let options = format!("fd={},rootmode=40555,user_id={uid},group_id={gid}", self.0.as_raw_fd());
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let mounted = mount(Some("bulkhead"), PLACE, Some("fuse"), flags, Some(options.as_str()));
-        told(mounted.map_err(io::Error::from), "mount the file system of its processes").map(|()| self)
+        told(mounted.map_err(io::Error::from), "mount the file system of its processes")?;
+        let (ask, asked) = mpsc::channel::<Asker>(1);
+        let is_served = Arc::new(AtomicBool::new(false));
+        let place = ProcPlace { asked, is_served: Arc::clone(&is_served) };
+        let view = ProcView { ask, is_served, last: Mutex::default(), open: Mutex::default(), next: AtomicU64::new(1) };
+        let serve = move || {
+            let session = Session::from_fd(view, self.0.into(), SessionACL::Owner, Config::default());
+            told(session.and_then(Session::run), "show its processes");
+        };
+        told(std::thread::Builder::new().name("processes".to_owned()).spawn(serve), "start a thread").map(|_| place)
     }
+}
 
-    /// Shows the processes of the container that `agent` has, as one of `tasks`; to be called within an event loop. It ends
-    /// with the process, or with the last process that is in the mount namespace.
+impl ProcPlace {
+    /// Shows the processes of the container that `agent` has, as one of `tasks`; to be called within an event loop.
     pub(super) fn serve(self, agent: Agent, tasks: &mut JoinSet<()>) {
-        let (ask, mut asked) = mpsc::channel::<Asker>(1);
+        let Self { mut asked, is_served } = self;
+        is_served.store(true, Ordering::Release);
         tasks.spawn(async move {
             while let Some(asker) = asked.recv().await {
                 // Whoever has asked may be gone.
                 let _ = asker.send(agent.process_files().await);
             }
         });
-        let view = ProcView { ask, last: Mutex::default(), open: Mutex::default(), next: AtomicU64::new(1) };
-        let serve = move || {
-            let session = Session::from_fd(view, self.0.into(), SessionACL::Owner, Config::default());
-            told(session.and_then(Session::run), "show its processes");
-        };
-        told(std::thread::Builder::new().name("processes".to_owned()).spawn(serve), "start a thread");
     }
 }
 
@@ -99,6 +112,8 @@ type Asker = oneshot::Sender<Result<ReadProcessesResponse, AgentError>>;
 /// The file system.
 struct ProcView {
     ask: mpsc::Sender<Asker>,
+    /// Whether anybody answers.
+    is_served: Arc<AtomicBool>,
     /// What was seen last.
     last: Mutex<Option<(Instant, Arc<Snapshot>)>>,
     /// Open files, which do not change.
@@ -114,6 +129,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ProcView {
     /// What there is now.
     fn look(&self) -> Result<Arc<Snapshot>, Errno> {
+        if !self.is_served.load(Ordering::Acquire) {
+            return Err(Errno::EAGAIN);
+        }
         let (asker, answer) = oneshot::channel();
         self.ask.blocking_send(asker).map_err(|_| Errno::EIO)?;
         let answer = answer.blocking_recv().map_err(|_| Errno::EIO)?;
