@@ -198,6 +198,8 @@ pub(crate) enum MountSource {
     SandboxShm,
     /// A socket at which the agent listens for the host.
     Socket(SocketSpec),
+    /// What is mounted at the destination, to be changed.
+    Remount,
 }
 
 /// A socket in the place of one of the host's.
@@ -329,7 +331,10 @@ impl ContainerSpec {
     pub(crate) fn shared_trees(&self) -> Vec<SharedTree> {
         let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Share { place, .. } => Some(place.clone()),
-            MountSource::FileSystem { .. } | MountSource::SandboxShm | MountSource::Socket(_) => None,
+            MountSource::FileSystem { .. }
+            | MountSource::SandboxShm
+            | MountSource::Socket(_)
+            | MountSource::Remount => None,
         });
         std::iter::once(self.rootfs.clone()).chain(binds).collect()
     }
@@ -401,6 +406,7 @@ impl Mount {
                 })?,
                 is_directory: wire.source_is_dir,
             },
+            None if wire.remount => MountSource::Remount,
             None if wire.sandbox_shm => MountSource::SandboxShm,
             None if wire.socket.is_some() => {
                 let wire::HostSocket { number, mode, uid, gid, .. } = wire.socket.unwrap_or_default();

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mounts that a container's spec asks for, made in the spec's order.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount_remount};
 
 use super::resolve::{self, Kind};
 use super::{ShareRoots, copy_up, tree};
@@ -88,6 +90,7 @@ pub(crate) fn make(
             bind_own(context, mount, context.sysfs).map(|()| None)
         }
         MountSource::FileSystem { fs_type, source } => file_system(context, mount, fs_type, source),
+        MountSource::Remount => remount(context, mount),
     }
 }
 
@@ -102,6 +105,7 @@ fn describe(mount: &Mount) -> String {
         MountSource::FileSystem { fs_type, .. } => format!("{fs_type} at {}", mount.destination),
         MountSource::SandboxShm => format!("the sandbox's shared memory at {}", mount.destination),
         MountSource::Socket(_) => format!("the host's socket at {}", mount.destination),
+        MountSource::Remount => format!("what is at {} anew", mount.destination),
     }
 }
 
@@ -177,6 +181,34 @@ fn file_system(
     tree::attach(made.as_fd(), place.as_fd()).map_err(failed)?;
     tree::propagate(made.as_fd(), mount.propagation).map_err(failed)?;
     Ok(late.then(|| LateReadonly { mount: made, destination: mount.destination.clone() }))
+}
+
+/// Changes what is mounted at the destination. What makes it read-only comes in the end: something of a later mount may have to
+/// be made in it.
+fn remount(context: &MountContext<'_>, mount: &Mount) -> Result<Option<LateReadonly>, Failure> {
+    let failed = |error: io::Error| Failure::new(Stage::Mount, describe(mount), error);
+    let place = resolve::existing(context.root, &mount.destination).map_err(failed)?;
+    if !is_mounted(place.as_fd()).map_err(failed)? {
+        return Err(Failure::explained(Stage::Mount, format!("{}: nothing is mounted there", describe(mount))));
+    }
+    let late = mount.flags & libc::MS_RDONLY;
+    let change = || -> io::Result<()> {
+        // The call takes a path, and no link is to be followed.
+        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let flags = u32::try_from(mount.flags & !late).map_err(|_| Errno::INVAL)?;
+        let data = CString::new(mount.data.as_str())?;
+        mount_remount(path, MountFlags::from_bits_retain(flags), data.as_c_str())?;
+        tree::change(place.as_fd(), true, mount.recursive_set, mount.recursive_clear)?;
+        tree::propagate(place.as_fd(), mount.propagation)
+    };
+    change().map_err(failed)?;
+    Ok((late != 0).then(|| LateReadonly { mount: place, destination: mount.destination.clone() }))
+}
+
+/// Whether a place is the top of a mount.
+fn is_mounted(place: BorrowedFd<'_>) -> io::Result<bool> {
+    let status = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn copy_covered(covered: BorrowedFd<'_>, cover: BorrowedFd<'_>) -> io::Result<()> {

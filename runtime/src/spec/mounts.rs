@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_protocol::agent::{self as wire, Device, Mount};
-use libc::{MS_BIND, MS_REC};
+use libc::{MS_BIND, MS_REC, MS_REMOUNT};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
@@ -85,58 +85,21 @@ fn translate_one(
         if let Some(option) = options.data.first() {
             return Err(FieldError::invalid(field("options"), option, "an option of a bind mount"));
         }
+    }
+    if options.flags & MS_REMOUNT != 0 {
+        if options.tmpcopyup || mappings.is_some() {
+            let what = "a remount that is to copy what lies below, or to map ids";
+            return Err(FieldError::unsupported(field("options"), what));
+        }
+        wire.remount = true;
+        translated.mounts.push(wire);
+        return Ok(());
+    }
+    if wire.flags & MS_BIND != 0 {
         if source.as_os_str().is_empty() {
             return Err(FieldError::missing(field("source"), "it names what is bound"));
         }
-        let source = bundle.join(source);
-        if shares.are_of_pod()
-            && destination == SHM
-            && let Some(data) = storage::tmpfs_options(&source)
-        {
-            // What is mapped there is memory that processes of several containers share, which no file of the host can be.
-            wire.sandbox_shm = true;
-            wire.data = data;
-            translated.mounts.push(wire);
-            return Ok(());
-        }
-        let recursive = options.flags & MS_REC != 0;
-        if options.id_map == Some(Depth::Tree) && recursive && has_mounts_below(&source) {
-            return Err(FieldError::unsupported(
-                field("options"),
-                "ridmap where something is mounted below the source",
-            ));
-        }
-        let unusable = |error: ShareError| match error {
-            ShareError::Path(error) => FieldError::path(field("source"), source.clone(), error),
-            error => FieldError::path(field("source"), source.clone(), io::Error::other(error)),
-        };
-        match shares.add_bind(&source, options.read_only(), recursive, mappings.is_some()) {
-            Ok(BindSource::GuestDevice { .. }) if mappings.is_some() => {
-                return Err(FieldError::unsupported(field("source"), "a device with mapped ids"));
-            }
-            Ok(BindSource::Socket(_)) if mappings.is_some() => {
-                return Err(FieldError::unsupported(field("source"), "a socket with mapped ids"));
-            }
-            Ok(BindSource::Share { path, is_dir }) => {
-                if let Some(IdMappings { uids, gids }) = mappings {
-                    (wire.uid_mappings, wire.gid_mappings) = (uids, gids);
-                }
-                wire.share = Some(path).into();
-                wire.source_is_dir = is_dir;
-                translated.mounts.push(wire);
-            }
-            Ok(BindSource::GuestDevice { major, minor }) => {
-                translated.devices.push(guest_device(destination.clone(), major, minor));
-            }
-            Ok(BindSource::Socket(path)) => {
-                let socket = HostSocket::find(path).map_err(unusable)?;
-                wire.socket = Some(to_wire(&socket, translated.sockets.len())).into();
-                translated.mounts.push(wire);
-                translated.sockets.push(socket);
-            }
-            Err(error) => return Err(unusable(error)),
-        }
-        return Ok(());
+        return bind(wire, bundle.join(source), (&options, mappings), field, shares, translated);
     }
     if mappings.is_some() {
         return Err(FieldError::unsupported(field("options"), "mapped ids but for a bind mount"));
@@ -156,6 +119,62 @@ fn translate_one(
     wire.source = source.to_string_lossy().into_owned();
     without_nul(|| field("source"), &wire.source)?;
     translated.mounts.push(wire);
+    Ok(())
+}
+
+/// Takes the source of a bind mount.
+fn bind(
+    mut wire: Mount,
+    source: PathBuf,
+    (options, mappings): (&MountOptions, Option<IdMappings>),
+    field: impl Fn(&str) -> String,
+    shares: &mut Shares,
+    translated: &mut Translated,
+) -> Result<(), FieldError> {
+    if shares.are_of_pod()
+        && wire.destination == SHM
+        && let Some(data) = storage::tmpfs_options(&source)
+    {
+        // What is mapped there is memory that processes of several containers share, which no file of the host can be.
+        wire.sandbox_shm = true;
+        wire.data = data;
+        translated.mounts.push(wire);
+        return Ok(());
+    }
+    let recursive = options.flags & MS_REC != 0;
+    if options.id_map == Some(Depth::Tree) && recursive && has_mounts_below(&source) {
+        return Err(FieldError::unsupported(field("options"), "ridmap where something is mounted below the source"));
+    }
+    let unusable = |error: ShareError| match error {
+        ShareError::Path(error) => FieldError::path(field("source"), source.clone(), error),
+        error => FieldError::path(field("source"), source.clone(), io::Error::other(error)),
+    };
+    match shares.add_bind(&source, options.read_only(), recursive, mappings.is_some()) {
+        Ok(BindSource::GuestDevice { .. }) if mappings.is_some() => {
+            return Err(FieldError::unsupported(field("source"), "a device with mapped ids"));
+        }
+        Ok(BindSource::Socket(_)) if mappings.is_some() => {
+            return Err(FieldError::unsupported(field("source"), "a socket with mapped ids"));
+        }
+        Ok(BindSource::Share { path, is_dir }) => {
+            if let Some(IdMappings { uids, gids }) = mappings {
+                (wire.uid_mappings, wire.gid_mappings) = (uids, gids);
+            }
+            wire.share = Some(path).into();
+            wire.source_is_dir = is_dir;
+            translated.mounts.push(wire);
+        }
+        Ok(BindSource::GuestDevice { major, minor }) => {
+            translated.devices.push(guest_device(wire.destination, major, minor));
+        }
+        Ok(BindSource::Socket(path)) => {
+            let socket = HostSocket::find(path).map_err(unusable)?;
+            wire.socket = Some(to_wire(&socket, translated.sockets.len())).into();
+            translated.mounts.push(wire);
+            translated.sockets.push(socket);
+        }
+        Err(error) => return Err(unusable(error)),
+    }
     Ok(())
 }
 
@@ -303,6 +322,23 @@ mod tests {
         assert!(translated.mounts.is_empty());
         assert_eq!(translated.devices, [guest_device("/dev/x".to_owned(), 1, 5)]);
         assert_eq!(shares, Shares::default());
+    }
+
+    #[test]
+    fn a_remount_needs_no_source_and_shares_nothing() {
+        let remount =
+            |options: Value| json!({"destination": "/data", "type": "bind", "source": "/none", "options": options});
+
+        let (mount, shares) = translated(remount(json!(["remount", "ro", "nosuid"])), Path::new("/b"));
+
+        let mount = mount.unwrap();
+        assert!(mount.remount && mount.share.is_none() && mount.fs_type.is_empty());
+        assert_eq!(mount.flags, MS_BIND | MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID);
+        assert_eq!(shares, Shares::default());
+        let tmpfs = json!({"destination": "/data", "type": "tmpfs", "options": ["remount", "size=2m"]});
+        assert_eq!(translated(tmpfs, Path::new("/b")).0.unwrap().data, "size=2m");
+        let refused = translated(remount(json!(["remount", "tmpcopyup"])), Path::new("/b")).0.unwrap_err();
+        assert!(refused.starts_with("mounts[0].options (destination /data): not supported: a remount"), "{refused}");
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Share
     let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
         return Ok(());
     };
-    let mounts = request.mounts.iter().map(|mount| {
+    let mounts = request.mounts.iter().filter(|mount| !mount.remount).map(|mount| {
         let file = mount.socket.is_some() || mount.share.is_some() && !mount.source_is_dir;
         (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
     });

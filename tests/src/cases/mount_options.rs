@@ -13,7 +13,13 @@ use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] =
-    &[case!(options_are_the_configured_ones), case!(options_of_a_whole_tree), case!(sources_of_no_files)];
+    &[
+    case!(options_are_the_configured_ones),
+    case!(options_of_a_whole_tree),
+    case!(earlier_mounts_are_changed),
+    case!(nothing_to_be_changed),
+    case!(sources_of_no_files),
+];
 
 /// Destination of a tmpfs, its options, and those that the kernel is to tell of it, or not to tell.
 type Row = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
@@ -99,6 +105,45 @@ fn options_of_a_whole_tree(env: &Env) -> Result {
     )?;
 
     ensure!(folder.join("new").exists() && below.join("new").exists(), "what the container made is not on the host");
+    Ok(())
+}
+
+fn earlier_mounts_are_changed(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let folder = env.folder("folder")?;
+    bundle.bind(&folder, "/data", &["rw", "noexec"]).bind(&folder, "/data", &["remount", "ro", "nosuid"]);
+    bundle.mount("tmpfs", "tmpfs", "/scratch", &["size=1m", "mode=755"]);
+    bundle.mount("tmpfs", "tmpfs", "/scratch", &["remount", "size=3m", "nodev"]);
+    bundle.sh("touch /data/x 2>/dev/null || echo not written; head -c 2000000 /dev/zero >/scratch/x && echo written; \
+               while read source place kind options rest; do \
+               case $place in /data|/scratch) echo \"$place $options,\";; esac; done </proc/mounts");
+
+    let output = env.run(&bundle)?.output()?;
+
+    output.expect_code(0)?;
+    let text = output.stdout();
+    let lines: Vec<&str> = text.lines().collect();
+    ensure_eq!(lines.len(), 4, "lines of {text:?}: two answers, and each mount once");
+    ensure_eq!(lines[..2], ["not written", "written"], "what can be written");
+    let has = |line: &str, options: &[&str]| options.iter().all(|option| line.contains(&format!("{option},")));
+    ensure!(has(lines[2], &["ro", "nosuid"]) && !has(lines[2], &["noexec"]), "not what was asked for: {}", lines[2]);
+    ensure!(has(lines[3], &["rw", "nodev", "size=3072k"]), "not what was asked for: {}", lines[3]);
+    ensure_eq!(fs::read_dir(&folder)?.count(), 0, "files in the folder");
+    Ok(())
+}
+
+fn nothing_to_be_changed(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let folder = env.folder("folder")?;
+    fs::create_dir(bundle.path("data"))?;
+    bundle.bind(&folder, "/data", &["remount", "ro"]);
+
+    let output = env.run(&bundle)?.output()?;
+
+    if env.kind == Kind::Bulkhead {
+        return output.expect_error(&["/data", "nothing is mounted there"]);
+    }
+    ensure!(!output.status.success(), "{}", output.describe());
     Ok(())
 }
 
