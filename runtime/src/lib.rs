@@ -27,6 +27,7 @@ mod install;
 mod logging;
 mod network;
 mod pidfd;
+mod resctrl;
 mod said;
 mod shim;
 mod spec;

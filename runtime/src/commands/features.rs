@@ -59,7 +59,7 @@ pub(crate) fn features() -> Value {
             },
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
         },
         "annotations": { "io.bulkhead.version": env!("CARGO_PKG_VERSION") },

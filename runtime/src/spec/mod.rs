@@ -11,6 +11,7 @@ mod error;
 mod hooks;
 mod host_cgroup;
 mod id_mappings;
+mod intel_rdt;
 mod linux;
 mod locate;
 mod machine;
@@ -23,6 +24,7 @@ mod process;
 mod resources;
 mod scheduling;
 mod seccomp;
+mod spelling;
 pub(crate) mod template;
 mod unknown;
 mod unsupported;
@@ -53,6 +55,7 @@ use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
 use crate::network::NetworkNamespace;
+use crate::resctrl::ResctrlSpec;
 use crate::storage::{HostSocket, ShareError, Shares};
 
 /// The name of the configuration in a bundle.
@@ -76,6 +79,8 @@ pub(crate) struct Translated {
     pub(crate) memory_limit_mib: Option<u64>,
     /// The sandbox's cgroup on the host.
     pub(crate) cgroup: CgroupSpec,
+    /// What it may use of the host's caches and memory bandwidth, if that is said.
+    pub(crate) resctrl: Option<ResctrlSpec>,
     /// The network namespace of the host whose interfaces the guest gets.
     pub(crate) network: Option<NetworkNamespace>,
     /// Its path, as the configuration has it.
@@ -160,7 +165,7 @@ pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
         #[serde(default, rename = "io.bulkhead.cgroup")]
         cgroup: String,
     }
-    let process = serde_json::from_slice(json)?;
+    let process = serde_json::from_slice(&spelling::of_process(json))?;
     unsupported::refuse_process(&process)?;
     let Ours { cgroup } = serde_json::from_slice(json)?;
     Ok(Process { cgroup, ..process::translate(&process)? })
@@ -204,7 +209,9 @@ fn read(path: &Path) -> Result<Spec, SpecError> {
     if read > MAX_CONFIG_SIZE {
         return Err(SpecError::TooLong { path: path.to_owned(), length, max: MAX_CONFIG_SIZE });
     }
-    let spec: Spec = serde_json::from_slice(&text).map_err(|error| parse_error(path, &text, &error))?;
+    let text = spelling::of_config(&text);
+    let mut spec: Spec = serde_json::from_slice(&text).map_err(|error| parse_error(path, &text, &error))?;
+    spelling::complete(&mut spec, &text);
     if logging::debug_enabled() {
         report_unknown(path, &text, &spec);
     }
@@ -278,6 +285,8 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     if !matches!(role, Role::Alone) {
         block_io::refuse_devices(resources)?;
     }
+    let intel_rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
+    let resctrl = intel_rdt.map(|rdt| intel_rdt::translate(rdt, role)).transpose()?;
     let memory_limit_mib = machine::memory_limit_mib(resources);
     let (machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
     user_network::check(machine.user_network.as_ref(), network_path.as_deref(), matches!(role, Role::Alone))?;
@@ -292,7 +301,6 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let inherited = if matches!(role, Role::Sandbox) { pod::inherited(&wanted) } else { Vec::new() };
     let IdMappings { uids: uid_mappings, gids: gid_mappings } = id_mappings.unwrap_or_default();
     devices.extend(mounts.devices);
-    let sockets = mounts.sockets;
     let request = CreateContainerRequest {
         rootfs: Some(rootfs).into(),
         rootfs_readonly,
@@ -320,10 +328,11 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     Ok(Translated {
         request,
         shares,
-        sockets,
+        sockets: mounts.sockets,
         machine,
         memory_limit_mib,
         cgroup,
+        resctrl,
         network,
         network_path,
         inherited,

@@ -44,11 +44,16 @@ pub(crate) fn scheduler(scheduler: &Scheduler) -> Result<WireScheduler, FieldErr
             return Err(FieldError::invalid(field(name), time, "possible: only SCHED_DEADLINE has one"));
         }
     }
+    let mut flags = 0;
+    for (index, flag) in scheduler.flags().iter().flatten().enumerate() {
+        let what = "utilization clamps: the specification has no values for them";
+        flags |= flag_bit(*flag).ok_or_else(|| FieldError::unsupported(field(&format!("flags[{index}]")), what))?;
+    }
     Ok(WireScheduler {
         policy: number.cast_unsigned(),
         nice,
         priority: priority.cast_unsigned(),
-        flags: scheduler.flags().iter().flatten().fold(0, |flags, flag| flags | flag_bit(*flag)),
+        flags,
         runtime_ns: scheduler.runtime().unwrap_or(0),
         deadline_ns: scheduler.deadline().unwrap_or(0),
         period_ns: scheduler.period().unwrap_or(0),
@@ -56,17 +61,16 @@ pub(crate) fn scheduler(scheduler: &Scheduler) -> Result<WireScheduler, FieldErr
     })
 }
 
-/// `SCHED_FLAG_*` of <linux/sched.h>.
-fn flag_bit(flag: LinuxSchedulerFlag) -> u64 {
-    match flag {
+/// `SCHED_FLAG_*` of <linux/sched.h>, but for those that say something of a value.
+fn flag_bit(flag: LinuxSchedulerFlag) -> Option<u64> {
+    Some(match flag {
         LinuxSchedulerFlag::SchedResetOnFork => 0x01,
         LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
         LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
         LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
         LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
-        LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
-        LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
-    }
+        LinuxSchedulerFlag::SchedFlagUtilClampMin | LinuxSchedulerFlag::SchedFlagUtilClampMax => return None,
+    })
 }
 
 /// The `ioprio` of ioprio_set(2).
@@ -136,6 +140,10 @@ mod tests {
             (json!({"policy": "SCHED_RR"}), "process.scheduler.priority: \"0\" is not from 1 to 99"),
             (json!({"policy": "SCHED_BATCH", "period": 1}), "process.scheduler.period: \"1\" is not possible"),
             (json!({"policy": "SCHED_ISO"}), "process.scheduler.policy: not supported"),
+            (
+                json!({"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_KEEP_PARAMS", "SCHED_FLAG_UTIL_CLAMP_MAX"]}),
+                "process.scheduler.flags[1]: not supported: utilization clamps",
+            ),
         ];
         for (value, expected) in cases {
             let error = translated(value).unwrap_err();

@@ -30,8 +30,8 @@ pub(super) fn refuse_process(process: &Process) -> Result<(), FieldError> {
     refuse(&[
         (named(process.command_line()), "process.commandLine", "a Windows field; use process.args"),
         (named(process.user().username()), "process.user.username", "a Windows field; use process.user.uid"),
-        (apparmor, "process.apparmorProfile", "AppArmor profiles in the guest"),
-        (named(process.selinux_label()), "process.selinuxLabel", "SELinux labels in the guest"),
+        (apparmor, "process.apparmorProfile", "AppArmor profiles: the guest's kernel has no AppArmor"),
+        (named(process.selinux_label()), "process.selinuxLabel", "SELinux labels: the guest's kernel has no SELinux"),
     ])
 }
 
@@ -47,8 +47,7 @@ fn refuse_linux(linux: &Linux) -> Result<(), FieldError> {
     let labelled = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
     let net_devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
     refuse(&[
-        (labelled, "linux.mountLabel", "SELinux labels in the guest"),
-        (linux.intel_rdt().is_some(), "linux.intelRdt", "cache and bandwidth allocation"),
+        (labelled, "linux.mountLabel", "SELinux labels: the guest's kernel has no SELinux"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
         (net_devices, "linux.netDevices", "moving host network devices into a guest"),
     ])
@@ -77,8 +76,7 @@ mod tests {
 
     #[test]
     fn each_unsupported_field_is_refused_by_name() {
-        let linux =
-            [("mountLabel", json!("l")), ("intelRdt", json!({"closID": "c"})), ("netDevices", json!({"eth0": {}}))];
+        let linux = [("mountLabel", json!("l")), ("netDevices", json!({"eth0": {}}))];
         for (field, value) in linux {
             assert_eq!(refused(json!({"linux": {field: value}})), Some(format!("linux.{field}")));
         }

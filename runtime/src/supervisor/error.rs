@@ -22,6 +22,7 @@ use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
 use crate::network::NetworkError;
 use crate::network::user::PasstError;
+use crate::resctrl::ResctrlError;
 use crate::spec::SpecError;
 
 /// How far a sandbox has come.
@@ -88,6 +89,8 @@ pub(crate) enum RunError {
     StateDir(#[from] StateDirError),
     #[error(transparent)]
     HostCgroup(#[from] HostCgroupError),
+    #[error(transparent)]
+    Resctrl(#[from] ResctrlError),
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]

@@ -16,6 +16,7 @@ use crate::cgroup::{CgroupSpec, HostCgroup};
 use crate::hooks::{self, Hook, State};
 use crate::network::NetworkNamespace;
 use crate::network::user::{self, Started};
+use crate::resctrl::{self, ResctrlGroup, ResctrlRecord, ResctrlSpec};
 use crate::spec::{Machine, Translated};
 use crate::storage::Shares;
 use crate::storage::mount_points::{self, Kind};
@@ -28,6 +29,7 @@ pub(super) struct Groundwork {
     pub(super) user_network: Option<Started>,
     /// Goes before the folder, which stays as long as this is there.
     pub(super) cgroup: Option<HostCgroup>,
+    pub(super) resctrl: Option<ResctrlGroup>,
     pub(super) state: StateDir,
     pub(super) record: Record,
     /// Whether hooks are run before there is a machine: they may put interfaces into the namespace.
@@ -41,6 +43,7 @@ impl Groundwork {
     pub(super) fn lay(options: &Options, mut translated: Translated, passt: Option<&Path>) -> Result<Self, RunError> {
         let begin_ns = now_ns();
         let (state, cgroup) = places(options, &translated.cgroup)?;
+        let resctrl = translated.resctrl.as_ref().map(|spec| join_resctrl(options, spec, &state)).transpose()?;
         make_mount_points(&translated.request, &translated.shares)?;
         let Machine { user_network, net, .. } = &translated.machine;
         // While this process is in the host's network namespace.
@@ -69,7 +72,7 @@ impl Groundwork {
             poststop: translated.hooks.poststop.clone(),
             sandbox: None,
         };
-        Ok(Self { translated, state, cgroup, record, user_network, hooks_first, begin_ns })
+        Ok(Self { translated, state, cgroup, resctrl, record, user_network, hooks_first, begin_ns })
     }
 
     /// Whether [`Self::run_hooks`] is to be called.
@@ -122,6 +125,14 @@ pub(super) fn places(options: &Options, cgroup: &CgroupSpec) -> Result<(StateDir
         cgroup.join()?;
     }
     Ok((state, cgroup))
+}
+
+/// Makes a sandbox's resctrl group, and joins that.
+fn join_resctrl(options: &Options, spec: &ResctrlSpec, state: &StateDir) -> Result<ResctrlGroup, RunError> {
+    let note = |record: &ResctrlRecord| Ok(state.note_resctrl(record)?);
+    let group = ResctrlGroup::create(Path::new(resctrl::ROOT), spec, &options.id, note)?;
+    group.join()?;
+    Ok(group)
 }
 
 fn rootfs(shares: &Shares) -> &Path {

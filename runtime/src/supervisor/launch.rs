@@ -277,7 +277,7 @@ fn launch(
     ends: Ends,
     trace: &mut Trace,
 ) -> Result<(Sandbox, Launched), RunError> {
-    let Groundwork { translated, state, cgroup, mut record, user_network, begin_ns, .. } = ground;
+    let Groundwork { translated, state, cgroup, resctrl, mut record, user_network, begin_ns, .. } = ground;
     let Translated { mut request, shares, machine, network, hooks, sockets: host_sockets, .. } = translated;
     let of_one = Machine { spec: &machine, shares: &shares, network, user_network, trees_grow: false };
     let booted = boot(options, &install, parts, of_one, &state, trace)?;
@@ -311,7 +311,8 @@ fn launch(
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
     let start = Start { request, network: network_request, shared, hooks, hook_state, boot_timeout };
-    let launched = Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower, passt };
+    let launched =
+        Launched { start, record, machine, sockets, host_sockets, resctrl, signals, task, ends, follower, passt };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
 }

@@ -38,6 +38,7 @@ use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
 use crate::network::user::Passt;
 use crate::network::{Follower, Network};
+use crate::resctrl::ResctrlGroup;
 use crate::spec::Machine;
 use crate::storage::HostSocket;
 use crate::text;
@@ -54,6 +55,7 @@ pub(super) struct Launched {
     pub(super) sockets: VmmSockets,
     /// Those of the host that the container may connect to.
     pub(super) host_sockets: Vec<HostSocket>,
+    pub(super) resctrl: Option<ResctrlGroup>,
     pub(super) signals: BlockedSignals,
     pub(super) task: UnixListener,
     pub(super) ends: Ends,
@@ -83,6 +85,7 @@ pub(super) struct Sandbox {
     vmm: Vmm,
     passt: Option<Passt>,
     cgroup: Option<Arc<HostCgroup>>,
+    resctrl: Option<ResctrlGroup>,
     network: Option<Network>,
     state: StateDir,
     terminal: bool,
@@ -130,6 +133,7 @@ impl Sandbox {
             vmm,
             passt: None,
             cgroup: cgroup.map(Arc::new),
+            resctrl: None,
             network,
             state,
             terminal,
@@ -160,8 +164,10 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, machine, sockets, host_sockets, signals, task, ends, follower, passt } = launched;
-        (self.ends, self.follower, self.host_sockets, self.passt) = (ends, follower, host_sockets, passt);
+        let Launched { start, record, machine, sockets, host_sockets, resctrl, signals, task, ends, follower, passt } =
+            launched;
+        (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
+        (self.passt, self.resctrl) = (passt, resctrl);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;

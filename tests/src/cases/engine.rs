@@ -27,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case!(the_hosts_own_network_namespace),
     case!(time_namespace),
     case!(scheduling),
+    case!(scheduling_that_ends_at_a_fork),
     case!(bundle_as_podman_writes_it),
     case!(scheduling_in_real_time),
     case!(nodes_offsets_and_queues),
@@ -389,6 +390,17 @@ fn bundle_as_podman_writes_it(env: &Env) -> Result {
     bundle.sh("cat /etc/hosts /etc/resolv.conf /etc/hostname");
 
     env.run(&bundle)?.output()?.expect_stdout("hosts\nresolv.conf\nhostname\n")
+}
+
+/// A child has what every process has. The shell's last command is no child of it.
+fn scheduling_that_ends_at_a_fork(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("cut -d' ' -f40,41 /proc/$$/stat; cut -d' ' -f40,41 /proc/self/stat; true");
+    let flags = ["SCHED_FLAG_RESET_ON_FORK"];
+    bundle.set("/process/scheduler", json!({ "policy": "SCHED_RR", "priority": 5, "flags": flags }));
+
+    env.run(&bundle)?.output()?.expect_stdout("5 2\n0 0\n")
 }
 
 fn scheduling_in_real_time(env: &Env) -> Result {

@@ -12,8 +12,7 @@ use crate::bundle::Bundle;
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq};
 
-pub(super) const CASES: &[Case] =
-    &[
+pub(super) const CASES: &[Case] = &[
     case!(options_are_the_configured_ones),
     case!(options_of_a_whole_tree),
     case!(earlier_mounts_are_changed),

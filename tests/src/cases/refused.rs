@@ -2,13 +2,14 @@
 //! What is not honoured is refused by its name before anything is made; what says nothing is not.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Failure, Result, ensure};
+use crate::failure::{Failure, Result, ensure, skip};
 
 pub(super) const CASES: &[Case] = &[
     case!(fields_of_other_systems),
@@ -17,6 +18,7 @@ pub(super) const CASES: &[Case] = &[
     case!(fields_of_the_rest),
     case!(fields_of_resources),
     case!(fields_of_seccomp),
+    case!(cache_allocation_without_resctrl),
     case!(what_says_nothing_is_not_refused),
 ];
 
@@ -49,12 +51,27 @@ fn fields_of_other_systems(env: &Env) -> Result {
             (json!({ "/zos": {} }), "zos: not supported"),
             (json!({ "/process/user/username": "x" }), "process.user.username"),
             (json!({ "/process/commandLine": "x" }), "process.commandLine"),
-            (json!({ "/linux/mountLabel": "a:b:c:d" }), "linux.mountLabel"),
+            (json!({ "/linux/mountLabel": "a:b:c:d" }), "linux.mountLabel: not supported: SELinux"),
+            (json!({ "/process/selinuxLabel": "a:b:c:d" }), "the guest's kernel has no SELinux"),
             (json!({ "/linux/netDevices": { "eth0": {} } }), "linux.netDevices"),
             (json!({ "/linux/memoryPolicy": { "mode": "MPOL_BIND", "nodes": "0" } }), "linux.memoryPolicy"),
             (json!({ "/annotations": { "io.bulkhead.kernel_args": "a\nb" } }), "io.bulkhead.kernel_args"),
             (json!({ "/annotations": { "io.bulkhead.net.rx_bytes_per_second": "5" } }), "rx_bytes_per_second"),
             (json!({ "/annotations": { "io.bulkhead.net.tx_packets_per_second": "0" } }), "tx_packets_per_second"),
+        ],
+    )
+}
+
+fn cache_allocation_without_resctrl(env: &Env) -> Result {
+    if Path::new("/sys/fs/resctrl/schemata").exists() {
+        skip!("this host has resctrl");
+    }
+    each_refused(
+        env,
+        &[
+            (json!({ "/linux/intelRdt": { "closID": "x" } }), "linux.intelRdt: not supported: cache and bandwidth"),
+            (json!({ "/linux/intelRdt": { "l3CacheSchema": "L3:0=f" } }), "this host has no resctrl file system"),
+            (json!({ "/linux/intelRdt": { "closID": "a/b" } }), "linux.intelRdt.closID"),
         ],
     )
 }
@@ -73,6 +90,14 @@ fn fields_of_the_process(env: &Env) -> Result {
             (json!({ "/process/scheduler": { "policy": "SCHED_OTHER", "priority": 1 } }), "process.scheduler.priority"),
             (json!({ "/process/scheduler": { "policy": "SCHED_OTHER", "nice": 20 } }), "process.scheduler.nice"),
             (json!({ "/process/scheduler": { "policy": "SCHED_BATCH", "period": 1 } }), "process.scheduler.period"),
+            (
+                json!({ "/process/scheduler": { "policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_UTIL_CLAMP_MIN"] } }),
+                "process.scheduler.flags[0]: not supported",
+            ),
+            (
+                json!({ "/process/scheduler": { "policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_OTHER"] } }),
+                "process.scheduler.flags[0]: unknown variant",
+            ),
             (
                 json!({ "/process/ioPriority": { "class": "IOPRIO_CLASS_BE", "priority": 8 } }),
                 "process.ioPriority.priority",

@@ -30,6 +30,7 @@ use super::record::{Record, STATE, STATE_NEW};
 use super::sweep::{Swept, start_time, strike_undone, sweep_one};
 use crate::logging;
 use crate::network::Recorder;
+use crate::resctrl::ResctrlRecord;
 
 /// The longest id: a file name of the kernel's.
 const MAX_ID: usize = 255;
@@ -51,8 +52,13 @@ pub(super) const CGROUP: &str = "cgroup";
 pub(super) const NETWORK: &str = "network";
 /// Its name while it is being written.
 const NETWORK_NEW: &str = ".network";
+/// What is to be undone of the sandbox's resctrl group, as JSON.
+pub(super) const RESCTRL: &str = "resctrl";
+/// Its name while it is being written.
+const RESCTRL_NEW: &str = ".resctrl";
 
-const FILES: [&str; 10] = [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, NETWORK, NETWORK_NEW, STATE, STATE_NEW];
+const FILES: [&str; 12] =
+    [MARKER, VMM, CONSOLE, VSOCK, TASK, CGROUP, NETWORK, NETWORK_NEW, RESCTRL, RESCTRL_NEW, STATE, STATE_NEW];
 pub(super) const NEW_PREFIX: &str = ".new-";
 
 /// Tells apart the directories that one process makes.
@@ -235,6 +241,13 @@ impl StateDir {
         let file = openat(&self.dir, CGROUP, flags, Mode::RUSR | Mode::WUSR).map(File::from);
         let written = file.map_err(io::Error::from).and_then(|mut file| file.write_all(&line));
         written.map_err(self.named("write the file", CGROUP))
+    }
+
+    /// Notes what is to be undone of the sandbox's resctrl group, for the same reason.
+    pub(crate) fn note_resctrl(&self, record: &ResctrlRecord) -> Result<(), StateDirError> {
+        let written = serde_json::to_vec(record).map_err(io::Error::from);
+        let written = written.and_then(|record| replace_file(&self.dir, (RESCTRL_NEW, RESCTRL), &record));
+        written.map_err(self.named("write the file", RESCTRL))
     }
 
     /// Notes what is to be undone of the sandbox's network, for the same reason.

@@ -17,11 +17,12 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, VMM, check_id, lock, remove_locked};
+use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, RESCTRL, VMM, check_id, lock, remove_locked};
 use super::record::{Record, Status};
 use crate::cgroup::{HostCgroup, REMOVE_PATIENCE};
 use crate::logging;
 use crate::network::Network;
+use crate::resctrl::ResctrlGroup;
 use crate::supervisor::run_poststop_hooks;
 
 /// Most bytes of a cgroup's record that are read.
@@ -29,8 +30,9 @@ const MAX_CGROUP_RECORD: u64 = 64 << 10;
 /// How long a sweep waits for the end of what it finds. Each start sweeps, and the next one comes back to what is left.
 const SWEEP_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Most bytes of a network's record that are read.
+/// Most bytes of a network's record that are read, and of a resctrl group's.
 const MAX_NETWORK_RECORD: u64 = 64 << 10;
+const MAX_RESCTRL_RECORD: u64 = 64 << 10;
 
 /// What became of a directory that was not ours.
 #[derive(Debug, PartialEq, Eq)]
@@ -168,7 +170,7 @@ fn cgroup_paths(dir: &OwnedFd) -> Vec<PathBuf> {
 /// again; and what is gone is not looked for again, since by then it may be another container's.
 pub(super) fn strike_undone(dir: &OwnedFd) -> bool {
     let is_left = cgroup_paths(dir).iter().any(|path| path.exists());
-    for name in [VMM, NETWORK].into_iter().chain((!is_left).then_some(CGROUP)) {
+    for name in [VMM, NETWORK, RESCTRL].into_iter().chain((!is_left).then_some(CGROUP)) {
         let _ = unlinkat(dir, name, AtFlags::empty());
     }
     !is_left
@@ -181,11 +183,18 @@ fn recorded_network(dir: &OwnedFd) -> Option<Network> {
     Network::reopen(serde_json::from_reader(file.take(MAX_NETWORK_RECORD)).ok()?)
 }
 
-/// Ends what is left of a sandbox whose supervisor is gone: its VMM, its cgroup and its network.
+/// The resctrl group that was noted; to be dropped, which removes it.
+fn recorded_resctrl(dir: &OwnedFd) -> Option<ResctrlGroup> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(openat(dir, RESCTRL, flags, Mode::empty()).ok()?);
+    Some(ResctrlGroup::reopen(serde_json::from_reader(file.take(MAX_RESCTRL_RECORD)).ok()?))
+}
+
+/// Ends what is left of a sandbox whose supervisor is gone: its VMM, its groups and its network.
 pub(super) fn end_sandbox(dir: &OwnedFd, patience: Duration, tell: logging::Tell) {
     kill_recorded_vmm(dir);
     HostCgroup::reopen(cgroup_paths(dir)).remove(patience, tell);
-    drop(recorded_network(dir));
+    drop((recorded_network(dir), recorded_resctrl(dir)));
     strike_undone(dir);
 }
 
@@ -227,6 +236,8 @@ mod tests {
     use super::super::record::tests::record;
     use super::*;
     use crate::hooks::Hook;
+    use crate::resctrl::ResctrlSpec;
+    use std::mem;
 
     #[test]
     fn a_collection_takes_what_crashed_and_leaves_what_ended_or_lives() {
@@ -307,6 +318,25 @@ mod tests {
         sweep(root.path());
 
         assert_eq!((left(root.path()), path.exists()), (0, false));
+    }
+
+    #[test]
+    fn a_resctrl_group_that_was_noted_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let groups = tempfile::tempdir().unwrap();
+        let state = StateDir::create(root.path(), "c1").unwrap();
+        let group = ResctrlGroup::create(groups.path(), &ResctrlSpec::default(), "c1", |record| {
+            state.note_resctrl(record).map_err(Into::into)
+        });
+        // As the kernel drops what a killed supervisor had.
+        mem::forget(group.unwrap());
+        assert!(groups.path().join("c1").exists());
+
+        end_sandbox(&state.handle().unwrap(), Duration::ZERO, logging::aside);
+
+        assert_eq!(fs::read_dir(groups.path()).unwrap().count(), 0);
+        drop(state);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
     #[test]
