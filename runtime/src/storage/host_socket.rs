@@ -153,13 +153,29 @@ mod tests {
         assert!(socket.connect().await.is_none());
     }
 
+    /// A server that keeps one connection waiting.
+    fn server(folder: &tempfile::TempDir, kind: SocketType) -> OwnedFd {
+        let server = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::bind(&server, &SocketAddrUnix::new(folder.path().join("s")).unwrap()).unwrap();
+        rustix::net::listen(&server, 0).unwrap();
+        server
+    }
+
+    #[tokio::test]
+    async fn one_of_another_type_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let _server = server(&folder, SocketType::SEQPACKET);
+        let socket = found(&folder).unwrap();
+
+        assert!(socket.connect().await.is_none());
+
+        assert!(socket.type_told.load(Ordering::Relaxed));
+    }
+
     #[tokio::test]
     async fn a_server_without_room_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let server = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
-        rustix::net::bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        rustix::net::listen(&server, 0).unwrap();
+        let server = server(&folder, SocketType::STREAM);
         let socket = found(&folder).unwrap();
         let _first = socket.connect().await.unwrap();
         assert!(socket.try_connect().await.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
