@@ -27,7 +27,7 @@ impl Joiner {
         if tap::is_one(link) {
             return Err(NetworkError::InUse(path));
         }
-        if !SUPPORTED.contains(&link.kind.as_str()) || !link.is_ethernet() || link.is_l3s {
+        if !SUPPORTED.contains(&link.kind.as_str()) || !link.is_ethernet() || link.routed.is_some() {
             return Err(NetworkError::Unsupported { name, kind: link.description(Path::new(PCI_DEVICES)), path });
         }
         if let Some(lower) = links.iter().find(|other| link.lower == Some(other.index)) {

@@ -8,9 +8,9 @@ use bulkhead_protocol::agent::{Ipv6Settings, NetworkAddress};
 
 use super::survey::{bytes, number};
 
-/// `IFLA_IPVLAN_MODE` and the mode whose packets are taken out of the stack behind the filters (linux/if_link.h).
+/// `IFLA_IPVLAN_MODE` (linux/if_link.h), and the names of the modes.
 const IFLA_IPVLAN_MODE: u16 = 1;
-const IPVLAN_MODE_L3S: u16 = 2;
+const IPVLAN_MODES: [&str; 3] = ["l2", "l3", "l3s"];
 
 /// `IFLA_INET6_CONF` (linux/if_link.h): an array of numbers, and their places (`DEVCONF_*`, linux/ipv6.h).
 const IFLA_INET6_CONF: u16 = 2;
@@ -32,8 +32,8 @@ pub(super) struct Link {
     pub(super) name: String,
     /// What made it; empty for hardware.
     pub(super) kind: String,
-    /// Whether it is an ipvlan in mode l3s.
-    pub(super) is_l3s: bool,
+    /// Of an ipvlan whose packets the host routes: the mode that says so.
+    pub(super) routed: Option<&'static str>,
     /// Of hardware: what it is called on its bus; may be empty.
     pub(super) device: String,
     /// The interface that it takes its frames from, if that is in the same namespace.
@@ -65,7 +65,7 @@ impl Link {
         Some(Self {
             index: header.index,
             name: attributes.find_kind(libc::IFLA_IFNAME)?.text()?.to_owned(),
-            is_l3s: kind == "ipvlan" && info.and_then(ipvlan_mode) == Some(IPVLAN_MODE_L3S),
+            routed: info.filter(|_| kind == "ipvlan").and_then(ipvlan_mode).filter(|mode| *mode != "l2"),
             device: parent(attributes).unwrap_or_default(),
             lower: lower(&kind, attributes),
             kind,
@@ -96,8 +96,8 @@ impl Link {
         } else {
             format!("the host's hardware {device}")
         };
-        if self.is_l3s {
-            text.push_str(" in mode l3s, whose packets come past what joins it to a virtual machine (l2 and l3 work)");
+        if let Some(mode) = self.routed {
+            text = format!("{text} in mode {mode}, in which the host routes its packets (mode l2 works)");
         }
         if !self.is_ethernet() {
             text.push_str(" without Ethernet frames");
@@ -106,9 +106,10 @@ impl Link {
     }
 }
 
-fn ipvlan_mode(info: Attributes<'_>) -> Option<u16> {
+fn ipvlan_mode(info: Attributes<'_>) -> Option<&'static str> {
     let mode = info.find_kind(libc::IFLA_INFO_DATA)?.nested().find_kind(IFLA_IPVLAN_MODE)?;
-    mode.value.try_into().ok().map(u16::from_ne_bytes)
+    let number = mode.value.try_into().ok().map(u16::from_ne_bytes)?;
+    IPVLAN_MODES.get(usize::from(number)).copied()
 }
 
 /// Linux tells it since 5.14.
@@ -174,10 +175,11 @@ mod tests {
 
     #[test]
     fn flags_and_modes_are_read() {
-        let l3 = read("ipvlan", 1, |message| message);
-        assert!(l3.up && l3.no_arp && !l3.is_l3s);
-        assert!(read("ipvlan", IPVLAN_MODE_L3S, |message| message).is_l3s);
-        assert!(!read("vlan", IPVLAN_MODE_L3S, |message| message).is_l3s);
+        let routed = |kind, mode| read(kind, mode, |message| message).routed;
+        let l2 = read("ipvlan", 0, |message| message);
+        assert!(l2.up && l2.no_arp);
+        assert_eq!([l2.routed, routed("ipvlan", 1), routed("ipvlan", 2)], [None, Some("l3"), Some("l3s")]);
+        assert_eq!(routed("vlan", 1), None);
     }
 
     #[test]

@@ -52,9 +52,9 @@ fn what_cannot_be_passed_on_is_named() {
 }
 
 #[test]
-fn an_ipvlan_whose_packets_come_past_the_filters_is_refused() {
-    let error = check(&Link { is_l3s: true, ..link("eth0", "ipvlan") }).unwrap_err();
-    assert!(error.contains("it is ipvlan in mode l3s, whose packets come past"), "{error}");
+fn an_ipvlan_whose_packets_the_host_routes_is_refused() {
+    let error = check(&Link { routed: Some("l3s"), ..link("eth0", "ipvlan") }).unwrap_err();
+    assert!(error.contains("it is ipvlan in mode l3s, in which the host routes"), "{error}");
 }
 
 #[test]

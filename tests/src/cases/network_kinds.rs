@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] = &[
     case!(vlan_made_inside),
     case!(tap),
     case!(kinds_that_are_refused),
-    case!(ipvlan_whose_packets_come_past_is_refused),
+    case!(ipvlan_whose_packets_are_routed_is_refused),
     case!(one_on_another_is_refused),
 ];
 
@@ -147,19 +147,26 @@ fn kinds_that_are_refused(env: &Env) -> Result {
     Ok(())
 }
 
-fn ipvlan_whose_packets_come_past_is_refused(env: &Env) -> Result {
+fn ipvlan_whose_packets_are_routed_is_refused(env: &Env) -> Result {
     let cable = Cable::new("46")?;
-    let namespace = Namespace::empty(env, "l3s")?;
-    let path = namespace.path.display();
-    host(&format!("ip link add link {} name eth0 netns {path} type ipvlan mode l3s", cable.lower))?;
-    let bundle = container(env, &namespace, "echo started")?;
+    for mode in ["l3", "l3s"] {
+        let namespace = Namespace::empty(env, mode)?;
+        let path = namespace.path.display();
+        host(&format!("ip link add link {} name eth0 netns {path} type ipvlan mode {mode}", cable.lower))?;
+        let bundle = container(env, &namespace, "echo started")?;
 
-    env.run(&bundle)?.output()?.expect_error(&[
-        "eth0",
-        "network namespace",
-        "it is ipvlan in mode l3s",
-        "l2 and l3 work",
-    ])
+        let output = env.run(&bundle)?.output()?;
+
+        output.expect_error(&[
+            "eth0",
+            "network namespace",
+            &format!("it is ipvlan in mode {mode},"),
+            "mode l2 works",
+        ])?;
+        // All interfaces on one have the same mode.
+        namespace.inside("ip link del eth0")?;
+    }
+    Ok(())
 }
 
 /// All frames would go to the one below.
