@@ -54,6 +54,8 @@ impl Limits {
             ("cpu.idle", idle(false)),
             ("cpu.weight", weight.map(|weight| weight.to_string())),
             ("cpu.idle", idle(true)),
+            // No burst may be above the quota: an old one must not be in the way of a new quota.
+            ("cpu.max.burst", self.cpu_burst_us.map(|_| "0".to_owned())),
             ("cpu.max", quota),
             ("cpu.max.burst", self.cpu_burst_us.map(|burst| burst.to_string())),
             ("cpuset.cpus", self.cpus.clone()),
@@ -102,7 +104,7 @@ mod tests {
         };
         assert_eq!(
             text(limits.version_2()),
-            "memory.max=max memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
+            "memory.max=max memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max.burst=0 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
         );
         let idle = Limits { cpu_idle: Some(true), cpu_weight: Some(39), ..Limits::default() };
         assert_eq!(text(idle.version_2()), "cpu.idle=1");
