@@ -58,8 +58,8 @@ const NEEDS: [(u32, u32); 9] = [
     (VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_CSUM),
 ];
 
-/// The feature bits of a device with `pairs` queue pairs on a link of that kind. An MTU is not told: Linux takes it for the largest that there will
-/// ever be, and that of the interface on the host may grow.
+/// The feature bits of a device with `pairs` queue pairs on a link of that kind. An MTU is not told: Linux takes it for the
+/// largest that there will ever be, and that of the interface on the host may grow.
 pub(super) fn offered(link: LinkKind, pairs: u16) -> u64 {
     let offloads = if link == LinkKind::Tap { OFFLOADS.as_slice() } else { &[] };
     let mut features = ALWAYS.iter().chain(offloads).fold(0, |features, bit| features | 1 << bit);
