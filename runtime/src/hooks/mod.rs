@@ -51,6 +51,19 @@ pub(crate) struct Hook {
     /// All of its environment.
     pub(crate) env: Vec<(String, String)>,
     pub(crate) timeout: Option<Duration>,
+    #[serde(default)]
+    pub(crate) network: HookNetwork,
+}
+
+/// Which network namespace a hook is run in. Its other namespaces are the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum HookNetwork {
+    #[default]
+    Host,
+    /// The container's, in which this process is.
+    Own,
+    /// The container's.
+    Path(PathBuf),
 }
 
 /// A hook that failed.
@@ -129,8 +142,12 @@ fn spawn(hook: &Hook, state: &State, output: &File) -> io::Result<Child> {
         .stdin(stdin)
         .stdout(Stdio::from(output.try_clone()?))
         .stderr(Stdio::from(output.try_clone()?));
-    // A hook is in the namespaces of the host, wherever this process is.
-    network::on_host(|| command.spawn())?
+    match &hook.network {
+        // Wherever this process is.
+        HookNetwork::Host => network::on_host(|| command.spawn())?,
+        HookNetwork::Own => command.spawn(),
+        HookNetwork::Path(path) => network::inside(&File::open(path)?, || command.spawn())?,
+    }
 }
 
 /// A hook's process, which ends with this at the latest.
@@ -173,6 +190,7 @@ mod tests {
             args: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("NAME".to_owned(), "value".to_owned())],
             timeout,
+            network: HookNetwork::Host,
         }
     }
 

@@ -8,7 +8,7 @@ use oci_spec::runtime::{Hook as OciHook, Hooks as OciHooks};
 
 use super::error::{FieldError, without_nul};
 use super::list;
-use crate::hooks::{Hook, Hooks};
+use crate::hooks::{Hook, HookNetwork, Hooks};
 
 /// Checks the hooks. The second part is the agent's to run.
 pub(crate) fn translate(hooks: &OciHooks) -> Result<(Hooks, Vec<WireHook>), FieldError> {
@@ -16,7 +16,8 @@ pub(crate) fn translate(hooks: &OciHooks) -> Result<(Hooks, Vec<WireHook>), Fiel
     let prestart = hooks.prestart().as_ref();
     let mut create = translate_list("prestart", list(prestart))?;
     create.extend(translate_list("createRuntime", list(hooks.create_runtime().as_ref()))?);
-    create.extend(translate_list("createContainer", list(hooks.create_container().as_ref()))?);
+    let create_container = translate_list("createContainer", list(hooks.create_container().as_ref()))?;
+    create.extend(create_container.into_iter().map(|hook| Hook { network: HookNetwork::Own, ..hook }));
     let poststart = translate_list("poststart", list(hooks.poststart().as_ref()))?;
     let poststop = translate_list("poststop", list(hooks.poststop().as_ref()))?;
     let start = translate_list("startContainer", list(hooks.start_container().as_ref()))?;
@@ -55,7 +56,7 @@ fn translate_one(field: String, hook: &OciHook) -> Result<Hook, FieldError> {
             None => return Err(FieldError::invalid(format!("{field}.timeout"), seconds, "more than 0")),
         },
     };
-    Ok(Hook { path: hook.path().clone(), field, args, env, timeout })
+    Ok(Hook { path: hook.path().clone(), field, args, env, timeout, network: HookNetwork::Host })
 }
 
 fn to_wire(hook: Hook) -> WireHook {

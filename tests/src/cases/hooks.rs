@@ -2,17 +2,20 @@
 //! Hooks: what they are told, how long they may take, and what follows a failure.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 
+use super::network::Namespace;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::{Env, Kind};
-use crate::failure::{Context as _, Result, ensure, ensure_eq};
+use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
     case!(hooks_are_told_of_the_container),
+    case!(networks_of_hooks),
     case!(hook_in_the_container_has_its_time),
     case!(failing_hooks_of_a_container_that_lives_on),
     case!(last_hooks_after_a_refused_network),
@@ -55,6 +58,36 @@ fn hooks_are_told_of_the_container(env: &Env) -> Result {
         ensure!(holds("ONLY=this") && holds("zero one") && !seen.contains("SECRET"), "{kind} has {seen}");
         let at_home = holds(&folder.display().to_string());
         ensure!(at_home || env.kind == Kind::Other, "{kind} is not in the bundle's folder: {seen}");
+    }
+    Ok(())
+}
+
+/// `createContainer` is the container's, the others are the host's; with a namespace of the engine's and without.
+fn networks_of_hooks(env: &Env) -> Result {
+    let hosts = fs::read_link("/proc/self/ns/net")?;
+    let engines = Namespace::empty(env, "hooks")?;
+    let inode = fs::metadata(&engines.path)?.ino();
+    for given in [None, Some(&engines)] {
+        let mut bundle = Bundle::busybox(env)?;
+        let folder = bundle.folder.clone();
+        let mut hooks = json!({});
+        for kind in ["createRuntime", "createContainer", "poststart", "poststop"] {
+            let script = format!("readlink /proc/self/ns/net > {}/{kind}", folder.display());
+            hooks[kind] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+        }
+        bundle.set("/hooks", hooks).sh("sleep 1");
+        if let Some(namespace) = given {
+            namespace.give_to(&mut bundle);
+        }
+        env.run(&bundle)?.output()?.expect_code(0)?;
+
+        let seen = |kind: &str| Ok::<_, Failure>(fs::read_to_string(folder.join(kind))?.trim_end().to_owned());
+        for kind in ["createRuntime", "poststart", "poststop"] {
+            ensure_eq!(seen(kind)?, hosts.display().to_string(), "the network of {kind}");
+        }
+        let containers = seen("createContainer")?;
+        ensure!(containers != hosts.display().to_string(), "createContainer is in the host's network");
+        ensure!(given.is_none() || containers == format!("net:[{inode}]"), "createContainer is in {containers}");
     }
     Ok(())
 }

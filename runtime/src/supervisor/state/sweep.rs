@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -219,6 +220,9 @@ fn kill_recorded_vmm(dir: &OwnedFd) {
     };
     if u32::try_from(pid).ok().and_then(start_time) == Some(recorded_start) {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        // What it was in is removed next. It may take longer: then its cgroup is waited for.
+        let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
     }
 }
 
@@ -235,7 +239,7 @@ mod tests {
     use super::super::StateDir;
     use super::super::record::tests::record;
     use super::*;
-    use crate::hooks::Hook;
+    use crate::hooks::{Hook, HookNetwork};
     use crate::resctrl::ResctrlSpec;
     use std::mem;
 
@@ -276,6 +280,7 @@ mod tests {
             args: ["sh", "-c", &format!("cat >{}", told.display())].map(str::to_owned).to_vec(),
             env: Vec::new(),
             timeout: None,
+            network: HookNetwork::Host,
         };
         let containers = root.path().join("root");
         let mut crashed = StateDir::create(&containers, "c1").unwrap();
