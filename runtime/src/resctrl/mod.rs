@@ -145,7 +145,7 @@ impl Drop for ResctrlGroup {
     fn drop(&mut self) {
         for path in self.record.made.iter().rev() {
             // The kernel removes a group that has threads, which are those of the group above from then on.
-            if self.record.named && is_used_by_others(path) {
+            if self.record.named && !is_monitoring(path) && is_used_by_others(path) {
                 continue;
             }
             match fs::remove_dir(path) {
@@ -174,10 +174,25 @@ fn check_existing(path: &Path, spec: &ResctrlSpec) -> Result<(), ResctrlError> {
     }
 }
 
+/// Whether a group is the sandbox's alone, in whatever class that is.
+fn is_monitoring(group: &Path) -> bool {
+    group.parent().and_then(Path::file_name).is_some_and(|folder| folder == MONITORED)
+}
+
+/// Whether there is somebody else in a group than this process, its children, and who has ended: a VMM that was killed has
+/// not been waited for.
 fn is_used_by_others(group: &Path) -> bool {
     let own = own_threads();
     let tasks = fs::read_to_string(group.join(TASKS)).unwrap_or_default();
-    tasks.split_whitespace().any(|task| !own.iter().any(|thread| thread == task))
+    tasks.split_whitespace().any(|task| !own.iter().any(|thread| thread == task) && !is_ending(task))
+}
+
+/// Whether a thread is of a child of this process, or has ended: fields 3 and 4 of /proc/PID/stat (proc_pid_stat(5)).
+fn is_ending(thread: &str) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{thread}/stat")) else { return true };
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let (state, parent) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    matches!(state, "Z" | "X" | "x") || parent.parse() == Ok(std::process::id())
 }
 
 fn own_threads() -> Vec<String> {
@@ -262,6 +277,11 @@ mod tests {
         assert!(path.exists());
 
         let record = ResctrlRecord { made: vec![path.clone()], named: true };
+        // One that is this process' own need not have been waited for.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        fs::write(path.join(TASKS), format!("{}\n", child.id())).unwrap();
+        assert!(!is_used_by_others(&path));
+        child.wait().unwrap();
         empty(&path);
         drop(ResctrlGroup::reopen(record.clone()));
         drop(ResctrlGroup::reopen(record));

@@ -139,7 +139,7 @@ impl Sandbox {
             terminal,
             size,
             streams,
-            ends: Ends::Own,
+            ends: Ends::default(),
             outputs: None,
             host_sockets: Vec::new(),
             connections: Connections::default(),
@@ -194,8 +194,9 @@ impl Sandbox {
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
-        let Self { raw, vmm, cgroup, network, state, tasks, .. } = self;
-        drop((raw, vmm, cgroup, network, tasks));
+        let Self { raw, vmm, passt, cgroup, resctrl, network, state, tasks, .. } = self;
+        // In this order: a cgroup is removed when it has no process.
+        drop((raw, vmm, passt, cgroup, resctrl, network, tasks));
         let kept = state.is_kept();
         // What is kept is let go of when it says how the container ended: without its supervisor it is taken for stopped.
         let state = kept.then_some(state);
