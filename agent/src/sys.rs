@@ -241,6 +241,15 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes `number` a descriptor of the same open file, which execve does not close.
+///
+/// For a process that was just cloned and will never use what had that number: its owner is in its memory still.
+pub(crate) fn put_at(descriptor: &OwnedFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: the caller is such a process, so that no owner of `number` reads, writes or closes what it is from here on.
+    let result = unsafe { libc::dup2(descriptor.as_raw_fd(), number) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Closes every descriptor but 0, 1, 2 and those in `kept`.
 ///
 /// For a process that was just cloned and will never drop what it got from its parent: the owners of the closed

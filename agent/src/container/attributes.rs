@@ -12,7 +12,7 @@ use rustix::process::Pid;
 use super::channel::ChildEnd;
 use super::spec::Namespaces;
 use super::{Failure, ProcessSpec, Stage};
-use crate::process::{credentials, exec, rlimits, stdio, terminal, users};
+use crate::process::{credentials, exec, preserved, rlimits, stdio, terminal, users};
 use crate::sys;
 
 /// First descriptor that is not a standard stream.
@@ -26,9 +26,10 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Takes the last of what the spec does not give, and executes the program. Returns only if that failed.
-    pub(super) fn execute(&self, process: &ProcessSpec) -> Failure {
-        match credentials::seal(process) {
+    /// Gives it its descriptors from 3 on, takes the last of what the spec does not give, and executes the program. Returns
+    /// only if that failed.
+    pub(super) fn execute(&self, process: &ProcessSpec, stdio: &stdio::ChildStdio) -> Failure {
+        match preserved::install(&stdio.preserved).and_then(|()| credentials::seal(process)) {
             Ok(()) => exec::execute(&self.path, &process.args, &self.env),
             Err(failure) => failure,
         }
@@ -65,7 +66,7 @@ pub(super) fn finish(
     process: &ProcessSpec,
     namespaces: Namespaces,
     channel: &ChildEnd,
-    pipes: Option<&stdio::ChildStdio>,
+    pipes: &stdio::ChildStdio,
     terminal: Option<&OwnedFd>,
 ) -> Result<Program, Failure> {
     install_stdio(process, pipes, terminal)?;
@@ -85,19 +86,13 @@ pub(super) fn finish(
     Ok(Program { path, env })
 }
 
-fn install_stdio(
-    process: &ProcessSpec,
-    pipes: Option<&stdio::ChildStdio>,
-    terminal: Option<&OwnedFd>,
-) -> Result<(), Failure> {
+fn install_stdio(process: &ProcessSpec, pipes: &stdio::ChildStdio, terminal: Option<&OwnedFd>) -> Result<(), Failure> {
     if let Some(device) = terminal {
         stdio::install_terminal(device, process.uid)?;
         return terminal::control(device.as_fd());
     }
-    match pipes {
-        Some(stdio::ChildStdio([stdin, stdout, stderr])) => {
-            stdio::install(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
-        }
+    match &pipes.standard {
+        Some([stdin, stdout, stderr]) => stdio::install(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()),
         None => Ok(()),
     }
 }

@@ -25,6 +25,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Failure, Stage};
+use crate::process::preserved;
 use crate::sys::{self, Child};
 
 /// Longest message: a failure with a long subject.
@@ -60,6 +61,8 @@ pub(crate) struct ChildEnd {
 /// A new channel.
 pub(crate) fn pair() -> io::Result<(AgentEnd, ChildEnd)> {
     let (agent, child) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // A failure is told by it after the process's descriptors have been put in their places.
+    let child = preserved::beyond(child)?;
     Ok((AgentEnd { socket: sys::watch_descriptor(agent, Interest::READABLE)? }, ChildEnd { socket: child }))
 }
 

@@ -176,7 +176,7 @@ impl Engine {
             return Err(error.into());
         }
         trace.add("set-up", begin);
-        let streams = launch::expect_streams(&self.streams, &spec.process.stdio);
+        let streams = launch::expect_streams(&self.streams, &spec.process);
         instance.init.set_waiting(Waiting { channel, stdio, streams });
         Ok(instance)
     }
@@ -210,7 +210,7 @@ impl Engine {
                 // Nothing of the agent's is dropped here: that would take its registrations out of the epoll instance
                 // that both processes have.
                 let cgroup = cgroup.map(Cgroup::path);
-                let stdio = child_stdio.as_ref();
+                let stdio = &child_stdio;
                 run_child(&Setup { spec, config: &self.config, channel: &child_end, stdio, cgroup, mapped, sockets })
             }
         }
@@ -334,7 +334,7 @@ fn run_child(setup: &Setup<'_>) -> ! {
     crate::init::enter_child();
     let channel = setup.channel;
     let mut kept = vec![channel.as_fd()];
-    kept.extend(setup.stdio.iter().flat_map(|stdio| stdio.0.iter().map(AsFd::as_fd)));
+    kept.extend(setup.stdio.descriptors());
     kept.extend(setup.mapped.iter().flatten().map(AsFd::as_fd));
     // Other containers' pipes must not be held open by this process while it waits to be started.
     if let Err(error) = sys::close_all_but(&kept) {

@@ -66,7 +66,7 @@ impl Engine {
     /// In a paused container this waits until the container is resumed: the process is frozen from its first moment on.
     pub async fn exec(&self, id: &str, exec_id: &str, spec: &ProcessSpec, trace: &mut Trace) -> Result<i32, ExecError> {
         // Before anything can fail, so that streams of the host's that nobody will use are let go.
-        let streams = launch::expect_streams(&self.streams, &spec.stdio);
+        let streams = launch::expect_streams(&self.streams, spec);
         let instance = self.find(id)?;
         if exec_id.is_empty() {
             return Err(ExecError::NoId);
@@ -136,7 +136,7 @@ fn spawn(spec: &ProcessSpec, instance: &Instance) -> Result<(AgentEnd, AgentStdi
         Cloned::Child => Join {
             process: spec,
             channel: &child_end,
-            pipes: pipes.as_ref(),
+            pipes: &pipes,
             init: instance.init.pidfd(),
             namespaces: instance.namespaces,
             cgroup: cgroup.as_ref().map(OwnedFd::as_fd),

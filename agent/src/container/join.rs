@@ -28,8 +28,8 @@ use crate::sys::{self, Cloned, Parent};
 pub(super) struct Join<'a> {
     pub(super) process: &'a ProcessSpec,
     pub(super) channel: &'a ChildEnd,
-    /// Without a terminal: what becomes 0, 1 and 2.
-    pub(super) pipes: Option<&'a stdio::ChildStdio>,
+    /// What it has beside a terminal.
+    pub(super) pipes: &'a stdio::ChildStdio,
     /// The container's init.
     pub(super) init: BorrowedFd<'a>,
     /// The container's own namespaces.
@@ -50,7 +50,7 @@ impl Join<'_> {
                 Err(failure) => failure,
             },
             Ok(Cloned::Child) => match self.prepare() {
-                Ok(program) => program.execute(self.process),
+                Ok(program) => program.execute(self.process, self.pipes),
                 Err(failure) => failure,
             },
             Err(failure) => failure,
@@ -113,7 +113,7 @@ impl Join<'_> {
     /// Closes everything but these, the pipes and 0, 1, 2.
     fn keep<'b>(&'b self, kept: impl IntoIterator<Item = BorrowedFd<'b>>) -> Result<(), Failure> {
         let mut kept: Vec<BorrowedFd<'_>> = kept.into_iter().collect();
-        kept.extend(self.pipes.iter().flat_map(|pipes| pipes.0.iter().map(AsFd::as_fd)));
+        kept.extend(self.pipes.descriptors());
         sys::close_all_but(&kept).map_err(|error| Failure::new(Stage::Process, "close the agent's descriptors", error))
     }
 }

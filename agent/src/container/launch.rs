@@ -9,29 +9,24 @@ use super::error::LaunchError;
 use super::id_map::IdMappings;
 use super::instance::Instance;
 use super::process::{ExpectedStreams, Process, Waiting};
-use super::spec::StdioSpec;
 use super::{ContainerSpec, ProcessSpec, attributes};
 use crate::process::stdio::{self, AgentStdio, ChildStdio};
-use crate::process::{FdStream, StreamTable, pump};
+use crate::process::{FdStream, StreamTable, preserved, pump};
 use crate::sys::Child;
 use crate::trace::{Trace, now};
 
 /// How long the host may take to open the streams of a process that is ready to start.
 const STREAM_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Makes the pipes of a process that has no terminal: the process's ends, and the agent's. The process's user is one of a
-/// user namespace if there are `mappings`.
+/// Makes what a process has beside a terminal: the process's ends, and the agent's. The process's user is one of a user
+/// namespace if there are `mappings`.
 pub(super) fn make_pipes(
     process: &ProcessSpec,
     mappings: Option<&IdMappings>,
-) -> Result<(Option<ChildStdio>, AgentStdio), LaunchError> {
-    if process.stdio.terminal.is_some() {
-        return Ok((None, AgentStdio::default()));
-    }
+) -> Result<(ChildStdio, AgentStdio), LaunchError> {
     // A user that there is not is refused when the process becomes that.
     let uid = mappings.map_or(process.uid, |mappings| mappings.user_outside(process.uid).unwrap_or(0));
-    let (child, agent) = stdio::make_pipes(&process.stdio, uid).map_err(LaunchError::Stdio)?;
-    Ok((Some(child), agent))
+    stdio::make_pipes(&process.stdio, &process.preserved, uid).map_err(LaunchError::Stdio)
 }
 
 /// Gives the new process of a container, if that has a user namespace, the ids that it waits for, and what it cannot take
@@ -49,9 +44,15 @@ pub(super) fn give(instance: &Instance, process: &Process, spec: &ProcessSpec) -
 }
 
 /// Names the host's streams that the process will need.
-pub(super) fn expect_streams(table: &StreamTable, spec: &StdioSpec) -> ExpectedStreams {
+pub(super) fn expect_streams(table: &StreamTable, spec: &ProcessSpec) -> ExpectedStreams {
     let expect = |id: Option<u32>| id.map(|id| (id, table.expect(id)));
-    ExpectedStreams { stdin: expect(spec.stdin), stdout: expect(spec.stdout), stderr: expect(spec.stderr) }
+    let stdio = &spec.stdio;
+    ExpectedStreams {
+        stdin: expect(stdio.stdin),
+        stdout: expect(stdio.stdout),
+        stderr: expect(stdio.stderr),
+        preserved: spec.preserved.iter().map(|preserved| expect(preserved.stream())).collect(),
+    }
 }
 
 /// Waits until the process is set up. It may already have sent `first`.
@@ -107,6 +108,12 @@ async fn connect(process: &Process, stdio: AgentStdio, streams: ExpectedStreams)
     let stdout = await_stream(streams.stdout, "stdout", deadline).await?;
     let stderr = await_stream(streams.stderr, "stderr", deadline).await?;
     let pumps = process.pumps();
+    for (end, expected) in stdio.preserved.into_iter().zip(streams.preserved) {
+        let stream = await_stream(expected, "preserved descriptor", deadline).await?;
+        if let (Some(end), Some(stream)) = (end, stream) {
+            preserved::serve(end, stream, pumps).map_err(LaunchError::Stdio)?;
+        }
+    }
     if let Some(terminal) = process.terminal.get() {
         let (output, input) = (terminal.clone(), terminal.clone());
         pumps.spawn_output(|drain| pump::terminal_output(output, stdout, drain));

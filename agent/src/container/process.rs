@@ -62,6 +62,8 @@ pub(crate) struct ExpectedStreams {
     pub(crate) stdin: Option<(u32, oneshot::Receiver<FdStream>)>,
     pub(crate) stdout: Option<(u32, oneshot::Receiver<FdStream>)>,
     pub(crate) stderr: Option<(u32, oneshot::Receiver<FdStream>)>,
+    /// Of the descriptors from 3 on; `None` for one that needs none.
+    pub(crate) preserved: Vec<Option<(u32, oneshot::Receiver<FdStream>)>>,
 }
 
 impl Process {

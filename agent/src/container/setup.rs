@@ -24,8 +24,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) spec: &'a ContainerSpec,
     pub(crate) config: &'a EngineConfig,
     pub(crate) channel: &'a ChildEnd,
-    /// Without a terminal: what becomes 0, 1 and 2.
-    pub(crate) stdio: Option<&'a stdio::ChildStdio>,
+    /// What it has beside a terminal.
+    pub(crate) stdio: &'a stdio::ChildStdio,
     /// The container's cgroup, as the agent names it.
     pub(crate) cgroup: Option<&'a std::path::Path>,
     /// For each mount of the spec whose ids are mapped: what is to be mounted.
@@ -40,7 +40,7 @@ impl Setup<'_> {
         let process = &self.spec.process;
         match self.prepare() {
             Ok(program) => match self.spec.start_hooks.run() {
-                Ok(()) => program.execute(process),
+                Ok(()) => program.execute(process, self.stdio),
                 Err(failure) => failure,
             },
             Err(failure) => failure,

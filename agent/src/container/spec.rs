@@ -9,6 +9,7 @@ use rustix::fs::FileType;
 
 use super::hook::StartHooks;
 use super::id_map::IdMappings;
+use crate::process::preserved::{MAX_PRESERVED, PreservedSpec};
 use crate::process::scheduling::Scheduling;
 use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
@@ -88,6 +89,12 @@ pub enum SpecError {
     /// A list of CPUs that is none.
     #[error("{0:?} is no list of CPUs")]
     Cpus(String),
+    /// More descriptors than a process can be given.
+    #[error("the process is given {0} descriptors, of at most {MAX_PRESERVED}")]
+    PreservedDescriptors(usize),
+    /// A descriptor of no kind that there is, or one that should have a stream and does not.
+    #[error("the kind of the process's descriptor {0} does not go with its stream")]
+    PreservedDescriptor(usize),
     /// A filter of devices that is no list of instructions.
     #[error("the filter of devices has {0} bytes, which are no instructions")]
     DeviceFilter(usize),
@@ -244,6 +251,8 @@ pub struct ProcessSpec {
     pub(crate) scheduling: Scheduling,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) stdio: StdioSpec,
+    /// What it has from descriptor 3 on.
+    pub(crate) preserved: Vec<PreservedSpec>,
     /// A cgroup below the container's, for a further process.
     pub(crate) cgroup: String,
 }
@@ -491,9 +500,24 @@ impl ProcessSpec {
             scheduling,
             seccomp: wire.seccomp.as_ref().map(Filter::from_wire).transpose()?,
             stdio,
+            preserved: preserved(&wire.preserved)?,
             cgroup: wire.cgroup,
         })
     }
+}
+
+fn preserved(wire: &[wire::PreservedDescriptor]) -> Result<Vec<PreservedSpec>, SpecError> {
+    if wire.len() > MAX_PRESERVED {
+        return Err(SpecError::PreservedDescriptors(wire.len()));
+    }
+    let read = |(number, wire): (usize, &wire::PreservedDescriptor)| match (wire.kind.enum_value(), wire.stream) {
+        (Ok(wire::DescriptorKind::NULL_DEVICE), 0) => Ok(PreservedSpec::Null),
+        (Ok(wire::DescriptorKind::INPUT), stream @ 1..) => Ok(PreservedSpec::Input(stream)),
+        (Ok(wire::DescriptorKind::OUTPUT), stream @ 1..) => Ok(PreservedSpec::Output(stream)),
+        (Ok(wire::DescriptorKind::CONNECTION), stream @ 1..) => Ok(PreservedSpec::Connection(stream)),
+        _ => Err(SpecError::PreservedDescriptor(number + 3)),
+    };
+    wire.iter().enumerate().map(read).collect()
 }
 
 fn capabilities(wire: Option<&wire::Capabilities>) -> Result<Capabilities, SpecError> {

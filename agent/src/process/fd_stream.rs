@@ -57,10 +57,10 @@ impl FdStream {
         }
     }
 
-    /// How much a pipe holds. `None` for anything else: a terminal may hold more than it tells.
+    /// How much a pipe or a socket holds. `None` for anything else: a terminal may hold more than it tells.
     pub fn held(&self) -> Option<u64> {
         let status = rustix::fs::fstat(&self.descriptor).ok()?;
-        if FileType::from_raw_mode(status.st_mode) != FileType::Fifo {
+        if !matches!(FileType::from_raw_mode(status.st_mode), FileType::Fifo | FileType::Socket) {
             return None;
         }
         rustix::io::ioctl_fionread(&self.descriptor).ok()

@@ -4,6 +4,7 @@
 pub(crate) mod credentials;
 pub(crate) mod exec;
 mod fd_stream;
+pub(crate) mod preserved;
 pub(crate) mod pump;
 mod pumps;
 mod reaper;

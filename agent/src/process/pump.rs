@@ -21,6 +21,20 @@ pub(crate) async fn terminal_input(stream: FdStream, terminal: Arc<FdStream>) {
     copy(&stream, &terminal, None).await;
 }
 
+/// Moves the host's bytes to a socket of the process's, and then tells it that there are no more.
+pub(crate) async fn received(stream: Arc<FdStream>, socket: Arc<FdStream>) {
+    copy(&stream, &socket, None).await;
+    // A process that is gone need not be told.
+    let _ = socket.shutdown_write();
+}
+
+/// Moves what the process sends at a socket to the host, and then tells it that there is no more.
+pub(crate) async fn sent(socket: Arc<FdStream>, stream: Arc<FdStream>, drain: Drain) {
+    copy(&socket, &stream, Some(drain)).await;
+    // A host that is gone need not be told.
+    let _ = stream.shutdown_write();
+}
+
 /// Moves the process's bytes to the host until every writer has gone. If the host no longer wants them, lets go of the
 /// pipe, so that the process is told by SIGPIPE.
 pub(crate) async fn output(pipe: FdStream, stream: FdStream, drain: Drain) {

@@ -7,11 +7,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::preserved::{self, AgentPreserved, PreservedSpec};
 use crate::container::{Failure, Stage, StdioSpec};
 
-/// The process's ends: 0, 1, 2.
+/// The process's ends.
 #[derive(Debug)]
-pub(crate) struct ChildStdio(pub(crate) [OwnedFd; 3]);
+pub(crate) struct ChildStdio {
+    /// 0, 1 and 2; absent with a terminal, which is made later.
+    pub(crate) standard: Option<[OwnedFd; 3]>,
+    /// 3 and on.
+    pub(crate) preserved: Vec<OwnedFd>,
+}
+
+impl ChildStdio {
+    /// All of them.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.standard.iter().flatten().chain(&self.preserved).map(AsFd::as_fd)
+    }
+}
 
 /// The agent's ends; `None` where the process has `/dev/null`.
 #[derive(Debug, Default)]
@@ -19,10 +32,25 @@ pub(crate) struct AgentStdio {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) preserved: Vec<Option<AgentPreserved>>,
 }
 
-/// Makes the pipes of a process without a terminal, owned by its user, who may want to open them again by name.
-pub(crate) fn make_pipes(spec: &StdioSpec, uid: u32) -> io::Result<(ChildStdio, AgentStdio)> {
+/// Makes what a process has beside a terminal, owned by its user, who may want to open it again by name.
+pub(crate) fn make_pipes(
+    spec: &StdioSpec,
+    preserved: &[PreservedSpec],
+    uid: u32,
+) -> io::Result<(ChildStdio, AgentStdio)> {
+    let (child_preserved, agent_preserved) = preserved::make(preserved, uid)?;
+    let (standard, agent) = match spec.terminal {
+        Some(_) => (None, AgentStdio::default()),
+        None => make_standard(spec, uid).map(|(child, agent)| (Some(child), agent))?,
+    };
+    let child = ChildStdio { standard, preserved: child_preserved };
+    Ok((child, AgentStdio { preserved: agent_preserved, ..agent }))
+}
+
+fn make_standard(spec: &StdioSpec, uid: u32) -> io::Result<([OwnedFd; 3], AgentStdio)> {
     let (stdin, agent_stdin) = match spec.stdin {
         Some(_) => {
             let (read, write) = pipe_of(uid)?;
@@ -41,12 +69,12 @@ pub(crate) fn make_pipes(spec: &StdioSpec, uid: u32) -> io::Result<(ChildStdio, 
     };
     let (stdout, agent_stdout) = output(spec.stdout)?;
     let (stderr, agent_stderr) = output(spec.stderr)?;
-    let agent = AgentStdio { stdin: agent_stdin, stdout: agent_stdout, stderr: agent_stderr };
-    Ok((ChildStdio([stdin, stdout, stderr]), agent))
+    let agent = AgentStdio { stdin: agent_stdin, stdout: agent_stdout, stderr: agent_stderr, ..AgentStdio::default() };
+    Ok(([stdin, stdout, stderr], agent))
 }
 
 /// Read end and write end.
-fn pipe_of(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn pipe_of(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     if uid != 0 {
         // Both ends are one inode.

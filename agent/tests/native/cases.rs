@@ -104,6 +104,8 @@ cases![
     sockets::what_was_sent_last_is_told_after_the_containers_end,
     sockets::stream_that_the_host_closes_at_once_closes_the_connection,
     stdio::input_reaches_output_and_ends,
+    stdio::preserved_descriptors_are_three_and_on,
+    stdio::too_many_or_wrong_descriptors_are_refused,
     stdio::absent_streams_are_dev_null,
     stdio::reader_that_goes_away_ends_the_writer,
     stdio::end_is_told_before_the_output_is_read,

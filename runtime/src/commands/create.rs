@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use thiserror::Error;
 
 use super::{Failure, Global, Outcome};
 use crate::supervisor::{self, Mode, Options};
@@ -43,37 +42,30 @@ pub(crate) struct Common {
     #[arg(long, hide = true)]
     no_new_keyring: bool,
 
-    /// Accepted for runc's sake, with 0 only
-    #[arg(long, hide = true, value_name = "N", default_value = "0")]
+    /// Give the container this process' descriptors 3 to N+2: pipes, connections, files to read or to write
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     preserve_fds: u32,
 }
 
-/// Descriptors that would have to go into another machine.
-#[derive(Debug, Error)]
-#[error("--preserve-fds {0} is not supported: open files of the host cannot be handed to a virtual machine")]
-pub(super) struct PreserveFds(pub(super) u32);
-
 impl Common {
     /// The options of a container, made in that mode.
-    pub(super) fn options(self, global: &Global, mode: Mode) -> Result<Options, PreserveFds> {
-        if self.preserve_fds > 0 {
-            return Err(PreserveFds(self.preserve_fds));
-        }
-        Ok(Options {
+    pub(super) fn options(self, global: &Global, mode: Mode) -> Options {
+        Options {
             id: self.id,
             bundle: self.bundle,
             root: global.root.clone(),
             pid_file: self.pid_file,
             console_socket: self.console_socket,
             trace: global.trace.clone(),
+            preserve_fds: self.preserve_fds,
             mode,
-        })
+        }
     }
 }
 
 /// Creates the container.
 pub(crate) fn run(global: &Global, arguments: Arguments) -> Outcome {
-    create(arguments.common.options(global, Mode::Detached { start: false })?)
+    create(arguments.common.options(global, Mode::Detached { start: false }))
 }
 
 /// Makes a container that lives on; its status is 0, whatever the container's will be.

@@ -9,10 +9,10 @@ use clap::Args;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 use thiserror::Error;
 
-use super::create::PreserveFds;
 use super::{Failure, Global, Outcome};
 use crate::spec;
 use crate::supervisor::state::Found;
+use crate::supervisor::streams::Preserved;
 use crate::supervisor::{ExecError, ExecOptions, exec};
 
 /// Run a further process in a container
@@ -86,8 +86,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     ignore_paused: bool,
 
-    /// Accepted for runc's sake, with 0 only
-    #[arg(long, hide = true, value_name = "N", default_value = "0")]
+    /// Give it this process' descriptors 3 to N+2: pipes, connections, files to read or to write
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     preserve_fds: u32,
 }
 
@@ -114,9 +114,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
 }
 
 fn exec_process(global: &Global, arguments: &Arguments) -> Outcome {
-    if arguments.preserve_fds > 0 {
-        return Err(PreserveFds(arguments.preserve_fds).into());
-    }
+    let preserved = Preserved::take(arguments.preserve_fds)?;
     let found = Found::open(&global.root, &arguments.id)?;
     let process = match &arguments.process {
         Some(file) => read_process(file)?,
@@ -131,6 +129,7 @@ fn exec_process(global: &Global, arguments: &Arguments) -> Outcome {
         ignore_paused: arguments.ignore_paused,
         // The container's own is that of any process, and not insisted on.
         cgroup: arguments.cgroup.trim_matches('/').to_owned(),
+        preserved,
     };
     Ok(exec(&found, options)?)
 }

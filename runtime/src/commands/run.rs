@@ -29,8 +29,8 @@ pub(crate) struct Arguments {
 /// Runs the container; in the foreground the status is the container's.
 pub(crate) fn run(global: &Global, arguments: Arguments) -> Outcome {
     if arguments.detach {
-        return create(arguments.common.options(global, Mode::Detached { start: true })?);
+        return create(arguments.common.options(global, Mode::Detached { start: true }));
     }
-    let options = arguments.common.options(global, Mode::Foreground { keep: arguments.keep })?;
+    let options = arguments.common.options(global, Mode::Foreground { keep: arguments.keep });
     supervisor::run(options).map_err(|error| Failure { status: error.exit_status(), error: Box::new(error) })
 }

@@ -232,6 +232,7 @@ impl Shared {
             pid_file: None,
             console_socket: None,
             trace: None,
+            preserve_fds: 0,
             mode: Mode::Served,
         }
     }

@@ -36,7 +36,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, Process};
+use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, DescriptorKind, PreservedDescriptor, Process};
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec,
 };
@@ -164,11 +164,37 @@ pub(crate) fn process_from_json(json: &[u8]) -> Result<Process, PartError> {
     struct Ours {
         #[serde(default, rename = "io.bulkhead.cgroup")]
         cgroup: String,
+        #[serde(default, rename = "io.bulkhead.preserved")]
+        preserved: Vec<PreservedKind>,
     }
     let process = serde_json::from_slice(&spelling::of_process(json))?;
     unsupported::refuse_process(&process)?;
-    let Ours { cgroup } = serde_json::from_slice(json)?;
-    Ok(Process { cgroup, ..process::translate(&process)? })
+    let Ours { cgroup, preserved } = serde_json::from_slice(json)?;
+    let preserved = preserved.into_iter().map(PreservedKind::to_wire).collect();
+    Ok(Process { cgroup, preserved, ..process::translate(&process)? })
+}
+
+/// What a descriptor is that a process has beside its standard streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PreservedKind {
+    Null,
+    Input,
+    Output,
+    Connection,
+}
+
+impl PreservedKind {
+    /// For the agent; its stream has no number yet.
+    pub(crate) fn to_wire(self) -> PreservedDescriptor {
+        let kind = match self {
+            Self::Null => DescriptorKind::NULL_DEVICE,
+            Self::Input => DescriptorKind::INPUT,
+            Self::Output => DescriptorKind::OUTPUT,
+            Self::Connection => DescriptorKind::CONNECTION,
+        };
+        PreservedDescriptor { kind: kind.into(), ..PreservedDescriptor::default() }
+    }
 }
 
 /// New limits of a container that there is.

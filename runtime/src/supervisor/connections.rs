@@ -4,6 +4,7 @@
 //!
 //! The agent is asked for the next one only while there is room for it: the others wait in the guest's kernel.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,13 +83,16 @@ async fn serve(container: Arc<Container>, sockets: Vec<HostSocket>) {
     while connections.join_next().await.is_some() {}
 }
 
-/// Makes one connection, and serves it to its end. If the host refuses it, the guest finds its stream closed.
+/// Makes one connection, and serves it to its end. If the host refuses it, the guest finds its stream closed; for a guest that
+/// refuses its own, the host is not asked any longer.
 async fn join(socket: &HostSocket, vsock: PathBuf, stream: u32) {
-    let (guest, host) = tokio::join!(streams::open_one(vsock, stream), socket.connect());
-    match (guest, host) {
-        (Ok(Some(guest)), Some(host)) => splice(&guest, &host).await,
-        (Ok(Some(_)), None) => {}
-        (Ok(None), _) => logging::debug(format_args!("the guest refused the stream of a connection to the host")),
-        (Err(error), _) => logging::debug(format_args!("cannot open the stream of a connection to the host: {error}")),
+    let guest = async {
+        let opened = streams::open_one(vsock, stream).await;
+        opened.and_then(|stream| stream.ok_or_else(|| io::Error::other("the guest refused it")))
+    };
+    match tokio::try_join!(guest, async { Ok(socket.connect().await) }) {
+        Ok((guest, Some(host))) => splice(&guest, &host).await,
+        Ok((_, None)) => {}
+        Err(error) => logging::debug(format_args!("cannot open the stream of a connection to the host: {error}")),
     }
 }

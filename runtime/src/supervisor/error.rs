@@ -13,7 +13,7 @@ use super::console::ConsoleError;
 use super::machine_memory::GrowError;
 use super::signals::Received;
 use super::state::StateDirError;
-use super::streams::OpenStreamError;
+use super::streams::{OpenStreamError, PreservedError};
 use super::terminal::TerminalError;
 use super::vmm::SpawnVmmError;
 use super::vmm_control::ControlError;
@@ -113,6 +113,8 @@ pub(crate) enum RunError {
     Hook(#[from] HookError),
     #[error(transparent)]
     SpawnVmm(#[from] SpawnVmmError),
+    #[error(transparent)]
+    Preserved(#[from] PreservedError),
     #[error(transparent)]
     OpenStream(#[from] OpenStreamError),
     #[error("cannot make the mount point {} in the root file system {}", path.display(), rootfs.display())]

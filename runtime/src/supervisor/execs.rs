@@ -6,22 +6,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{ExecProcessResponse, Process};
+use bulkhead_protocol::agent::{DescriptorKind, ExecProcessResponse, Process};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::agent::{Agent, AgentError};
 use super::container::{CallError, Container, Ended, SIGKILL};
 use super::state::Status;
-use super::streams::StreamIds;
+use super::streams::{FIRST_FREE, StreamIds};
 use crate::trace::now_ns;
 
 /// How long a guest may take to make a process in a container that is not frozen, and how often it is looked whether it is.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Streams with smaller numbers are init's.
-const FIRST_STREAM: u32 = 16;
 
 /// The status of a process that ended with its container: it was killed.
 const KILLED: u8 = 137;
@@ -44,7 +41,7 @@ impl Default for Execs {
 
 /// The numbers of streams in a new guest.
 pub(super) fn stream_numbers() -> Arc<AtomicU32> {
-    Arc::new(AtomicU32::new(FIRST_STREAM))
+    Arc::new(AtomicU32::new(FIRST_FREE))
 }
 
 /// One process.
@@ -105,11 +102,16 @@ impl Execs {
 
     /// The number of a further stream.
     pub(crate) fn stream_number(&self) -> u32 {
+        self.stream_numbers(1)
+    }
+
+    /// The first of so many numbers of further streams.
+    fn stream_numbers(&self, count: u32) -> u32 {
         loop {
-            match self.next_stream.fetch_add(1, Ordering::Relaxed) {
-                // After four billion connections.
-                0 => {}
-                number => return number,
+            let first = self.next_stream.fetch_add(count, Ordering::Relaxed);
+            // Else after four billion connections.
+            if first != 0 && first.checked_add(count).is_some() {
+                return first;
             }
         }
     }
@@ -120,10 +122,13 @@ impl Execs {
         let number = |wanted: bool| if wanted { self.stream_number() } else { 0 };
         let [stdin, stdout, stderr] = wanted;
         // A terminal's output is one stream.
-        let streams = StreamIds { stdin: number(stdin), stdout: number(stdout), stderr: number(stderr && !terminal) };
-        process.stdin_stream = streams.stdin;
-        process.stdout_stream = streams.stdout;
-        process.stderr_stream = streams.stderr;
+        let streams = StreamIds {
+            stdin: number(stdin),
+            stdout: number(stdout),
+            stderr: number(stderr && !terminal),
+            preserved: self.preserved_numbers(&process),
+        };
+        streams.name_in(&mut process);
         let exec = Exec {
             streams,
             terminal,
@@ -139,6 +144,15 @@ impl Execs {
         }
         table.insert(exec_id.to_owned(), Arc::new(exec));
         Ok(())
+    }
+
+    /// The numbers for what a process has beside its standard streams: the first, and how many.
+    fn preserved_numbers(&self, process: &Process) -> (u32, u32) {
+        let carried = process.preserved.iter().filter(|one| one.kind != DescriptorKind::NULL_DEVICE.into());
+        match carried.map(|_| 1).sum() {
+            0 => (0, 0),
+            count => (self.stream_numbers(count), count),
+        }
     }
 
     /// Looks a process up.
@@ -301,6 +315,7 @@ impl Drop for Attention<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::PreservedKind;
 
     fn added(terminal: bool, wanted: [bool; 3]) -> StreamIds {
         let execs = Execs::default();
@@ -310,9 +325,24 @@ mod tests {
 
     #[test]
     fn each_wanted_stream_has_a_number_of_its_own_and_a_terminal_two() {
-        assert_eq!(added(false, [true, true, true]), StreamIds { stdin: 16, stdout: 17, stderr: 18 });
-        assert_eq!(added(false, [false, true, false]), StreamIds { stdin: 0, stdout: 16, stderr: 0 });
-        assert_eq!(added(true, [true, true, true]), StreamIds { stdin: 16, stdout: 17, stderr: 0 });
+        let ids = |stdin, stdout, stderr| StreamIds { stdin, stdout, stderr, preserved: (0, 0) };
+        assert_eq!(added(false, [true, true, true]), ids(36, 37, 38));
+        assert_eq!(added(false, [false, true, false]), ids(0, 36, 0));
+        assert_eq!(added(true, [true, true, true]), ids(36, 37, 0));
+    }
+
+    #[test]
+    fn what_a_process_has_beside_them_is_numbered_in_a_row_but_for_null_devices() {
+        let execs = Execs::default();
+        let kinds = [PreservedKind::Input, PreservedKind::Null, PreservedKind::Connection];
+        let process = Process { preserved: kinds.map(PreservedKind::to_wire).into(), ..Process::default() };
+
+        execs.add("e", process, [false, true, false]).unwrap();
+
+        let exec = execs.get("e").unwrap();
+        assert_eq!(exec.streams, StreamIds { stdin: 0, stdout: 36, stderr: 0, preserved: (37, 2) });
+        let process = exec.process.lock().unwrap().take().unwrap();
+        assert!(process.preserved.iter().map(|one| one.stream).eq([37, 0, 38]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::proc_view::ProcPlace;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{StateDir, check_id, sweep};
-use super::streams::Ends;
+use super::streams::{Ends, Preserved};
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions, VmmSockets};
 use crate::hooks;
@@ -63,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) console_socket: Option<PathBuf>,
     pub(crate) trace: Option<PathBuf>,
+    /// How many descriptors from 3 on are the container's.
+    pub(crate) preserve_fds: u32,
     pub(crate) mode: Mode,
 }
 
@@ -104,6 +106,7 @@ struct Plan {
     parts: OpenParts,
     /// passt's program, if the network is to be that.
     passt: Option<PathBuf>,
+    preserved: Preserved,
 }
 
 /// Runs a container in a sandbox of its own and returns its exit status.
@@ -146,7 +149,7 @@ pub(crate) async fn serve(options: &Options, ends: Ends, caller: Caller) -> u8 {
         let signals = BlockedSignals::block().map_err(RunError::Signals)?;
         let plan = check(options)?;
         let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
-        let Plan { translated, install, parts, passt } = plan;
+        let Plan { translated, install, parts, passt, preserved: _ } = plan;
         let mut ground = Groundwork::lay(options, translated, passt.as_deref())?;
         if ground.hooks_first() {
             ground.run_hooks().await?;
@@ -215,7 +218,8 @@ fn check(options: &Options) -> Result<Plan, RunError> {
     let install = Install::find()?;
     let parts = install.open()?;
     let passt = translated.machine.user_network.as_ref().map(|_| install.passt()).transpose()?;
-    Ok(Plan { translated, install, parts, passt })
+    let preserved = Preserved::take(options.preserve_fds)?;
+    Ok(Plan { translated, install, parts, passt, preserved })
 }
 
 fn supervise(
@@ -225,22 +229,22 @@ fn supervise(
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
-    let Plan { translated, install, parts, passt } = plan;
+    let Plan { translated, install, parts, passt, preserved } = plan;
     let ground = Groundwork::lay(options, translated, passt.as_deref())?;
-    let parts = (install, parts);
+    let (parts, ends) = ((install, parts), Ends::Own(preserved));
     if matches!(options.mode, Mode::Foreground { .. }) {
-        return supervise_from(options, ground, parts, signals, None, caller, trace);
+        return supervise_from(options, ground, parts, (signals, ends), None, caller, trace);
     }
     // Engines look for what lives on.
     let face = Face::new(&ground.translated.request, &ground.translated.shares).map_err(RunError::Face)?;
-    face.show(|processes| supervise_from(options, ground, parts, signals, processes, caller, trace))
+    face.show(|processes| supervise_from(options, ground, parts, (signals, ends), processes, caller, trace))
 }
 
 fn supervise_from(
     options: &Options,
     mut ground: Groundwork,
     parts: (Install, OpenParts),
-    signals: BlockedSignals,
+    (signals, ends): (BlockedSignals, Ends),
     processes: Option<ProcPlace>,
     caller: &mut Option<Caller>,
     trace: &mut Trace,
@@ -255,7 +259,7 @@ fn supervise_from(
         None
     };
     let (last_hooks, ended) = ground.last_hooks();
-    let (mut sandbox, launched) = match (launch(options, ground, parts, signals, Ends::Own, trace), &early_loop) {
+    let (mut sandbox, launched) = match (launch(options, ground, parts, signals, ends, trace), &early_loop) {
         (Ok(launched), _) => launched,
         (Err(error), None) => return Err(error),
         (Err(error), Some(runtime)) => {
@@ -298,9 +302,8 @@ fn launch(
     let own_terminal = terminal && options.mode != Mode::Served;
     let size = terminal::size().filter(|_| own_terminal);
     if let Some(process) = request.process.as_mut() {
-        process.stdin_stream = streams.stdin;
-        process.stdout_stream = streams.stdout;
-        process.stderr_stream = streams.stderr;
+        process.preserved = ends.preserved();
+        streams.name_in(process);
         if let Some(size) = size {
             (process.terminal_rows, process.terminal_columns) = (size.rows, size.columns);
         }

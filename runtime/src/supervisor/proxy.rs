@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::mem;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process;
@@ -29,10 +30,11 @@ use super::daemon::{self, DetachError, Reporter};
 use super::pid_file;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Found, Status};
-use super::streams::{self, Ends, OpenStreamError, StreamIds};
+use super::streams::{self, Ends, OpenStreamError, Preserved, StreamIds};
 use super::task_service::STREAM;
 use super::terminal::{self, RawTerminal, Size, TerminalError};
 use crate::logging;
+use crate::spec::PreservedKind;
 use crate::text;
 use crate::trace::now_ns;
 
@@ -53,6 +55,8 @@ pub(crate) struct ExecOptions {
     pub(crate) ignore_paused: bool,
     /// Below the container's.
     pub(crate) cgroup: String,
+    /// What it has beside its standard streams.
+    pub(crate) preserved: Preserved,
 }
 
 /// The specification's process, with what it has no word for.
@@ -62,6 +66,8 @@ struct Described<'a> {
     process: &'a oci_spec::runtime::Process,
     #[serde(rename = "io.bulkhead.cgroup")]
     cgroup: &'a str,
+    #[serde(rename = "io.bulkhead.preserved")]
+    preserved: Vec<PreservedKind>,
 }
 
 /// A process that could not be added, or was lost.
@@ -81,6 +87,8 @@ pub(crate) enum ExecError {
     Streams(#[from] OpenStreamError),
     #[error("cannot receive signals")]
     Signals(#[source] std::io::Error),
+    #[error("{0} came before the process was started")]
+    Interrupted(Received),
     #[error("cannot write the pid file {}", path.display())]
     PidFile { path: PathBuf, source: std::io::Error },
     #[error("cannot describe the process")]
@@ -173,7 +181,8 @@ struct Proxy {
 
 impl Proxy {
     async fn add(&self, options: &ExecOptions) -> Result<(), ExecError> {
-        let described = Described { process: &options.process, cgroup: &options.cgroup };
+        let preserved = options.preserved.kinds().collect();
+        let described = Described { process: &options.process, cgroup: &options.cgroup, preserved };
         let value = serde_json::to_vec(&described).map_err(ExecError::Describe)?;
         let spec = MessageField::some(Any { type_url: PROCESS_TYPE.to_owned(), value, ..Any::default() });
         let wanted = StreamIds::choose(self.terminal);
@@ -195,13 +204,14 @@ impl Proxy {
     async fn attend(
         self: &Arc<Self>,
         found: &Found,
-        options: &ExecOptions,
+        options: &mut ExecOptions,
         signals: SignalStream,
         reporter: &mut Option<Reporter>,
     ) -> Result<u8, ExecError> {
         let (id, exec_id) = (self.id.clone(), self.exec_id.clone());
         let state = StateRequest { id: id.clone(), exec_id: exec_id.clone(), ..Default::default() };
-        let ids = stream_ids(&self.task.state(Context::default(), &state).await?)?;
+        let state = self.task.state(Context::default(), &state).await?;
+        let ids = stream_ids(&state, options.preserved.carried())?;
         let raw = self.terminal.then(RawTerminal::enter).transpose()?;
         // The wait is on its way before the start: the supervisor knows from it that somebody attends, and sees it end with
         // this process.
@@ -215,18 +225,31 @@ impl Proxy {
         let started = async { Ok(self.task.start(Context::default(), &start).await?) };
         let vsock = found.vsock_path();
         let opened = async { streams::open(&vsock, ids).await.map_err(ExecError::from) };
-        let (_, opened) = tokio::try_join!(started, opened)?;
+        let starting = async { tokio::try_join!(started, opened) };
+        tokio::pin!(starting);
+        // What comes for the process before it is there.
+        let mut early = Vec::new();
+        let (_, opened) = loop {
+            tokio::select! {
+                result = &mut starting => break result?,
+                signal = signals.next() => match signal.map_err(ExecError::Signals)? {
+                    signal if signals::ends_a_start(signal) => return Err(ExecError::Interrupted(signal)),
+                    signal => early.push(signal),
+                },
+            }
+        };
         // Whoever has set the size before typing sees it heeded in this order.
         if let Some(size) = self.size() {
             passed(Signal::SIGWINCH.into(), self.resize(size).await);
         }
-        let mut outputs = opened.pump(Ends::Own)?;
+        let mut outputs = opened.pump(Ends::Own(mem::take(&mut options.preserved)))?;
         if let Some(path) = &options.pid_file {
             pid_file::write(path).map_err(|source| ExecError::PidFile { path: path.clone(), source })?;
         }
         if let Some(reporter) = reporter.take() {
             reporter.succeeded();
         }
+        early.into_iter().for_each(|signal| self.forward(signal));
         let has_ended = Cell::new(false);
         let end = async {
             let end = ended.await?;
@@ -295,13 +318,20 @@ fn passed(signal: Received, result: ttrpc::Result<Empty>) {
     }
 }
 
-/// The numbers of the streams in the answer to `State`.
-fn stream_ids(state: &StateResponse) -> Result<StreamIds, ClientError> {
+/// The numbers of the streams in the answer to `State`, with so many that are preserved.
+fn stream_ids(state: &StateResponse, preserved: u32) -> Result<StreamIds, ClientError> {
+    let parse = |number: &str| number.parse().map_err(|_| ClientError::Answer);
     let number = |name: &str| match name {
         "" => Ok(0),
-        name => name.strip_prefix(STREAM).and_then(|number| number.parse().ok()).ok_or(ClientError::Answer),
+        name => name.strip_prefix(STREAM).ok_or(ClientError::Answer).and_then(parse),
     };
-    Ok(StreamIds { stdin: number(&state.stdin)?, stdout: number(&state.stdout)?, stderr: number(&state.stderr)? })
+    let (stderr, first) = match (state.stderr.split_once(','), preserved) {
+        (None, 0) => (number(&state.stderr)?, 0),
+        (Some((stderr, first)), 1..) => (number(stderr)?, parse(first)?),
+        _ => return Err(ClientError::Answer),
+    };
+    let (stdin, stdout) = (number(&state.stdin)?, number(&state.stdout)?);
+    Ok(StreamIds { stdin, stdout, stderr, preserved: (first, preserved) })
 }
 
 #[cfg(test)]
@@ -316,9 +346,14 @@ mod tests {
             ..StateResponse::default()
         };
 
-        let ids = stream_ids(&state("stream:16", "")).unwrap();
-        assert_eq!(ids, StreamIds { stdin: 16, stdout: 0, stderr: 0 });
-        assert!(matches!(stream_ids(&state("stream:x", "")), Err(ClientError::Answer)));
-        assert!(matches!(stream_ids(&state("/fifo", "")), Err(ClientError::Answer)));
+        let ids = stream_ids(&state("stream:16", ""), 0).unwrap();
+        assert_eq!(ids, StreamIds { stdin: 16, ..StreamIds::default() });
+        assert!(matches!(stream_ids(&state("stream:x", ""), 0), Err(ClientError::Answer)));
+        assert!(matches!(stream_ids(&state("/fifo", ""), 0), Err(ClientError::Answer)));
+        let preserving = StateResponse { stderr: "stream:0,40".to_owned(), ..state("stream:39", "") };
+        let ids = stream_ids(&preserving, 2).unwrap();
+        assert_eq!(ids, StreamIds { stdin: 39, preserved: (40, 2), ..StreamIds::default() });
+        assert!(matches!(stream_ids(&preserving, 0), Err(ClientError::Answer)));
+        assert!(matches!(stream_ids(&state("", ""), 1), Err(ClientError::Answer)));
     }
 }

@@ -30,6 +30,7 @@ use super::container::{CallError, Container, Ended};
 use super::execs;
 use super::machine_memory::GrowError;
 use super::state::Status;
+use super::streams::StreamIds;
 use super::terminal::Size;
 use crate::spec::{self, PartError};
 use crate::text;
@@ -218,6 +219,11 @@ pub(crate) fn exec_state(container: &Container, exec_id: &str) -> Result<StateRe
         (None, None) => TaskStatus::CREATED,
     };
     let name = |number: u32| if number == 0 { String::new() } else { format!("{STREAM}{number}") };
+    // What is preserved follows stderr, for which the message has the last name.
+    let stderr = match exec.streams {
+        StreamIds { stderr, preserved: (_, 0), .. } => name(stderr),
+        StreamIds { stderr, preserved: (first, _), .. } => format!("{STREAM}{stderr},{first}"),
+    };
     Ok(StateResponse {
         id: container.id().to_owned(),
         exec_id: exec_id.to_owned(),
@@ -225,7 +231,7 @@ pub(crate) fn exec_state(container: &Container, exec_id: &str) -> Result<StateRe
         status: status.into(),
         stdin: name(exec.streams.stdin),
         stdout: name(exec.streams.stdout),
-        stderr: name(exec.streams.stderr),
+        stderr,
         terminal: exec.terminal,
         exit_status: ended.as_ref().map_or(0, |ended| u32::from(ended.status)),
         exited_at: ended.as_ref().map(timestamp).unwrap_or_default(),

@@ -40,6 +40,7 @@ mod network_user_ends;
 mod podman;
 mod pods;
 mod port_forward;
+mod preserved;
 mod process;
 mod refused;
 mod resources;
@@ -146,6 +147,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         podman::CASES,
         pods::CASES,
         port_forward::CASES,
+        preserved::CASES,
         process::CASES,
         refused::CASES,
         resources::CASES,

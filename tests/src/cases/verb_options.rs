@@ -109,10 +109,6 @@ fn options_that_change_nothing(env: &Env) -> Result {
     let log = env.work.join("log-of-the-run").display().to_string();
     env.call(words).globals(globals).globals(["--log", log.as_str()]).output()?.expect_stdout("fine\n")?;
 
-    for verb in ["run", "create"] {
-        let words = [verb, "--preserve-fds", "1", "--bundle", folder.as_str(), id.as_str()];
-        env.call(words).output()?.expect_error(&["--preserve-fds 1"])?;
-    }
     env.call(["run", "--console-socket", "/no/such", "--bundle", folder.as_str(), id.as_str()])
         .output()?
         .expect_error(&["--console-socket"])

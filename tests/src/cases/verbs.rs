@@ -230,7 +230,7 @@ fn options_of_exec(env: &Env) -> Result {
                 ("exec --apparmor unconfined ID true", 0, ""),
                 ("exec --process-label label ID true", 255, "process.selinuxLabel"),
                 ("exec --cap NO_SUCH ID true", 255, "NO_SUCH"),
-                ("exec --preserve-fds 1 ID true", 255, "--preserve-fds"),
+                ("exec --preserve-fds 33 ID true", 255, "--preserve-fds 33"),
                 ("ps ID aux", 1, "aux"),
                 ("ps ID -o rss", 1, "rss"),
             ],

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bulkhead_agent::container::{ContainerSpec, TerminalSize};
 use bulkhead_agent::process::FdStream;
 use bulkhead_agent::trace::Trace;
+use bulkhead_protocol::agent as wire;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
@@ -46,6 +47,49 @@ pub(crate) async fn input_reaches_output_and_ends() {
     assert!(received == expected, "{} bytes came back of {}", received.len(), expected.len());
     writer.await.unwrap();
     assert_eq!(end(&world).await, 0);
+}
+
+pub(crate) async fn preserved_descriptors_are_three_and_on() {
+    let world = World::new();
+    let script = "cat <&3; echo to four >&4; read line <&5; echo \"heard $line\" >&5; echo lost >&6; ls /proc/self/fd";
+    let mut request = request(&["sh", "-c", script]);
+    let process = process(&mut request);
+    process.stdout_stream = STDOUT;
+    let kinds = [wire::DescriptorKind::INPUT, wire::DescriptorKind::OUTPUT, wire::DescriptorKind::CONNECTION];
+    process.preserved = (20..)
+        .zip(kinds)
+        .chain([(0, wire::DescriptorKind::NULL_DEVICE)])
+        .map(|(stream, kind)| wire::PreservedDescriptor { kind: kind.into(), stream, ..Default::default() })
+        .collect();
+    let [mut stdout, input, mut output, mut connection] = [STDOUT, 20, 21, 22].map(|id| world.open_stream(id));
+    let spec = ContainerSpec::from_wire(request).unwrap();
+    world.engine.create(&spec, true, &mut Trace::default()).await.unwrap();
+
+    input.write_all(b"from three\n").await.unwrap();
+    input.shutdown_write().unwrap();
+    connection.write_all(b"five\n").await.unwrap();
+    let [mut out, mut four, mut five] = [const { String::new() }; 3];
+    timeout(DEADLINE, stdout.read_to_string(&mut out)).await.unwrap().unwrap();
+    timeout(DEADLINE, output.read_to_string(&mut four)).await.unwrap().unwrap();
+    timeout(DEADLINE, connection.read_to_string(&mut five)).await.unwrap().unwrap();
+
+    // `ls` has the folder open beside what it was given.
+    assert_eq!(out, "from three\n0\n1\n2\n3\n4\n5\n6\n7\n");
+    assert_eq!((four.as_str(), five.as_str()), ("to four\n", "heard five\n"));
+    assert_eq!(end(&world).await, 0);
+}
+
+pub(crate) async fn too_many_or_wrong_descriptors_are_refused() {
+    let refused = |kind: wire::DescriptorKind, stream, count| {
+        let mut request = request(&["true"]);
+        let one = wire::PreservedDescriptor { kind: kind.into(), stream, ..Default::default() };
+        process(&mut request).preserved = vec![one; count];
+        ContainerSpec::from_wire(request).unwrap_err().to_string()
+    };
+    assert!(refused(wire::DescriptorKind::INPUT, 20, 33).contains("33"));
+    assert!(refused(wire::DescriptorKind::INPUT, 0, 1).contains("descriptor 3"));
+    assert!(refused(wire::DescriptorKind::NULL_DEVICE, 20, 1).contains("descriptor 3"));
+    assert!(refused(wire::DescriptorKind::DESCRIPTOR_KIND_UNSPECIFIED, 0, 1).contains("descriptor 3"));
 }
 
 pub(crate) async fn absent_streams_are_dev_null() {

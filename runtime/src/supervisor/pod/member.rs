@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::trees::Taken;
 use super::{LOST, Pod};
 use crate::apart::apart;
-use crate::hooks::{self, Hook};
+use crate::hooks::{self, Hook, HookNetwork};
 use crate::logging;
 use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
@@ -68,6 +68,10 @@ impl Pod {
         let loaded = apart("bundle", move || pod.load(&bundle, first_stream)).await;
         let (mut translated, own_pids) = loaded.map_err(RunError::Thread)??;
         let sockets = mem::take(&mut translated.sockets);
+        for hook in translated.hooks.create.iter_mut().filter(|hook| hook.network == HookNetwork::Own) {
+            // This process is not in the pod's.
+            hook.network = self.namespaces.network.clone().map_or(HookNetwork::Host, HookNetwork::Path);
+        }
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
         let memory = Claim::new(Arc::clone(&self.memory));
@@ -140,7 +144,7 @@ impl Pod {
         let ids = ends.ids(terminal).shifted(first_stream - 1);
         request.id.clone_from(&options.id);
         if let Some(process) = request.process.as_mut() {
-            (process.stdin_stream, process.stdout_stream, process.stderr_stream) = (ids.stdin, ids.stdout, ids.stderr);
+            ids.name_in(process);
         }
         rename(&mut request, &taken.renamed);
         let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());

@@ -2,21 +2,28 @@
 //! Where a process' streams lead on the host: to this process' own, or to what an engine has named.
 
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use bulkhead_protocol::agent::PreservedDescriptor;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 
-use super::StreamIds;
 use super::copy::{CHUNK, retry, write_all};
+use super::preserved::Preserved;
+use super::{PRESERVED, StreamIds};
 
 /// The host's ends of a process' streams.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) enum Ends {
-    /// This process' standard streams.
-    #[default]
-    Own,
+    /// This process' standard streams, and what else it was called with for the process.
+    Own(Preserved),
     Given(GivenEnds),
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self::Own(Preserved::default())
+    }
 }
 
 /// Ends that have been opened for the process. What is absent is /dev/null for it.
@@ -42,8 +49,16 @@ impl Ends {
     /// The streams of a container's init.
     pub(crate) fn ids(&self, terminal: bool) -> StreamIds {
         match self {
-            Self::Own => StreamIds::choose(terminal),
+            Self::Own(preserved) => StreamIds::choose(terminal).with_preserved(PRESERVED, preserved.carried()),
             Self::Given(ends) => StreamIds::of_init(terminal, ends.wanted()),
+        }
+    }
+
+    /// What the process is given beside its standard streams.
+    pub(crate) fn preserved(&self) -> Vec<PreservedDescriptor> {
+        match self {
+            Self::Own(preserved) => preserved.to_wire(),
+            Self::Given(_) => Vec::new(),
         }
     }
 }
@@ -83,7 +98,7 @@ impl Input {
                 match read(&self.from, &mut buffer[..]) {
                     Ok(0) => return Ok(()),
                     Ok(length) => write_all(to, &buffer[..length])?,
-                    Err(error) => retry(error, to, PollFlags::OUT)?,
+                    Err(error) => retry(error, self.from.as_fd(), PollFlags::IN)?,
                 }
             } else if !polled[1].revents().is_empty() {
                 return Ok(());

@@ -8,6 +8,7 @@
 
 mod copy;
 mod ends;
+mod preserved;
 
 use std::io;
 use std::net::Shutdown;
@@ -17,20 +18,27 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use bulkhead_protocol::STREAM_PORT;
+use bulkhead_protocol::agent::{DescriptorKind, Process};
 use rustix::fs::{FileType, fstat};
 use rustix::stdio;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use self::copy::copy;
 pub(crate) use self::ends::{Ends, GivenEnds, Input, InputCloser};
+pub(crate) use self::preserved::{Preserved, PreservedError};
 use crate::trace;
 
 /// Stack of a pump: it has no frames to speak of.
 const STACK_SIZE: usize = 64 * 1024;
+
+/// How long the guest may take to take a stream.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Longest answer to `CONNECT`.
 const MAX_ANSWER: usize = 32;
@@ -39,6 +47,11 @@ const MAX_ANSWER: usize = 32;
 const STDIN: u32 = 1;
 const STDOUT: u32 = 2;
 const STDERR: u32 = 3;
+/// The first of those that are preserved.
+const PRESERVED: u32 = 4;
+
+/// The first number that no stream of an init has.
+pub(super) const FIRST_FREE: u32 = PRESERVED + preserved::MAX;
 
 /// A stream that cannot be opened.
 #[derive(Debug, Error)]
@@ -51,12 +64,14 @@ pub(crate) enum OpenStreamError {
     Thread(&'static str, #[source] io::Error),
 }
 
-/// Which streams a container gets; 0 for none, which is /dev/null in the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which streams a process gets; 0 for none, which is /dev/null in the container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct StreamIds {
     pub(crate) stdin: u32,
     pub(crate) stdout: u32,
     pub(crate) stderr: u32,
+    /// The first of those of its descriptors from 3 on, and how many these are.
+    pub(crate) preserved: (u32, u32),
 }
 
 impl StreamIds {
@@ -64,7 +79,7 @@ impl StreamIds {
     /// be carried to be /dev/null there.
     pub(crate) fn choose(terminal: bool) -> Self {
         if terminal {
-            return Self { stdin: STDIN, stdout: STDOUT, stderr: 0 };
+            return Self { stdin: STDIN, stdout: STDOUT, ..Self::default() };
         }
         let carried = [stdio::stdin(), stdio::stdout(), stdio::stderr()].map(|fd| !is_null_device(fd));
         Self::of_init(false, carried)
@@ -73,7 +88,29 @@ impl StreamIds {
     /// The same streams of a guest with others of these numbers: by so much higher ones.
     pub(crate) fn shifted(self, by: u32) -> Self {
         let shift = |id: u32| if id == 0 { 0 } else { id.wrapping_add(by) };
-        Self { stdin: shift(self.stdin), stdout: shift(self.stdout), stderr: shift(self.stderr) }
+        let (first, count) = self.preserved;
+        Self {
+            stdin: shift(self.stdin),
+            stdout: shift(self.stdout),
+            stderr: shift(self.stderr),
+            preserved: (shift(first), count),
+        }
+    }
+
+    /// The same with so many for descriptors from 3 on.
+    pub(crate) fn with_preserved(self, first: u32, count: u32) -> Self {
+        Self { preserved: (first, count), ..self }
+    }
+
+    /// Names them to the agent.
+    pub(crate) fn name_in(self, process: &mut Process) {
+        process.stdin_stream = self.stdin;
+        process.stdout_stream = self.stdout;
+        process.stderr_stream = self.stderr;
+        let carried = process.preserved.iter_mut().filter(|one| one.kind != DescriptorKind::NULL_DEVICE.into());
+        for (number, descriptor) in (self.preserved.0..).zip(carried) {
+            descriptor.stream = number;
+        }
     }
 
     /// Those of an init that are to be carried. A terminal's output is one stream.
@@ -83,6 +120,7 @@ impl StreamIds {
             stdin: number(stdin, STDIN),
             stdout: number(stdout, STDOUT),
             stderr: number(stderr && !terminal, STDERR),
+            ..Self::default()
         }
     }
 }
@@ -99,8 +137,8 @@ pub(crate) struct Outputs {
     ended: Vec<oneshot::Receiver<()>>,
     streams: OutputStreams,
     first_output_ns: Arc<AtomicU64>,
-    /// Kept open: closing it would say that the guest's side is not wanted either.
-    stdin: Option<UnixStream>,
+    /// Kept open: closing one would say that the guest's side is not wanted either.
+    inputs: Vec<UnixStream>,
 }
 
 /// What can be done to the output streams while they are pumped; copies mean the same.
@@ -157,6 +195,7 @@ pub(crate) struct Opened {
     stdin: Option<UnixStream>,
     stdout: Option<UnixStream>,
     stderr: Option<UnixStream>,
+    preserved: Vec<UnixStream>,
 }
 
 /// Opens the streams through the vsock socket at `path`.
@@ -166,33 +205,39 @@ pub(crate) async fn open(path: &Path, ids: StreamIds) -> Result<Opened, OpenStre
         connect(path, ids.stdout, "stdout"),
         connect(path, ids.stderr, "stderr"),
     )?;
-    Ok(Opened { stdin, stdout, stderr })
+    let (first, count) = ids.preserved;
+    let mut preserved = Vec::new();
+    for number in (first..).take(count as usize) {
+        preserved.extend(connect(path, number, preserved::NAME).await?);
+    }
+    Ok(Opened { stdin, stdout, stderr, preserved })
 }
 
 impl Opened {
     /// Starts the pumps between the streams and their ends on the host.
     pub(crate) fn pump(self, ends: Ends) -> Result<Outputs, OpenStreamError> {
-        let Self { stdin, stdout, stderr } = self;
+        let Self { stdin, stdout, stderr, preserved } = self;
         let mut outputs = Outputs {
             ended: Vec::new(),
             streams: OutputStreams::default(),
             first_output_ns: Arc::default(),
-            stdin: None,
+            inputs: Vec::new(),
         };
         match ends {
-            Ends::Own => {
+            Ends::Own(descriptors) => {
                 outputs.start("stdout", stdout, Some(stdio::stdout()), end_own_stdout)?;
                 outputs.start("stderr", stderr, Some(stdio::stderr()), || {})?;
-                outputs.start_stdin(stdin, |to| {
+                outputs.start_input("stdin", stdin, |to| {
                     let _ = copy(stdio::stdin(), to, || {});
                 })?;
+                descriptors.pump(preserved, &mut outputs)?;
             }
             Ends::Given(ends) => {
                 outputs.streams.held = Arc::new(Mutex::new(ends.held));
                 outputs.start("stdout", stdout, ends.stdout, || {})?;
                 outputs.start("stderr", stderr, ends.stderr, || {})?;
                 if let Some(input) = ends.stdin {
-                    outputs.start_stdin(stdin, move |to| {
+                    outputs.start_input("stdin", stdin, move |to| {
                         let _ = input.copy(to);
                     })?;
                 }
@@ -216,7 +261,7 @@ impl Outputs {
         };
         let (sender, ended) = oneshot::channel();
         let stream = Arc::new(stream);
-        self.streams.guests.push(Arc::downgrade(&stream));
+        self.add(&stream, ended);
         let first_output_ns = Arc::clone(&self.first_output_ns);
         start(name, move || {
             // Closing the stream is how the guest learns that nobody takes its output any more.
@@ -228,28 +273,43 @@ impl Outputs {
             drop((stream, end));
             done();
             let _ = sender.send(());
-        })?;
-        self.ended.push(ended);
-        Ok(())
+        })
     }
 
-    /// Starts the pump of the input, if there is one.
-    fn start_stdin(
+    /// Adds a stream of outputs, whose pump tells its end.
+    fn add(&mut self, stream: &Arc<UnixStream>, ended: oneshot::Receiver<()>) {
+        self.streams.guests.push(Arc::downgrade(stream));
+        self.ended.push(ended);
+    }
+
+    /// Starts the pump of an input, if there is one.
+    fn start_input(
         &mut self,
+        name: &'static str,
         stream: Option<UnixStream>,
         pump: impl FnOnce(BorrowedFd<'_>) + Send + 'static,
     ) -> Result<(), OpenStreamError> {
         let Some(stream) = stream else {
             return Ok(());
         };
-        let kept = stream.try_clone().map_err(|error| OpenStreamError::Connect("stdin", error))?;
-        start("stdin", move || {
+        let kept = stream.try_clone().map_err(|error| OpenStreamError::Connect(name, error))?;
+        start(name, move || {
             pump(stream.as_fd());
-            // The container's end of file. Its own output streams are others.
+            // The process' end of file. Its own output streams are others.
             let _ = stream.shutdown(Shutdown::Write);
         })?;
-        self.stdin = Some(kept);
+        self.inputs.push(kept);
         Ok(())
+    }
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        // A pump that waits until the guest reads is not to wait for a process that has ended.
+        for input in &self.inputs {
+            // One that the guest has ended already needs no end.
+            let _ = input.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -280,8 +340,20 @@ async fn connect(path: &Path, id: u32, name: &'static str) -> Result<Option<Unix
     }
 }
 
-/// Opens one stream through the vsock socket at `path`; `None` if it is refused.
+/// Opens one stream through the vsock socket at `path`; `None` if it is refused. A guest that does neither is not waited for
+/// without end.
 pub(crate) async fn open_one(path: PathBuf, id: u32) -> io::Result<Option<tokio::net::UnixStream>> {
+    open_within(path, id, OPEN_LIMIT).await
+}
+
+async fn open_within(path: PathBuf, id: u32, limit: Duration) -> io::Result<Option<tokio::net::UnixStream>> {
+    timeout(limit, ask_for(path, id)).await.unwrap_or_else(|_| {
+        let why = format!("the guest has not taken the stream within {limit:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
+}
+
+async fn ask_for(path: PathBuf, id: u32) -> io::Result<Option<tokio::net::UnixStream>> {
     let mut stream = tokio::net::UnixStream::connect(path).await?;
     stream.write_all(format!("CONNECT {STREAM_PORT}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(MAX_ANSWER);
@@ -350,6 +422,43 @@ mod tests {
         stream.set_nonblocking(false).unwrap();
         stream.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_answer_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+
+        let error = open_within(path, 7, Duration::from_millis(20)).await.unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("within 20ms"), "{error}");
+    }
+
+    #[test]
+    fn an_input_that_nobody_reads_ends_with_its_process() {
+        let (stream, _guest) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut outputs = Outputs {
+            ended: Vec::new(),
+            streams: OutputStreams::default(),
+            first_output_ns: Arc::default(),
+            inputs: Vec::new(),
+        };
+        let (sender, ended) = std::sync::mpsc::channel();
+        outputs
+            .start_input("stdin", Some(stream), move |to| {
+                // More than fits on the way.
+                let written = copy::write_all(to, &vec![0; 16 << 20]);
+                sender.send(written.is_err()).unwrap();
+            })
+            .unwrap();
+        assert!(ended.recv_timeout(Duration::from_millis(200)).is_err(), "it waits");
+
+        drop(outputs);
+
+        assert!(ended.recv_timeout(Duration::from_secs(20)).unwrap());
     }
 
     #[tokio::test]
