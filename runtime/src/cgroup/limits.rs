@@ -8,6 +8,8 @@ use super::block_io::BlockIo;
 pub(crate) struct Limits {
     /// Negative for none.
     pub(crate) memory_bytes: Option<i64>,
+    /// What of it may be swapped out; negative for all.
+    pub(crate) memory_swap_bytes: Option<i64>,
     /// What is not reclaimed as long as there is other memory; negative for all.
     pub(crate) memory_low_bytes: Option<i64>,
     /// 2 to 262144.
@@ -50,6 +52,7 @@ impl Limits {
         let weight = self.cpu_weight.filter(|_| self.cpu_idle != Some(true));
         let settings = [
             ("memory.max", self.memory_bytes.map(amount)),
+            ("memory.swap.max", self.memory_swap_bytes.map(amount)),
             ("memory.low", self.memory_low_bytes.map(amount)),
             ("cpu.idle", idle(false)),
             ("cpu.weight", weight.map(|weight| weight.to_string())),
@@ -67,8 +70,12 @@ impl Limits {
     /// The same for version 1. CPUs and nodes are left out there: each cgroup of that controller has to be given both
     /// before it can have a process. The VMM's CPU affinity holds all the same.
     pub(crate) fn version_1(&self) -> Vec<(&'static str, String)> {
+        // Version 1 counts both together.
+        let both = |(memory, swap): (i64, i64)| if memory < 0 || swap < 0 { -1 } else { memory.saturating_add(swap) };
+        let memory_and_swap = self.memory_bytes.zip(self.memory_swap_bytes).map(both);
         let settings = [
             ("memory.limit_in_bytes", self.memory_bytes.map(|limit| limit.max(-1).to_string())),
+            ("memory.memsw.limit_in_bytes", memory_and_swap.map(|limit| limit.to_string())),
             ("memory.soft_limit_in_bytes", self.memory_low_bytes.map(|limit| limit.max(-1).to_string())),
             ("cpu.shares", self.cpu_shares.map(|shares| shares.to_string())),
             // The period first: a quota is checked against it.
@@ -87,6 +94,7 @@ mod tests {
     fn each_version_has_its_spelling() {
         let limits = Limits {
             memory_bytes: Some(-5),
+            memory_swap_bytes: Some(8192),
             memory_low_bytes: Some(4096),
             cpu_shares: Some(1024),
             cpu_weight: Some(39),
@@ -104,13 +112,13 @@ mod tests {
         };
         assert_eq!(
             text(limits.version_2()),
-            "memory.max=max memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max.burst=0 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
+            "memory.max=max memory.swap.max=8192 memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max.burst=0 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
         );
         let idle = Limits { cpu_idle: Some(true), cpu_weight: Some(39), ..Limits::default() };
         assert_eq!(text(idle.version_2()), "cpu.idle=1");
         assert_eq!(
             text(limits.version_1()),
-            "memory.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
+            "memory.limit_in_bytes=-1 memory.memsw.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
         );
         assert!(Limits::default().is_empty() && !limits.is_empty());
     }

@@ -34,8 +34,8 @@ use crate::logging;
 pub(crate) const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Files of version 2 that came with Linux 5.14 and 5.15; the guest's kernel has them.
-const NEWER: [&str; 2] = ["cpu.max.burst", "cpu.idle"];
+/// Files of version 2 that a kernel may lack: two came with Linux 5.14 and 5.15, and without swap there is no third.
+const NEWER: [&str; 3] = ["cpu.max.burst", "cpu.idle", "memory.swap.max"];
 
 /// What a configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -212,7 +212,8 @@ impl HostCgroup {
             settings.extend(limits.block_io.settings(&group.path, group.version_2));
             for (file, value) in settings {
                 let path = group.path.join(file);
-                // In version 1 each hierarchy has its own controllers' files; and older kernels do not have all of version 2's.
+                // In version 1 each hierarchy has its own controllers' files; and older kernels, and
+                // those without swap, do not have all of version 2's.
                 if (!group.version_2 || NEWER.contains(&file)) && !path.exists() {
                     continue;
                 }

@@ -49,16 +49,28 @@ pub(crate) fn host_memory_bytes(memory_mib: u64) -> i64 {
     ((memory_mib + HOST_OVERHEAD_MIB + page_tables_mib) << 20).cast_signed()
 }
 
+/// How much of a sandbox may be swapped out: what the limit of memory and swap together, which is no smaller, has above that of
+/// memory. `None` where nothing is said.
+fn swap_bytes(memory: Option<i64>, both: Option<i64>) -> Option<i64> {
+    match (memory?, both?) {
+        (_, 0) => None,
+        (_, ..0) | (..0, _) => Some(-1),
+        (memory, both) => Some((both - memory).max(0)),
+    }
+}
+
 /// The limits for a machine with that much memory.
 fn limits(resources: Option<&LinuxResources>, memory_mib: u64) -> Result<Limits, FieldError> {
     let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit()).filter(|limit| *limit != 0);
     let cpu = resources.and_then(|resources| resources.cpu().clone()).unwrap_or_default();
     let list =
         |list: &Option<String>| list.as_deref().map(str::trim).filter(|list| !list.is_empty()).map(str::to_owned);
+    let swap = resources.and_then(|resources| resources.memory().as_ref()?.swap());
     let reservation = resources.and_then(|resources| resources.memory().as_ref()?.reservation());
     let shares = cpu.shares().filter(|shares| *shares != 0);
     Ok(Limits {
         memory_bytes: memory.map(|limit| if limit < 0 { -1 } else { host_memory_bytes(memory_mib) }),
+        memory_swap_bytes: swap_bytes(memory, swap),
         memory_low_bytes: reservation.filter(|reservation| *reservation != 0),
         cpu_shares: shares,
         cpu_weight: shares.map(weight),
@@ -106,6 +118,15 @@ mod tests {
     fn a_large_machine_has_large_page_tables() {
         assert_eq!(host_memory_bytes(4096), (4096 + 64) << 20);
         assert_eq!(host_memory_bytes(4096 + (64 << 10)), (4096 + (64 << 10) + 64 + 256) << 20);
+    }
+
+    #[test]
+    fn swap_is_what_both_have_above_memory() {
+        let cases = [((5, 5), Some(0)), ((5, 8), Some(3)), ((5, -1), Some(-1)), ((-1, -1), Some(-1)), ((5, 0), None)];
+        for ((memory, both), swap) in cases {
+            assert_eq!(swap_bytes(Some(memory), Some(both)), swap, "{memory} {both}");
+        }
+        assert_eq!((swap_bytes(None, Some(-1)), swap_bytes(Some(5), None)), (None, None));
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod scheduling;
 mod seccomp;
 mod spelling;
 pub(crate) mod template;
+mod unified;
 mod unknown;
 mod unsupported;
 mod user_network;
@@ -222,6 +223,7 @@ pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> 
         rules => device_filter::translate(rules, &[])?,
     };
     let cgroup_settings = resources::translate(&resources)?;
+    let resources = unified::fold(&resources)?;
     let memory = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit != 0);
     Ok(NewLimits { cgroup_settings, device_filter, memory, host: host_cgroup::new_limits(&resources)? })
 }
@@ -313,6 +315,8 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     }
     let intel_rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
     let resctrl = intel_rdt.map(|rdt| intel_rdt::translate(rdt, role)).transpose()?;
+    let resources = resources.map(unified::fold).transpose()?;
+    let resources = resources.as_ref();
     let memory_limit_mib = machine::memory_limit_mib(resources);
     let (machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
     user_network::check(machine.user_network.as_ref(), network_path.as_deref(), matches!(role, Role::Alone))?;

@@ -5,6 +5,7 @@ use bulkhead_protocol::agent::CgroupSetting;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use super::error::{FieldError, without_nul};
+use super::unified;
 use crate::cgroup::block_io::scale;
 
 /// Controllers whose files `unified` may name.
@@ -18,8 +19,8 @@ pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
 ///
-/// `devices` are [`super::device_filter`]'s, a block device's limits [`super::block_io`]'s, `cpu.cpus` and `cpu.mems` the
-/// supervisor's to honour.
+/// `devices` are [`super::device_filter`]'s, a block device's limits [`super::block_io`]'s, `cpu.cpus` and `cpu.mems` (and what
+/// `unified` says of the same) the supervisor's to honour.
 pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, FieldError> {
     refuse_unsupported(resources)?;
     let mut settings = Vec::new();
@@ -48,7 +49,9 @@ pub(crate) fn translate(resources: &LinuxResources) -> Result<Vec<CgroupSetting>
             let expected = format!("a cgroup v2 file of one of {}", UNIFIED_CONTROLLERS.join(", "));
             return Err(FieldError::invalid(field, file, expected));
         }
-        settings.push(setting(file, value.clone()));
+        if !unified::is_for_host_only(file) {
+            settings.push(setting(file, value.clone()));
+        }
     }
     Ok(settings)
 }

@@ -17,6 +17,7 @@ use crate::processes;
 pub(super) const CASES: &[Case] = &[
     case!(limits_in_the_guest),
     case!(limits_on_the_host),
+    case!(limits_by_the_files_names),
     case!(processors_follow_the_quota),
     case!(cgroups_of_version_1),
     case!(processors_without_a_cgroup),
@@ -36,7 +37,7 @@ fn limits_in_the_guest(env: &Env) -> Result {
             "pids": { "limit": -1 },
             "blockIO": { "weight": 500 },
             "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
-            "unified": { "memory.oom.group": "1", "cpuset.cpus": "0" },
+            "unified": { "memory.oom.group": "1" },
         }),
     );
     let files = [
@@ -47,7 +48,6 @@ fn limits_in_the_guest(env: &Env) -> Result {
         ("io.weight", "default 4950"),
         ("hugetlb.2MB.max", "0"),
         ("memory.oom.group", "1"),
-        ("cpuset.cpus", "0"),
     ];
     let container = Detached::run(env, &bundle)?;
     let names = files.map(|(file, _)| file).join(" ");
@@ -73,7 +73,7 @@ fn limits_on_the_host(env: &Env) -> Result {
         "/linux/resources",
         json!({
             "cpu": { "cpus": "0", "mems": "0", "shares": 512, "quota": 50_000, "period": 100_000 },
-            "memory": { "limit": 64 << 20 },
+            "memory": { "limit": 64 << 20, "swap": 96 << 20 },
         }),
     );
     let container = Detached::run(env, &bundle)?;
@@ -85,6 +85,9 @@ fn limits_on_the_host(env: &Env) -> Result {
 
     let seen = ["cpuset.cpus", "cpuset.mems", "cpu.weight", "cpu.max", "memory.max"].map(read);
     ensure_eq!(seen, ["0\n", "0\n", "20\n", "50000 100000\n", whole.as_str()], "the limits on the host");
+    // A kernel without swap has no such file.
+    let swap = read("memory.swap.max");
+    ensure!(swap.is_empty() || swap == "33554432\n", "memory.swap.max is {swap:?}");
     let Some(vmm) = processes::wait_for_descendant(container.pid, "bulkhead-vmm", Duration::from_secs(10)) else {
         fail!("there is no VMM");
     };
@@ -105,6 +108,34 @@ fn limits_on_the_host(env: &Env) -> Result {
     ensure_eq!(container.wait()?, 137, "the status");
     ensure!(!cgroup.exists(), "{} is still there", cgroup.display());
     Ok(())
+}
+
+/// They mean what the properties mean: in the guest, for the size of the machine, and on the host.
+fn limits_by_the_files_names(env: &Env) -> Result {
+    env.only_bulkhead()?; // Others have one cgroup, and no machine.
+    let root = unified()?;
+    let place = env.id();
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.args(&["sleep", "1000"]).set("/linux/cgroupsPath", json!(format!("/{place}")));
+    let files = json!({ "memory.max": "640M", "cpu.max": "40000 80000", "cpu.weight": "77", "cpuset.cpus": "0" });
+    bundle.set("/linux/resources", json!({ "memory": { "limit": 64 << 20 }, "unified": files }));
+    let container = Detached::run(env, &bundle)?;
+
+    let script =
+        "cd /sys/fs/cgroup; cat memory.max cpu.max cpu.weight; awk '/MemTotal/ { print ($2 > 600000) }' /proc/meminfo";
+    container.exec(script).output()?.expect_stdout("671088640\n40000 80000\n77\n1\n")?;
+    let read = |file: &str| fs::read_to_string(root.join(&place).join(file)).unwrap_or_default();
+    let seen = ["cpu.max", "cpu.weight", "cpuset.cpus"].map(read);
+    ensure_eq!(seen, ["40000 80000\n", "77\n", "0\n"], "the limits on the host");
+    let whole: u64 = read("memory.max").trim().parse()?;
+    ensure!(whole > 700 << 20 && whole < 900 << 20, "the host's memory.max is {whole}");
+
+    let limits = json!({ "unified": { "cpu.max": "20000 80000" } }).to_string();
+    container.verb(&["update", "--resources", "-"]).input(limits).output()?.expect_code(0)?;
+    container.exec("cat /sys/fs/cgroup/cpu.max").output()?.expect_stdout("20000 80000\n")?;
+    ensure_eq!(read("cpu.max"), "20000 80000\n", "the new limit on the host");
+    bundle.set("/linux/resources", json!({ "unified": { "memory.max": "lots" } }));
+    env.run(&bundle)?.output()?.expect_error(&["linux.resources.unified", "memory.max", "lots"])
 }
 
 fn processors_follow_the_quota(env: &Env) -> Result {
