@@ -39,6 +39,9 @@ pub const ERROR_PROGRAM_NOT_FOUND: ttrpc::Code = ttrpc::Code::NOT_FOUND;
 /// The ttrpc code of an error whose details name a program that cannot be executed (exit status 126).
 pub const ERROR_PROGRAM_NOT_EXECUTABLE: ttrpc::Code = ttrpc::Code::PERMISSION_DENIED;
 
+/// The ttrpc code of an error that says that the process, to which a signal was to be sent, has ended.
+pub const ERROR_PROCESS_FINISHED: ttrpc::Code = ttrpc::Code::ABORTED;
+
 pub mod splice;
 
 mod generated {

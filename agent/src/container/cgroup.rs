@@ -97,6 +97,22 @@ pub enum CgroupError {
     },
 }
 
+/// What one of its files is to be set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) file: String,
+    pub(crate) value: String,
+    /// The first word of the file stays, and the value is written behind it.
+    pub(crate) keep_first_word: bool,
+}
+
+impl Setting {
+    /// A whole value.
+    pub(crate) fn new(file: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { file: file.into(), value: value.into(), keep_first_word: false }
+    }
+}
+
 /// A container's cgroup.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -106,18 +122,21 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `id` below `parent` with `settings` (file name and value, in order), and a filter of devices
-    /// unless that is empty.
+    /// Makes the cgroup `id` below `parent` with `settings`, in their order, and a filter of devices unless that is empty.
     pub(crate) fn create(
         parent: &Path,
         id: &str,
-        settings: &[(String, String)],
+        settings: &[Setting],
         device_filter: &[u8],
     ) -> Result<Self, CgroupError> {
         let path = parent.join(id);
         std::fs::create_dir(&path).map_err(|source| CgroupError::Create { path: path.clone(), source })?;
         let cgroup = Self { path, device_filter: Mutex::default() };
-        if let Err(error) = cgroup.set(settings).and_then(|()| cgroup.filter_devices(device_filter)) {
+        if let Err(error) = settings
+            .iter()
+            .try_for_each(|setting| cgroup.set(setting))
+            .and_then(|()| cgroup.filter_devices(device_filter))
+        {
             // It is empty, so that this cannot fail for long; the setting is the error to tell of.
             let _ = std::fs::remove_dir(&cgroup.path);
             return Err(error);
@@ -125,14 +144,18 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Writes `settings` (file name and value, in order). Those before one that is refused hold.
-    pub(crate) fn set(&self, settings: &[(String, String)]) -> Result<(), CgroupError> {
-        settings.iter().try_for_each(|(file, value)| {
-            write_existing(&self.path.join(file), value).map_err(|source| CgroupError::Set {
-                file: file.clone(),
-                value: value.clone(),
-                source,
-            })
+    /// Writes a setting.
+    pub(crate) fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
+        let Setting { file, value, keep_first_word } = setting;
+        let before = keep_first_word.then(|| self.read(file)).flatten().unwrap_or_default();
+        let value = match before.split_ascii_whitespace().next() {
+            Some(first) => &format!("{first} {value}"),
+            None => value,
+        };
+        write_existing(&self.path.join(file), value).map_err(|source| CgroupError::Set {
+            file: file.clone(),
+            value: value.clone(),
+            source,
         })
     }
 
@@ -155,7 +178,7 @@ impl Cgroup {
 
     /// Freezes its processes and those below it, or lets them go on. The kernel does so in its own time.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
-        self.set(&[("cgroup.freeze".to_owned(), u8::from(frozen).to_string())])
+        self.set(&Setting::new("cgroup.freeze", u8::from(frozen).to_string()))
     }
 
     /// Opens one of its files that tell of changes.
@@ -290,12 +313,24 @@ mod tests {
     #[test]
     fn refused_setting_is_named_and_the_cgroup_undone() {
         let parent = tempfile::tempdir().unwrap();
-        let settings = [("no-such-directory/file".to_owned(), "7".to_owned())];
+        let settings = [Setting::new("no-such-directory/file", "7")];
 
         let error = Cgroup::create(parent.path(), "one", &settings, &[]).unwrap_err();
 
         assert!(matches!(&error, CgroupError::Set { value, .. } if value == "7"));
         assert!(!parent.path().join("one").exists());
+    }
+
+    #[test]
+    fn first_word_of_a_file_may_stay() {
+        let parent = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::create(parent.path(), "one", &[], &[]).unwrap();
+        let file = cgroup.path().join("cpu.max");
+        for (before, expected) in [("50000 100000\n", "50000 200000\n"), ("max 1\n", "max 200000")] {
+            std::fs::write(&file, before).unwrap();
+            cgroup.set(&Setting { keep_first_word: true, ..Setting::new("cpu.max", "200000") }).unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can be done with a container while it runs: pausing it, changing its limits, seeing what it uses.
+//! What can be done with a container while it runs: pausing it, seeing what it uses. Its limits are changed in `update.rs`.
 
 use std::time::Duration;
 
@@ -9,9 +9,7 @@ use tokio::time::timeout;
 use super::cgroup::{Cgroup, CgroupError, MEMORY_EVENTS};
 use super::error::{ControlError, NoSuchContainer};
 use super::instance::Instance;
-use super::{Engine, files, listing, proc_files, spec, stats};
-use crate::process::Reaper;
-use crate::sys::{self, Cloned, Parent};
+use super::{Engine, files, listing, proc_files, stats};
 
 /// How long a container may take to be frozen: a process that the kernel cannot stop, as it waits for a file system,
 /// would keep the host waiting for ever.
@@ -19,9 +17,6 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Has the kernel forget files that nobody has open (`3`: their pages, and what it knows of them).
 const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
-
-/// What settings begin with that may make the kernel reclaim memory.
-const RECLAIMING: &str = "memory.";
 
 /// The file that tells whether a cgroup is frozen.
 const CGROUP_EVENTS: &str = "cgroup.events";
@@ -64,24 +59,6 @@ impl Engine {
         Ok(instance.needs_cgroup()?.freeze(false)?)
     }
 
-    /// Changes the settings of a container's cgroup, in this order, and its filter of devices. What comes before one that
-    /// is refused holds.
-    pub async fn update(&self, request: wire::UpdateContainerRequest) -> Result<(), ControlError> {
-        let instance = self.find(&request.container_id)?;
-        refuse_stopped(&instance, "update")?;
-        let settings = request.cgroup_settings.into_iter().map(spec::cgroup_setting).collect::<Result<Vec<_>, _>>()?;
-        let filter = spec::device_filter(request.device_filter)?;
-        let cgroup = instance.needs_cgroup()?;
-        for setting in &settings {
-            if setting.0.starts_with(RECLAIMING) {
-                set_apart(cgroup, setting, &self.reaper).await?;
-            } else {
-                cgroup.set(std::slice::from_ref(setting))?;
-            }
-        }
-        Ok(cgroup.filter_devices(&filter)?)
-    }
-
     /// What a container has used.
     pub fn stats(&self, id: &str) -> Result<wire::GetStatsResponse, ControlError> {
         let instance = self.find(id)?;
@@ -122,29 +99,7 @@ impl Engine {
     }
 }
 
-/// Writes a setting in a process of its own: where it makes the kernel reclaim memory, it may take long, and others are to
-/// be answered meanwhile.
-async fn set_apart(cgroup: &Cgroup, setting: &(String, String), reaper: &Reaper) -> Result<(), CgroupError> {
-    let failed = |source| CgroupError::Set { file: setting.0.clone(), value: setting.1.clone(), source };
-    let status = match sys::clone_process(Parent::Caller, 0, None).map_err(failed)? {
-        Cloned::Parent(child) => reaper.expect(child.pid),
-        Cloned::Child => {
-            crate::init::enter_child();
-            let errno = match cgroup.set(std::slice::from_ref(setting)) {
-                Err(CgroupError::Set { source, .. }) => source.raw_os_error().unwrap_or(libc::EIO),
-                _ => 0,
-            };
-            sys::exit_now(errno)
-        }
-    };
-    // The reaper outlives the engine.
-    match status.await.map_or(0, |status| i32::from(status.code)) {
-        0 => Ok(()),
-        errno => Err(failed(std::io::Error::from_raw_os_error(errno))),
-    }
-}
-
-fn refuse_stopped(instance: &Instance, action: &'static str) -> Result<(), ControlError> {
+pub(super) fn refuse_stopped(instance: &Instance, action: &'static str) -> Result<(), ControlError> {
     if instance.init.has_ended() {
         return Err(ControlError::Stopped { action, id: instance.id.clone() });
     }

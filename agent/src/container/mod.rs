@@ -46,6 +46,7 @@ mod spec;
 mod stats;
 mod sysctl;
 mod trees;
+mod update;
 
 pub use cgroup::CgroupError;
 pub use control::OomKills;

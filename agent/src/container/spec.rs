@@ -7,6 +7,7 @@ use bulkhead_bpf::INSTRUCTION_LEN;
 use bulkhead_protocol::agent as wire;
 use rustix::fs::FileType;
 
+use super::cgroup::Setting;
 use super::hook::StartHooks;
 use super::id_map::IdMappings;
 use crate::process::preserved::{MAX_PRESERVED, PreservedSpec};
@@ -120,8 +121,7 @@ pub struct ContainerSpec {
     pub(crate) readonly_paths: Vec<String>,
     /// Path under /proc/sys, value.
     pub(crate) sysctls: Vec<(String, String)>,
-    /// File name, value.
-    pub(crate) cgroup_settings: Vec<(String, String)>,
+    pub(crate) cgroup_settings: Vec<Setting>,
     /// `struct bpf_insn`s that decide over access to devices; empty for none.
     pub(crate) device_filter: Vec<u8>,
     pub(crate) process: ProcessSpec,
@@ -385,12 +385,12 @@ fn time_offsets(wire: &[wire::TimeOffset]) -> String {
     lines.collect()
 }
 
-/// The file and value of a request's cgroup setting, checked.
-pub(crate) fn cgroup_setting(setting: wire::CgroupSetting) -> Result<(String, String), SpecError> {
+/// A request's cgroup setting, its file checked.
+pub(crate) fn cgroup_setting(setting: wire::CgroupSetting) -> Result<Setting, SpecError> {
     if setting.file.is_empty() || setting.file.starts_with('.') || setting.file.contains(['/', '\0']) {
         return Err(SpecError::CgroupFile(setting.file));
     }
-    Ok((setting.file, setting.value))
+    Ok(Setting { file: setting.file, value: setting.value, keep_first_word: setting.keep_first_word })
 }
 
 /// A request's filter of devices, checked as far as the kernel does not.

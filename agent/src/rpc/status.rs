@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
+use bulkhead_protocol::{ERROR_PROCESS_FINISHED, ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
 use ttrpc::Code;
 
 use crate::container::{
@@ -161,7 +161,7 @@ impl ToStatus for SignalError {
     fn code(&self) -> Code {
         match self {
             Self::Find(error) => error.code(),
-            Self::Finished => Code::FAILED_PRECONDITION,
+            Self::Finished => ERROR_PROCESS_FINISHED,
             Self::BadSignal(_) => Code::INVALID_ARGUMENT,
             Self::Cgroup(_) | Self::Kill { .. } => Code::INTERNAL,
         }

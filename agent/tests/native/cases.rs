@@ -31,6 +31,7 @@ cases![
     control::exec_in_a_paused_container_waits_without_holding_up_the_rest,
     control::paused_container_can_be_killed_and_deleted,
     control::update_changes_settings_and_names_those_refused,
+    control::refused_update_leaves_quota_and_memory,
     control::statistics_tell_what_was_used,
     control::oom_kills_are_told_as_they_happen_and_the_end_is,
     control::oom_wait_ends_with_the_container_where_nothing_is_counted,

@@ -110,11 +110,12 @@ pub(crate) async fn update_changes_settings_and_names_those_refused() {
     world.engine.update(update(vec![setting("pids.max", "9")])).await.unwrap();
     assert_eq!(file(), "9\n");
 
-    let bad = vec![setting("pids.max", "8"), setting("pids.max", "several"), setting("pids.max", "7")];
+    // What comes before one that is refused is taken back.
+    let bad = vec![setting("pids.max", "7"), setting("pids.max", "8"), setting("pids.max", "several")];
     let error = world.engine.update(update(bad)).await.unwrap_err();
     let text = bulkhead_agent::rpc::error_chain(&error);
     assert!(text.starts_with("cannot set pids.max of the container's cgroup to \"several\": Invalid"), "{text}");
-    assert_eq!(file(), "8\n");
+    assert_eq!(file(), "9\n");
     assert!(matches!(
         world.engine.update(update(vec![setting("no.such", "1")])).await,
         Err(ControlError::Cgroup(CgroupError::Set { .. }))
@@ -126,6 +127,31 @@ pub(crate) async fn update_changes_settings_and_names_those_refused() {
     let error = world.engine.exec("case", "one", &spec, &mut Trace::default()).await.unwrap_err();
     let text = bulkhead_agent::rpc::error_chain(&error);
     assert!(text.starts_with("cannot prepare the process: make it in the container: Resource"), "{text}");
+    world.engine.delete("case", false).await.unwrap();
+}
+
+pub(crate) async fn refused_update_leaves_quota_and_memory() {
+    let world = World::new();
+    if !has(&world, "cpu") || !has(&world, "memory") {
+        return;
+    }
+    sleeping(&world).await;
+    let read = |file: &str| std::fs::read_to_string(world.cgroup_file(&format!("case/{file}"))).unwrap();
+    let period = |value: &str| wire::CgroupSetting { keep_first_word: true, ..setting("cpu.max", value) };
+    let good = vec![setting("memory.max", "67108864"), setting("cpu.max", "50000"), period("200000")];
+    world.engine.update(update(good)).await.unwrap();
+    assert_eq!((read("cpu.max").as_str(), read("memory.max").as_str()), ("50000 200000\n", "67108864\n"));
+    world.engine.update(update(vec![setting("cpu.max", "60000")])).await.unwrap();
+    assert_eq!(read("cpu.max"), "60000 200000\n");
+
+    let bad = vec![setting("memory.max", "33554432"), setting("cpu.max", "max 100000"), period("1")];
+    world.engine.update(update(bad)).await.unwrap_err();
+    assert_eq!((read("cpu.max").as_str(), read("memory.max").as_str()), ("60000 200000\n", "67108864\n"));
+    // Neither does what the container cannot have.
+    let filter = vec![0; bulkhead_bpf::INSTRUCTION_LEN];
+    let bad = wire::UpdateContainerRequest { device_filter: filter, ..update(vec![setting("cpu.max", "max")]) };
+    world.engine.update(bad).await.unwrap_err();
+    assert_eq!(read("cpu.max"), "60000 200000\n");
     world.engine.delete("case", false).await.unwrap();
 }
 
