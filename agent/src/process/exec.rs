@@ -96,12 +96,14 @@ fn explain(program: &CStr, errno: Errno) -> Failure {
     let name = program.to_string_lossy();
     let error = io::Error::from(errno);
     if errno == Errno::ENOENT {
+        // Engines look for these words.
+        let reason = reason_text(&error);
         let text = match interpreter(Path::new(OsStr::from_bytes(program.to_bytes()))) {
             Some(Interpreter::Script(interpreter)) => {
-                format!("exec {name}: interpreter \"{interpreter}\" not found")
+                format!("exec {name}: its interpreter \"{interpreter}\": {reason}")
             }
-            Some(Interpreter::Loader(loader)) => format!("exec {name}: its loader \"{loader}\" not found"),
-            None => format!("exec {name}: {}", reason_text(&error)),
+            Some(Interpreter::Loader(loader)) => format!("exec {name}: its loader \"{loader}\": {reason}"),
+            None => format!("exec {name}: {reason}"),
         };
         return Failure::explained(Stage::ProgramNotFound, text);
     }
@@ -209,7 +211,8 @@ mod tests {
         let program = c(path.join("tool").to_str().unwrap());
         let failure = explain(&program, Errno::ENOENT);
         assert_eq!(failure.stage, Stage::ProgramNotFound);
-        assert!(failure.to_string().ends_with("interpreter \"/missing/interpreter\" not found"), "{failure}");
+        let words = "its interpreter \"/missing/interpreter\": no such file or directory";
+        assert!(failure.to_string().ends_with(words), "{failure}");
     }
 
     #[test]

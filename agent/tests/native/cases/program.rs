@@ -257,7 +257,10 @@ pub(crate) async fn scripts_run_and_missing_interpreters_are_told() {
     });
     assert_eq!(
         missing.await,
-        (Stage::ProgramNotFound, "exec /bin/script: interpreter \"/usr/bin/perl\" not found".to_owned())
+        (
+            Stage::ProgramNotFound,
+            "exec /bin/script: its interpreter \"/usr/bin/perl\": no such file or directory".to_owned()
+        )
     );
 }
 
