@@ -2,13 +2,15 @@
 //! The command line: options that go before any verb, as runc has them, and the verbs.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     self, check, checkpoint, completion, create, delete, events, exec, features, gc, install_containerd, kill, list,
@@ -22,12 +24,15 @@ use crate::user_namespace;
 const DEFAULT_ROOT: &str = "/run/bulkhead";
 const ROOT_NAME: &str = "bulkhead";
 
-/// What `--version` tells, as runc words it.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("BULKHEAD_COMMIT"), "\nspec: ", "1.2.1",);
+/// What `--version` tells behind the program's name, as runc words it: engines look for a line of the form `NAME version X`.
+const VERSION: &str =
+    concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("BULKHEAD_COMMIT"), "\nspec: ", "1.2.1");
 
 /// Runs OCI containers, each in its own KVM virtual machine.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead", version = VERSION, disable_version_flag = true, infer_long_args = false)]
+// Of what is given twice, the last holds, as with runc.
+#[command(args_override_self = true)]
 struct Cli {
     /// Where the state of sandboxes is kept; a tmpfs is best [default: $BULKHEAD_ROOT, or /run/bulkhead, or
     /// $XDG_RUNTIME_DIR/bulkhead in a user namespace]
@@ -109,9 +114,10 @@ const NO_SUCH_VERB: u8 = 3;
 
 /// Parses the process' arguments, runs the verb, and tells what failed.
 pub(crate) fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words: Vec<_> = env::args_os().collect();
+    let cli = match parse(&words) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &words),
     };
     if let Err(error) = logging::init(cli.log.as_deref(), cli.log_format, cli.debug) {
         let path = cli.log.unwrap_or_default();
@@ -158,9 +164,49 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Help and version go to stdout and are no failure, also where nothing was asked for; a usage error is one line. The
-/// statuses are runc's.
-fn usage(error: &clap::Error) -> ExitCode {
+/// Parses a command line in which a flag may have a value, as in `--tty=false`.
+fn parse(words: &[OsString]) -> Result<Cli, clap::Error> {
+    let parsed = with_values_of_flags(Cli::command()).try_get_matches_from(words);
+    match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
+        // The help tells of flags as people use them.
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => Cli::try_parse_from(words),
+        result => result,
+    }
+}
+
+/// The same command line, whose flags may have one of Go's values behind a `=`, as runc's may.
+fn with_values_of_flags(command: clap::Command) -> clap::Command {
+    let with_value = |arg: Arg| {
+        if !matches!(arg.get_action(), ArgAction::SetTrue) {
+            return arg;
+        }
+        let arg = arg.action(ArgAction::Set).num_args(0..=1).require_equals(true);
+        arg.default_value("false").default_missing_value("true").value_parser(ValueParser::new(parse_flag))
+    };
+    command.mut_args(with_value).mut_subcommands(with_values_of_flags)
+}
+
+/// What Go's `strconv.ParseBool` takes.
+fn parse_flag(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("a flag is true or false"),
+    }
+}
+
+/// The log file of a command line that is wrong elsewhere, and its format, as far as they are understood.
+fn log_of(words: &[OsString]) -> (Option<PathBuf>, LogFormat) {
+    let Ok(matches) = with_values_of_flags(Cli::command()).ignore_errors(true).try_get_matches_from(words) else {
+        return (None, LogFormat::Text);
+    };
+    let format = matches.try_get_one::<LogFormat>("log_format").ok().flatten().copied();
+    (matches.try_get_one::<PathBuf>("log").ok().flatten().cloned(), format.unwrap_or(LogFormat::Text))
+}
+
+/// Help and version go to stdout and are no failure, also where nothing was asked for; a usage error is one line, also in the
+/// log file, where engines look for it. The statuses are runc's.
+fn usage(error: &clap::Error, words: &[OsString]) -> ExitCode {
     match error.kind() {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = io::stdout().write_all(Cli::command().render_help().to_string().as_bytes());
@@ -170,7 +216,12 @@ fn usage(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        _ => logging::error(format_args!("{}", usage_line(&error.to_string()))),
+        _ => {
+            let (log, format) = log_of(words);
+            // Without the file, the line is on stderr.
+            let _ = logging::init(log.as_deref(), format, false);
+            logging::error(format_args!("{}", usage_line(&error.to_string())));
+        }
     }
     if error.kind() == ErrorKind::InvalidSubcommand { NO_SUCH_VERB.into() } else { ExitCode::FAILURE }
 }
@@ -190,8 +241,12 @@ fn usage_line(rendered: &str) -> String {
 mod tests {
     use super::*;
 
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        super::parse(&words(line))
     }
 
     fn parse_run(line: &str) -> run::Arguments {
@@ -204,6 +259,7 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+        with_values_of_flags(Cli::command()).debug_assert();
     }
 
     #[test]
@@ -241,6 +297,62 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_given_twice_the_last_holds() {
+        let line = "bulkhead --log /a --debug --log-format json --log /b --debug --log-format text run -b /a --keep c1 \
+                    --keep --bundle /b";
+        let cli = parse(line).unwrap();
+        assert_eq!((cli.log, cli.log_format, cli.debug), (Some("/b".into()), LogFormat::Text, true));
+        let Command::Run(arguments) = cli.command else { panic!("not a run") };
+        assert_eq!(arguments, parse_run("bulkhead run --keep --bundle /b c1"));
+
+        assert!(parse("bulkhead state a b").is_err());
+        let exec = |line: &str| match parse(line).unwrap().command {
+            Command::Exec(arguments) => arguments,
+            other => panic!("{other:?}"),
+        };
+        // What may be given several times is not meant.
+        let twice = exec("bulkhead exec -e A=b -e C=d c1 env env");
+        assert_ne!(twice, exec("bulkhead exec -e C=d c1 env env"));
+        assert_ne!(twice, exec("bulkhead exec -e A=b -e C=d c1 env"));
+    }
+
+    #[test]
+    fn flags_may_have_values() {
+        let debug = |line: &str| parse(line).map(|cli| cli.debug);
+        for (words, expected) in [("--debug=true", true), ("--debug=0", false), ("--debug --debug=f", false)] {
+            assert_eq!(debug(&format!("bulkhead {words} list")).unwrap(), expected, "{words}");
+            assert_eq!(debug(&format!("bulkhead list {words}")).unwrap(), expected, "{words}");
+        }
+        assert!(debug("bulkhead --debug=maybe list").is_err());
+        // The next word is none.
+        let detached = parse_run("bulkhead run --detach true");
+        assert_eq!(detached, parse_run("bulkhead run -d=true true"));
+        assert_ne!(detached, parse_run("bulkhead run --detach=false true"));
+        for line in ["bulkhead --help", "bulkhead run --help", "bulkhead run --detach -h"] {
+            let help = parse(line).unwrap_err().to_string();
+            assert!(help.contains("--debug\n") || help.contains("--debug  "), "{help}");
+        }
+    }
+
+    #[test]
+    fn the_log_of_a_wrong_command_line_is_found() {
+        let json = |path: &str| (Some(path.into()), LogFormat::Json);
+        for line in [
+            "bulkhead --log /l --log-format json frobnicate",
+            "bulkhead --root /r --log /x --log=/l --log-format=json create --nosuch c1",
+            "bulkhead --log /l --log-format json state",
+            "bulkhead --log /l --log-format json --debug state a b",
+            "bulkhead state --log /l --log-format json a b",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+            assert_eq!(log_of(&words(line)), json("/l"), "{line}");
+        }
+        // What is the container's command names no log.
+        assert_eq!(log_of(&words("bulkhead exec --nosuch c1 sh --log /l")), (None, LogFormat::Text));
+        assert_eq!(log_of(&words("bulkhead --log /l --log-format xml list")), (Some("/l".into()), LogFormat::Text));
+    }
+
+    #[test]
     fn what_engines_probe_for_is_not_claimed() {
         for line in ["bulkhead checkpoint --help", "bulkhead restore --bundle b --detach --image-path i c1"] {
             let command = parse(line).unwrap().command;
@@ -253,7 +365,7 @@ mod tests {
         let text = parse("bulkhead --version").unwrap_err().to_string();
 
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].starts_with("bulkhead "), "{text}");
+        assert_eq!(lines[0], format!("bulkhead version {}", env!("CARGO_PKG_VERSION")), "{text}");
         assert!(lines[1].starts_with("commit: "), "{text}");
         assert_eq!(lines[2], format!("spec: {}", commands::OCI_VERSION), "{text}");
     }

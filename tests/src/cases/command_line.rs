@@ -2,12 +2,14 @@
 //! Options and verbs beside `run`.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::network::{Namespace, container, host};
 use super::{Case, case};
 use crate::bundle::Bundle;
+use crate::detached::Detached;
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 
@@ -22,6 +24,8 @@ pub(super) const CASES: &[Case] = &[
     case!(pid_file),
     case!(log_in_json),
     case!(log_as_text),
+    case!(log_of_each_verb),
+    case!(log_of_a_wrong_command_line),
     case!(log_cannot_be_opened),
     case!(debugging_output),
     case!(trace),
@@ -29,12 +33,23 @@ pub(super) const CASES: &[Case] = &[
     case!(trace_of_a_network),
 ];
 
+/// As engines take it apart.
 fn version(env: &Env) -> Result {
-    let output = env.call(["--version"]).output()?;
-
-    output
-        .expect_in_stdout(&["version ", "spec: 1."])
-        .or_else(|_| output.expect_in_stdout(&["bulkhead ", "commit: ", "spec: 1."]))
+    for option in ["--version", "-v"] {
+        let output = env.call([option]).output()?;
+        output.expect_code(0)?;
+        let text = output.stdout();
+        let lines: Vec<&str> = text.lines().collect();
+        let first: Vec<&str> = lines[0].split(' ').collect();
+        ensure_eq!(first.len(), 3, "the words of the first line of {text:?}");
+        let name = env.runtime.file_name().unwrap_or_default().to_string_lossy();
+        ensure_eq!((first[0], first[1]), (&*name, "version"), "what is told of");
+        ensure!(first[2].starts_with(|first: char| first.is_ascii_digit()), "the version in {text:?}");
+        for start in ["commit: ", "spec: 1."] {
+            ensure!(lines[1..].iter().any(|line| line.starts_with(start)), "no line {start:?} in {text:?}");
+        }
+    }
+    Ok(())
 }
 
 fn help(env: &Env) -> Result {
@@ -151,6 +166,73 @@ fn log_as_text(env: &Env) -> Result {
     let text = logged(env, "text")?;
 
     ensure!(text.contains("level=error") && text.contains("config.json") && text.contains("time="), "{text}");
+    Ok(())
+}
+
+/// The errors that a log in JSON tells of: a line each.
+fn logged_errors(log: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(log).context(|| format!("reading {}", log.display()))?;
+    fs::remove_file(log)?;
+    let message = |line: &str| -> Result<String> {
+        let line: Value = serde_json::from_str(line).context(|| format!("{line:?} in {text:?}"))?;
+        ensure_eq!(line["level"], "error", "the level in {line}");
+        Ok(line["msg"].as_str().unwrap_or_default().to_owned())
+    };
+    text.lines().map(message).collect()
+}
+
+/// A shim takes the last line of it for the cause.
+fn log_of_each_verb(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.args(&["sleep", "1000"]);
+    let container = Detached::run(env, &bundle)?;
+    bundle.args(&["no-such-program"]);
+    bundle.write()?;
+    let (id, other, folder) = (container.id.as_str(), env.id(), bundle.folder.display().to_string());
+    let log = env.work.join("log-of-the-verb");
+    let options = ["--log".into(), log.clone().into_os_string(), "--log-format".into(), "json".into()];
+
+    for (words, cause) in [
+        (&["create", "--bundle", "/no/such/bundle", &other][..], "/no/such/bundle"),
+        (&["create", "--bundle", &folder, &other], "no-such-program"),
+        (&["exec", id, "nonesuch"], "nonesuch"),
+        (&["exec", "--detach", id, "nonesuch"], "nonesuch"),
+        (&["kill", &other, "KILL"], "does not exist"),
+        (&["kill", id, "FOO"], "unknown signal"),
+        (&["start", id], "cannot start"),
+        (&["delete", id], "not stopped: running"),
+    ] {
+        let output = env.call(words.iter().copied()).globals(options.clone()).output()?;
+        ensure!(!output.status.success(), "{words:?}: {}", output.describe());
+        let errors = logged_errors(&log)?;
+        ensure!(errors.len() == 1 && errors[0].contains(cause), "{words:?}: {errors:?}");
+    }
+    Ok(())
+}
+
+fn log_of_a_wrong_command_line(env: &Env) -> Result {
+    let log = env.work.join("log-of-the-verb");
+    for format in ["json", "text"] {
+        let options = ["--log".into(), log.clone().into_os_string(), "--log-format".into(), format.into()];
+        for (words, cause) in [
+            (&["frobnicate"][..], "frobnicate"),
+            (&["create", "--nosuch", "x"], "nosuch"),
+            (&["exec", "--tty=maybe", "x", "true"], "maybe"),
+            (&["state"], ""),
+            (&["state", "a", "b"], ""),
+        ] {
+            let output = env.call(words.iter().copied()).globals(options.clone()).output()?;
+            ensure!(!output.status.success(), "{words:?}: {}", output.describe());
+            if format == "json" {
+                let errors = logged_errors(&log)?;
+                ensure!(errors.len() == 1 && errors[0].contains(cause), "{words:?}: {errors:?}");
+                continue;
+            }
+            let text = fs::read_to_string(&log)?;
+            fs::remove_file(&log)?;
+            ensure!(text.contains("level=error msg=") && text.lines().count() == 1, "{words:?}: {text:?}");
+        }
+    }
     Ok(())
 }
 
