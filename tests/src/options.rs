@@ -24,7 +24,8 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
   --bench-pods N   instead of the cases, measure N pods of Bulkhead and of runc in turns (`make bench-pods`);
                    --machine TEXT says what on, --json FILE takes every figure
 
-Environment: BULKHEAD_TEST_DEBIAN names a Debian root file system (tests/rootfs/make-debian makes one).
+Environment: BULKHEAD_TEST_DEBIAN names a Debian root file system (tests/rootfs/make-debian makes one); BULKHEAD_TEST_SEED has
+the cases of random:: draw a sequence again that one of them has told of.
 ";
 
 const DEFAULT_RUNTIME: &str = "target/bulkhead/bin/bulkhead";

@@ -39,13 +39,14 @@ impl Limits {
         self.mems.is_some() || self.block_io.needs_host()
     }
 
-    /// File and value, for version 2, but for block devices.
-    pub(crate) fn version_2(&self) -> Vec<(&'static str, String)> {
+    /// File and value, for version 2, but for block devices. A period without a quota is written behind the `old_quota`; the
+    /// other way round the kernel keeps the period.
+    pub(crate) fn version_2(&self, old_quota: &str) -> Vec<(&'static str, String)> {
         let amount = |limit: i64| if limit < 0 { "max".to_owned() } else { limit.to_string() };
-        let quota = match (self.cpu_quota_us, self.cpu_period_us) {
-            (None, None) => None,
-            (quota, None) => Some(amount(quota.unwrap_or(-1))),
-            (quota, Some(period)) => Some(format!("{} {period}", amount(quota.unwrap_or(-1)))),
+        let quota = match (self.cpu_quota_us.map(amount), self.cpu_period_us) {
+            (quota, None) => quota,
+            (None, Some(period)) => Some(format!("{old_quota} {period}")),
+            (Some(quota), Some(period)) => Some(format!("{quota} {period}")),
         };
         let idle = |wanted: bool| self.cpu_idle.filter(|idle| *idle == wanted).map(|idle| u8::from(idle).to_string());
         // What is idle has no weight, and takes none.
@@ -111,11 +112,11 @@ mod tests {
             settings.iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(
-            text(limits.version_2()),
+            text(limits.version_2("max")),
             "memory.max=max memory.swap.max=8192 memory.low=4096 cpu.idle=0 cpu.weight=39 cpu.max.burst=0 cpu.max=5000 10000 cpu.max.burst=2000 cpuset.cpus=0-1"
         );
         let idle = Limits { cpu_idle: Some(true), cpu_weight: Some(39), ..Limits::default() };
-        assert_eq!(text(idle.version_2()), "cpu.idle=1");
+        assert_eq!(text(idle.version_2("max")), "cpu.idle=1");
         assert_eq!(
             text(limits.version_1()),
             "memory.limit_in_bytes=-1 memory.memsw.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
@@ -124,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_without_a_period_leaves_the_period() {
+    fn a_quota_leaves_the_period_and_a_period_the_quota() {
         let quota = Limits { cpu_quota_us: Some(5000), ..Limits::default() };
         let period = Limits { cpu_period_us: Some(5000), ..Limits::default() };
 
-        assert_eq!(quota.version_2(), [("cpu.max", "5000".to_owned())]);
-        assert_eq!(period.version_2(), [("cpu.max", "max 5000".to_owned())]);
+        assert_eq!(quota.version_2("7000"), [("cpu.max", "5000".to_owned())]);
+        assert_eq!(period.version_2("7000"), [("cpu.max", "7000 5000".to_owned())]);
     }
 }

@@ -137,7 +137,7 @@ impl HostCgroup {
         if spec.limits.mems.is_some() && !cgroup.groups.iter().any(|group| group.version_2) {
             return Err(HostCgroupError::NoNodes);
         }
-        cgroup.update(&spec.limits)?;
+        cgroup.set(&spec.limits, &mut Former::default())?;
         Ok(cgroup)
     }
 
@@ -200,15 +200,28 @@ impl HostCgroup {
         self.groups.iter().any(|group| group.version_2)
     }
 
-    /// Sets the limits that are given.
-    pub(crate) fn update(&self, limits: &Limits) -> Result<(), HostCgroupError> {
+    /// Sets the limits that are given, all of them or none; what was before.
+    pub(crate) fn update(&self, limits: &Limits) -> Result<Former, HostCgroupError> {
+        let mut former = Former::default();
+        match self.set(limits, &mut former) {
+            Ok(()) => Ok(former),
+            Err(error) => {
+                former.restore();
+                Err(error)
+            }
+        }
+    }
+
+    /// Sets the limits that are given; notes what was before.
+    fn set(&self, limits: &Limits, former: &mut Former) -> Result<(), HostCgroupError> {
         // In version 1 a file that is not there is passed over; what is asked for by name has to be in one.
         let has = |file: &&str| self.groups.iter().any(|group| group.path.join(file).exists());
         if limits.block_io.needed_files().any(|one_of| !one_of.iter().any(has)) {
             return Err(HostCgroupError::NoBlockIo);
         }
         for group in &self.groups {
-            let mut settings = if group.version_2 { limits.version_2() } else { limits.version_1() };
+            let mut settings =
+                if group.version_2 { limits.version_2(&quota_of(&group.path)) } else { limits.version_1() };
             settings.extend(limits.block_io.settings(&group.path, group.version_2));
             for (file, value) in settings {
                 let path = group.path.join(file);
@@ -217,7 +230,13 @@ impl HostCgroup {
                 if (!group.version_2 || NEWER.contains(&file)) && !path.exists() {
                     continue;
                 }
-                fs::write(&path, &value).map_err(|source| HostCgroupError::Limit { path, value, source })?;
+                let before = fs::read_to_string(&path);
+                fs::write(&path, &value).map_err(|source| HostCgroupError::Limit {
+                    path: path.clone(),
+                    value,
+                    source,
+                })?;
+                former.0.extend(before.map(|before| (path, before)));
             }
         }
         Ok(())
@@ -246,6 +265,32 @@ impl HostCgroup {
             }
         }
     }
+}
+
+/// What files had before limits were set, in the order in which that was done.
+#[derive(Debug, Default)]
+pub(crate) struct Former(Vec<(PathBuf, String)>);
+
+impl Former {
+    /// Gives it back to them, as far as they take it: why it is to be given back is the error to tell of.
+    pub(crate) fn restore(self) {
+        for (path, value) in self.0.into_iter().rev() {
+            // Nothing at all is written as an empty line; of a file with several lines each is a value of its own.
+            let value = if value.is_empty() { "\n" } else { value.as_str() };
+            for line in value.split_inclusive('\n') {
+                if let Err(error) = fs::write(&path, line) {
+                    let line = line.trim_end();
+                    logging::debug(format_args!("cannot set {} back to {line:?}: {error}", path.display()));
+                }
+            }
+        }
+    }
+}
+
+/// The first word of `cpu.max`.
+fn quota_of(cgroup: &Path) -> String {
+    let text = fs::read_to_string(cgroup.join("cpu.max")).unwrap_or_default();
+    text.split_ascii_whitespace().next().unwrap_or("max").to_owned()
 }
 
 impl Drop for HostCgroup {
@@ -328,6 +373,32 @@ mod tests {
         }
         let _cgroup = create().unwrap();
         assert_eq!(fs::read_to_string(root.path().join("a/io.max")).unwrap(), "7:0 wbps=9");
+    }
+
+    #[test]
+    fn a_refused_update_leaves_what_was() {
+        let root = tempfile::tempdir().unwrap();
+        let of_test = || Ok(hierarchies(root.path(), true));
+        let cgroup = HostCgroup::create_in(&spec(Some("/a")), "x", of_test, |_| Ok(())).unwrap();
+        let read = |file: &str| fs::read_to_string(root.path().join("a").join(file)).unwrap();
+        fs::write(root.path().join("a/cpu.max"), "5000 100000\n").unwrap();
+        // A folder takes no value.
+        fs::create_dir(root.path().join("a/cpuset.cpus")).unwrap();
+        let limits = Limits {
+            memory_bytes: Some(2 << 20),
+            cpu_period_us: Some(50_000),
+            cpus: Some("0".to_owned()),
+            ..Limits::default()
+        };
+
+        let error = cgroup.update(&limits).unwrap_err();
+
+        assert!(error.to_string().ends_with("cpuset.cpus to \"0\""), "{error}");
+        assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("1048576", "5000 100000\n"));
+        let former = cgroup.update(&Limits { cpus: None, ..limits }).unwrap();
+        assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("2097152", "5000 50000"));
+        former.restore();
+        assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("1048576", "5000 100000\n"));
     }
 
     #[test]

@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bulkhead events`: what a container uses, a line of JSON each time.
 
-use std::collections::BTreeMap;
+use std::future::pending;
 use std::io::{self, Write};
-use std::thread;
+use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{GetStatsResponse, HugePageStat, IoStat};
+use bulkhead_protocol::agent::{GetStatsResponse, WaitOomRequest};
+use bulkhead_protocol::agent_ttrpc::AgentClient;
 use clap::Args;
 use containerd_shim_protos::api::StatsRequest;
+use containerd_shim_protos::shim_async::TaskClient;
 use protobuf::Message;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use thiserror::Error;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use ttrpc::context::Context;
 
-use super::{Global, Outcome};
+use super::{Global, Outcome, stats_shape};
 use crate::supervisor::CallError;
 use crate::supervisor::client::{self, ClientError};
 use crate::supervisor::state::{Found, LookupError, Status};
+
+/// Most lines for what a guest tells at once: its word is a number.
+const MOST_KILLS: u64 = 1024;
+
+/// How long the guest's last word may take.
+const LAST_KILLS: Duration = Duration::from_secs(1);
 
 /// Print what a container uses, again and again, until it ends
 #[derive(Debug, Args)]
@@ -39,121 +49,115 @@ pub(crate) struct Arguments {
 #[error("container with id {0} is not running")]
 struct NotRunning(String);
 
-/// Prints statistics, and a line for each time that the guest's kernel killed a process for want of memory.
+/// Prints statistics, and a line for each process that the guest's kernel kills for want of memory.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
     let id = &arguments.id;
     let found = Found::open(&global.root, id)?;
-    if found.status() == Status::Stopped {
-        return Err(NotRunning(id.clone()).into());
+    match found.status() {
+        Status::Stopped => return Err(NotRunning(id.clone()).into()),
+        Status::Creating => return Err(CallError::Creating.into()),
+        Status::Created | Status::Running | Status::Paused => {}
     }
-    let mut kills = None;
-    loop {
-        let stats = match look(global, id) {
-            Ok(Some(stats)) => stats,
-            Ok(None) => return Ok(0),
-            Err(error) => return Err(error.into()),
-        };
-        let now = stats.memory_events.get("oom_kill").copied().unwrap_or(0);
-        let mut out = io::stdout().lock();
-        if kills.is_some_and(|before| now > before) {
-            writeln!(out, "{}", json!({ "type": "oom", "id": id }))?;
-        }
-        kills = Some(now);
-        writeln!(out, "{}", json!({ "type": "stats", "id": id, "data": data(&stats) }))?;
-        out.flush()?;
-        drop(out);
-        if arguments.stats {
-            return Ok(0);
-        }
-        thread::sleep(arguments.interval);
-    }
-}
-
-/// The statistics of this moment; `None` once the container has ended.
-fn look(global: &Global, id: &str) -> Result<Option<GetStatsResponse>, ClientError> {
-    let found = match Found::open(&global.root, id) {
-        Err(LookupError::NotFound(_)) => return Ok(None),
-        found => found?,
-    };
-    let answer = client::call(&found, CallError::NotRunning, async |task, id| {
-        task.stats(Context::default(), &StatsRequest { id, ..Default::default() }).await
-    });
-    match answer {
-        Ok(answer) => {
-            GetStatsResponse::parse_from_bytes(&answer.stats.value).map(Some).map_err(|_| ClientError::Answer)
-        }
-        Err(ClientError::State(CallError::NotRunning) | ClientError::Lost) => Ok(None),
-        // Its end may have come between the call and the answer, which then says so in one way or another.
-        Err(error) => match Found::open(&global.root, id) {
-            Err(LookupError::NotFound(_)) => Ok(None),
-            Ok(found) if found.status() == Status::Stopped => Ok(None),
-            _ => Err(error),
-        },
-    }
-}
-
-/// In the shape of runc's events. Times are nanoseconds there; cgroup v2 has microseconds.
-fn data(stats: &GetStatsResponse) -> Value {
-    let cpu = |key: &str| stats.cpu.get(key).copied().unwrap_or(0);
-    let nanoseconds = |key: &str| cpu(key).saturating_mul(1000);
-    let raw: BTreeMap<_, _> = stats.memory.iter().collect();
-    json!({
-        "cpu": {
-            "usage": {
-                "total": nanoseconds("usage_usec"),
-                "kernel": nanoseconds("system_usec"),
-                "user": nanoseconds("user_usec"),
-            },
-            "throttling": {
-                "periods": cpu("nr_periods"),
-                "throttledPeriods": cpu("nr_throttled"),
-                "throttledTime": nanoseconds("throttled_usec"),
-            },
-        },
-        "memory": {
-            "cache": stats.memory.get("file").copied().unwrap_or(0),
-            "usage": {
-                "limit": stats.memory_max.unwrap_or(u64::MAX),
-                "usage": stats.memory_current.unwrap_or(0),
-                "max": stats.memory_peak.unwrap_or(0),
-                "failcnt": stats.memory_events.get("max").copied().unwrap_or(0),
-            },
-            "swap": {
-                "limit": stats.memory_swap_max.unwrap_or(u64::MAX),
-                "usage": stats.memory_swap_current.unwrap_or(0),
-                "failcnt": 0,
-            },
-            "kernel": { "limit": 0, "failcnt": 0 },
-            "kernelTCP": { "limit": 0, "failcnt": 0 },
-            "raw": raw,
-        },
-        "pids": { "current": stats.pids_current.unwrap_or(0), "limit": stats.pids_max.unwrap_or(0) },
-        "blkio": {
-            "ioServiceBytesRecursive": block_io(&stats.io, [("Read", "rbytes"), ("Write", "wbytes")]),
-            "ioServicedRecursive": block_io(&stats.io, [("Read", "rios"), ("Write", "wios")]),
-        },
-        "hugetlb": huge_pages(&stats.huge_pages),
-        "intel_rdt": {},
+    client::event_loop()?.block_on(async {
+        let (task, agent) = client::connect_with_agent(&found, CallError::NotRunning)?;
+        let watched = Watched { root: &global.root, id, task, agent };
+        watched.print(arguments).await
     })
 }
 
-/// By the sizes of the pages. Without a controller there is none.
-fn huge_pages(sizes: &[HugePageStat]) -> Value {
-    let of_size = |stat: &HugePageStat| {
-        let failures = stat.failures.unwrap_or(0);
-        (stat.size.clone(), json!({ "usage": stat.current.unwrap_or(0), "failcnt": failures }))
-    };
-    sizes.iter().map(of_size).collect::<Map<_, _>>().into()
+/// A container that is looked at.
+struct Watched<'a> {
+    root: &'a Path,
+    id: &'a str,
+    task: TaskClient,
+    agent: AgentClient,
 }
 
-fn block_io(devices: &[IoStat], operations: [(&str, &str); 2]) -> Vec<Value> {
-    let of_device = |device: &IoStat| {
-        let (major, minor, values) = (device.major, device.minor, device.values.clone());
-        operations.map(move |(op, key)| {
-            json!({ "major": major, "minor": minor, "op": op, "value": values.get(key).copied().unwrap_or(0) })
-        })
-    };
-    devices.iter().flat_map(of_device).collect()
+impl Watched<'_> {
+    async fn print(&self, arguments: &Arguments) -> Outcome {
+        let Some(stats) = self.look().await? else { return Ok(0) };
+        let mut seen = stats.memory_events.get("oom_kill").copied().unwrap_or(0);
+        self.print_stats(&stats)?;
+        if arguments.stats {
+            return Ok(0);
+        }
+        let mut ticks = interval_at(Instant::now() + arguments.interval, arguments.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut kills = pin!(self.next_kills(seen));
+        loop {
+            let (told, is_over) = tokio::select! {
+                kills = &mut kills => (kills, kills.ended),
+                _ = ticks.tick() => match self.look().await? {
+                    Some(stats) => {
+                        self.print_stats(&stats)?;
+                        continue;
+                    }
+                    // What has ended it may be on its way.
+                    None => match timeout(LAST_KILLS, &mut kills).await {
+                        Ok(kills) => (kills, true),
+                        Err(_) => return Ok(0),
+                    },
+                },
+            };
+            self.print_kills(told.count.saturating_sub(seen))?;
+            if is_over {
+                return Ok(0);
+            }
+            seen = told.count;
+            kills.set(self.next_kills(seen));
+        }
+    }
+
+    /// The statistics of this moment; `None` once the container has ended.
+    async fn look(&self) -> Result<Option<GetStatsResponse>, ClientError> {
+        let request = StatsRequest { id: self.id.to_owned(), ..StatsRequest::default() };
+        match self.task.stats(Context::default(), &request).await.map_err(ClientError::from) {
+            Ok(answer) => {
+                GetStatsResponse::parse_from_bytes(&answer.stats.value).map(Some).map_err(|_| ClientError::Answer)
+            }
+            Err(ClientError::Lost) => Ok(None),
+            // Its end may have come between the call and the answer, which then says so in one way or another.
+            Err(error) => match Found::open(self.root, self.id) {
+                Err(LookupError::NotFound(_)) => Ok(None),
+                Ok(found) if found.status() == Status::Stopped => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// How many there have been, once there are more than `seen`, or the container has ended.
+    async fn next_kills(&self, seen: u64) -> Kills {
+        let request = WaitOomRequest { container_id: self.id.to_owned(), seen, ..WaitOomRequest::default() };
+        match self.agent.wait_oom(Context::default(), &request).await {
+            Ok(kills) if kills.ended || kills.count > seen => Kills { count: kills.count, ended: kills.ended },
+            // A guest that does not keep to the question is asked no more, and what counts none tells of none.
+            Ok(_) | Err(ttrpc::Error::RpcStatus(_)) => pending().await,
+            Err(_) => Kills { count: seen, ended: true },
+        }
+    }
+
+    fn print_stats(&self, stats: &GetStatsResponse) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", json!({ "type": "stats", "id": self.id, "data": stats_shape::data(stats) }))?;
+        out.flush()
+    }
+
+    fn print_kills(&self, count: u64) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        for _ in 0..count.min(MOST_KILLS) {
+            writeln!(out, "{}", json!({ "type": "oom", "id": self.id }))?;
+        }
+        out.flush()
+    }
+}
+
+/// What the guest tells of out-of-memory kills.
+#[derive(Debug, Clone, Copy)]
+struct Kills {
+    /// So far.
+    count: u64,
+    /// There will be no more.
+    ended: bool,
 }
 
 /// Seconds, or what Go takes for a duration, as runc does: numbers with units, one after the other.
@@ -192,26 +196,5 @@ mod tests {
         for text in ["", "0", "0s", "s", "-1s", "1d", "1.s.5", "1..5s", ".s", "9999999999999999999999h"] {
             assert!(parse_interval(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn statistics_have_runcs_shape() {
-        let stats = GetStatsResponse {
-            cpu: [("usage_usec".to_owned(), 7)].into(),
-            memory_current: Some(4096),
-            pids_current: Some(2),
-            io: vec![IoStat { major: 8, values: [("rbytes".to_owned(), 5)].into(), ..IoStat::default() }],
-            huge_pages: vec![HugePageStat { size: "2MB".into(), current: Some(4 << 20), ..HugePageStat::default() }],
-            ..GetStatsResponse::default()
-        };
-
-        let data = data(&stats);
-
-        assert_eq!(data["cpu"]["usage"]["total"], 7000);
-        assert_eq!(data["memory"]["usage"], json!({ "limit": u64::MAX, "usage": 4096, "max": 0, "failcnt": 0 }));
-        assert_eq!(data["pids"]["current"], 2);
-        assert_eq!(data["hugetlb"], json!({ "2MB": { "usage": 4 << 20, "failcnt": 0 } }));
-        let read = json!({ "major": 8, "minor": 0, "op": "Read", "value": 5 });
-        assert_eq!(data["blkio"]["ioServiceBytesRecursive"][0], read);
     }
 }

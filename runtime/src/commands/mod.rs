@@ -23,6 +23,7 @@ pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
+mod stats_shape;
 mod table;
 pub(crate) mod update;
 

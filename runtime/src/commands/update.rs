@@ -236,6 +236,6 @@ mod tests {
         let limits = crate::spec::new_limits_from_json(resources.as_bytes()).unwrap();
         let settings = limits.cgroup_settings;
         let settings: Vec<_> = settings.iter().map(|setting| (setting.file.as_str(), setting.value.as_str())).collect();
-        assert_eq!(settings, [("memory.max", "67108864"), ("cpu.max", "50000 100000"), ("pids.max", "20")]);
+        assert_eq!(settings, [("memory.max", "67108864"), ("cpu.max", "50000"), ("pids.max", "20")]);
     }
 }

@@ -142,6 +142,7 @@ impl Task {
             let sent = self.container.kill(signal, all).await;
             return match sent {
                 Err(_) if self.container.status() == Status::Stopped => Err(CallError::Finished),
+                Err(CallError::NotRunning) => Err(CallError::Finished),
                 Err(CallError::Agent(AgentError::Lost)) => Err(CallError::Finished),
                 sent => sent,
             };

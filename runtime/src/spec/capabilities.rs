@@ -4,6 +4,8 @@
 use bulkhead_protocol::agent::Capabilities;
 use oci_spec::runtime::{Capabilities as CapabilitySet, Capability, LinuxCapabilities};
 
+use crate::logging;
+
 /// The names, sorted.
 const NAMES: [&str; 41] = [
     "CAP_AUDIT_CONTROL",
@@ -57,12 +59,20 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// The wire form; sets are sorted. Absent sets are empty. The kernel has no ambient capability that is not permitted and
 /// inheritable too (capabilities(7)): one that is asked for all the same is left out, as by runc, whose own example
-/// configuration has such.
+/// configuration has such; `--debug` names it.
 #[must_use]
 pub(crate) fn translate(capabilities: &LinuxCapabilities) -> Capabilities {
     let (inheritable, permitted) = (numbers(capabilities.inheritable()), numbers(capabilities.permitted()));
-    let mut ambient = numbers(capabilities.ambient());
-    ambient.retain(|number| inheritable.contains(number) && permitted.contains(number));
+    let is_possible = |number: &u32| inheritable.contains(number) && permitted.contains(number);
+    let (ambient, impossible): (Vec<_>, Vec<_>) = numbers(capabilities.ambient()).into_iter().partition(is_possible);
+    if !impossible.is_empty() {
+        let left_out = capabilities.ambient().iter().flatten().filter(|one| impossible.contains(&number(**one)));
+        let names: Vec<_> = left_out.map(ToString::to_string).collect();
+        let names = names.join(", ");
+        logging::debug(format_args!(
+            "process.capabilities.ambient: {names} left out: an ambient capability has to be permitted and inheritable"
+        ));
+    }
     Capabilities {
         bounding: numbers(capabilities.bounding()),
         effective: numbers(capabilities.effective()),
@@ -139,5 +149,13 @@ mod tests {
 
         assert_eq!(wire.bounding, [0, 5, 40]);
         assert!(wire.ambient.is_empty() && wire.effective.is_empty());
+    }
+
+    #[test]
+    fn ambient_ones_are_permitted_and_inheritable() {
+        let text = r#"{"permitted": ["CAP_KILL", "CAP_CHOWN"], "inheritable": ["CAP_CHOWN", "CAP_MKNOD"],
+                       "ambient": ["CAP_MKNOD", "CAP_CHOWN", "CAP_KILL"]}"#;
+
+        assert_eq!(translate(&serde_json::from_str(text).unwrap()).ambient, [0]);
     }
 }

@@ -207,6 +207,8 @@ pub(crate) struct NewLimits {
     pub(crate) device_filter: Vec<u8>,
     /// Of memory, in bytes: what the machine is to have room for. Negative for none.
     pub(crate) memory: Option<i64>,
+    /// What the container may not use as much of already, if there is such a condition: memory, by a limit of that name.
+    pub(crate) above_use: Vec<(&'static str, i64)>,
     /// For the sandbox's cgroup on the host, but for its memory, which depends on the machine's.
     pub(crate) host: Limits,
 }
@@ -225,7 +227,8 @@ pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> 
     let cgroup_settings = resources::translate(&resources)?;
     let resources = unified::fold(&resources)?;
     let memory = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit != 0);
-    Ok(NewLimits { cgroup_settings, device_filter, memory, host: host_cgroup::new_limits(&resources)? })
+    let host = host_cgroup::new_limits(&resources)?;
+    Ok(NewLimits { cgroup_settings, device_filter, memory, above_use: resources::above_use(&resources), host })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {

@@ -14,7 +14,7 @@ const UNIFIED_CONTROLLERS: &[&str] = &["cpu", "cpuset", "hugetlb", "io", "memory
 /// Huge pages that an x86-64 kernel can have.
 const HUGE_PAGE_SIZES: &[&str] = &["2MB", "1GB"];
 
-/// Microseconds of a CPU period when only a quota is given, as in the kernel.
+/// Microseconds of a CPU period when only a quota is given and there was none before, as in the kernel.
 pub(crate) const DEFAULT_CPU_PERIOD_US: u64 = 100_000;
 
 /// Checks the resources and gives the settings in the order in which they are to be written.
@@ -100,6 +100,17 @@ fn translate_memory(memory: &LinuxMemory, settings: &mut Vec<CgroupSetting>) -> 
     Ok(())
 }
 
+/// The limits of memory, by their names, that `checkBeforeUpdate` wants to be above what is used.
+pub(super) fn above_use(resources: &LinuxResources) -> Vec<(&'static str, i64)> {
+    let memory = resources.memory().unwrap_or_default();
+    if memory.check_before_update() != Some(true) {
+        return Vec::new();
+    }
+    // What swap adds, a guest does not have.
+    let limits = [("memory+swap", memory.swap()), ("memory", memory.limit())];
+    limits.into_iter().filter_map(|(name, limit)| Some((name, limit.filter(|limit| *limit > 0)?))).collect()
+}
+
 fn translate_cpu(cpu: &LinuxCpu, settings: &mut Vec<CgroupSetting>) -> Result<(), FieldError> {
     if let Some(idle) = cpu.idle() {
         if !(0..=1).contains(&idle) {
@@ -117,9 +128,14 @@ fn translate_cpu(cpu: &LinuxCpu, settings: &mut Vec<CgroupSetting>) -> Result<()
         // No burst may be above the quota: an old one must not be in the way of a new quota.
         settings.push(setting("cpu.max.burst", "0".to_owned()));
     }
-    if period.is_some() || quota.is_some() {
-        let quota = quota.map_or_else(|| "max".to_owned(), amount);
-        settings.push(setting("cpu.max", format!("{quota} {}", period.unwrap_or(DEFAULT_CPU_PERIOD_US))));
+    // Of what is not given the cgroup keeps its own: the kernel a period, the agent a quota.
+    match (quota.map(amount), period) {
+        (Some(quota), Some(period)) => settings.push(setting("cpu.max", format!("{quota} {period}"))),
+        (Some(quota), None) => settings.push(setting("cpu.max", quota)),
+        (None, Some(period)) => {
+            settings.push(CgroupSetting { keep_first_word: true, ..setting("cpu.max", period.to_string()) });
+        }
+        (None, None) => {}
     }
     if let Some(burst) = cpu.burst() {
         settings.push(setting("cpu.max.burst", burst.to_string()));
@@ -178,11 +194,11 @@ mod tests {
             (json!({"memory": {"swap": -1}}), vec![]),
             (json!({"cpu": {"shares": 1024}}), vec![("cpu.weight", "39")]),
             (json!({"cpu": {"shares": 1024, "idle": 1}}), vec![("cpu.idle", "1")]),
-            (json!({"cpu": {"quota": 50000}}), vec![("cpu.max", "50000 100000")]),
+            (json!({"cpu": {"quota": 50000}}), vec![("cpu.max", "50000")]),
             (json!({"cpu": {"quota": -1, "period": 20000}}), vec![("cpu.max", "max 20000")]),
             (
                 json!({"cpu": {"quota": 5000, "burst": 1000}}),
-                vec![("cpu.max.burst", "0"), ("cpu.max", "5000 100000"), ("cpu.max.burst", "1000")],
+                vec![("cpu.max.burst", "0"), ("cpu.max", "5000"), ("cpu.max.burst", "1000")],
             ),
             (json!({"pids": {"limit": 10}}), vec![("pids.max", "10")]),
             (json!({"blockIO": {"weight": 10}}), vec![("io.weight", "1")]),
@@ -202,6 +218,26 @@ mod tests {
             let expected: Vec<_> = expected.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
             assert_eq!(translated(resources).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn limits_are_compared_with_the_use_where_that_is_asked_for() {
+        let above = |memory: Value| above_use(&serde_json::from_value(json!({ "memory": memory })).unwrap());
+
+        assert!(above(json!({"limit": 5, "checkBeforeUpdate": false})).is_empty());
+        assert!(above(json!({"limit": -1, "swap": 0, "checkBeforeUpdate": true})).is_empty());
+        let both = above(json!({"limit": 5, "swap": 7, "checkBeforeUpdate": true}));
+        assert_eq!(both, [("memory+swap", 7), ("memory", 5)]);
+    }
+
+    #[test]
+    fn a_period_alone_leaves_the_quota() {
+        let resources = serde_json::from_value(json!({"cpu": {"period": 20000}})).unwrap();
+
+        let settings = translate(&resources).unwrap();
+
+        let told: Vec<_> = settings.iter().map(|one| (&*one.file, &*one.value, one.keep_first_word)).collect();
+        assert_eq!(told, [("cpu.max", "20000", true)]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use bulkhead_protocol::agent::{
     WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
-use bulkhead_protocol::{ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
+use bulkhead_protocol::{ERROR_PROCESS_FINISHED, ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
 use thiserror::Error;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
@@ -63,13 +63,15 @@ pub(crate) enum AgentError {
     Lost,
 }
 
-/// What an agent's refusal is about, as far as exit statuses tell.
+/// What an agent's refusal is about, as far as exit statuses and engines tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// The program does not exist.
     ProgramNotFound,
     /// The program cannot be executed.
     ProgramNotExecutable,
+    /// The process that a signal was for has ended.
+    Finished,
     /// Anything else.
     Other,
 }
@@ -84,6 +86,8 @@ impl From<ttrpc::Error> for AgentError {
             Refusal::ProgramNotFound
         } else if code == ERROR_PROGRAM_NOT_EXECUTABLE {
             Refusal::ProgramNotExecutable
+        } else if code == ERROR_PROCESS_FINISHED {
+            Refusal::Finished
         } else {
             Refusal::Other
         };

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
+use bulkhead_protocol::agent_ttrpc::AgentClient;
 use containerd_shim_protos::shim_async::TaskClient;
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
@@ -50,11 +51,22 @@ pub(crate) fn event_loop() -> Result<Runtime, ClientError> {
 }
 
 /// Connects to the supervisor; within an event loop.
-pub(crate) fn connect(found: &Found) -> Result<TaskClient, ClientError> {
+fn connect(found: &Found) -> Result<Client, ClientError> {
     let stream = UnixStream::connect(found.task_path()).map_err(ClientError::Connect)?;
     stream.set_nonblocking(true).map_err(ClientError::Connect)?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(ClientError::Connect)?;
-    Ok(TaskClient::new(Client::new(Socket::new(stream))))
+    Ok(Client::new(Socket::new(stream)))
+}
+
+/// The error of a call, to a container that is still being created, that has `ended` as its error to one that has ended: until
+/// there is a machine, nobody takes calls.
+fn while_creating(ended: CallError) -> CallError {
+    match ended {
+        CallError::StartStopped => CallError::StartWhileCreating,
+        CallError::ExecStopped => CallError::ExecWhileCreating,
+        CallError::NotRunning => CallError::Creating,
+        other => other,
+    }
 }
 
 /// Makes one call to the supervisor of a container that has not ended; `ended` is the error if it has.
@@ -63,8 +75,10 @@ pub(crate) fn call<T>(
     ended: CallError,
     work: impl AsyncFnOnce(&TaskClient, String) -> ttrpc::Result<T>,
 ) -> Result<T, ClientError> {
-    if found.status() == Status::Stopped {
-        return Err(ended.into());
+    match found.status() {
+        Status::Stopped => return Err(ended.into()),
+        Status::Creating => return Err(while_creating(ended).into()),
+        Status::Created | Status::Running | Status::Paused => {}
     }
     event_loop()?.block_on(async {
         let client = connect_unless_ended(found, ended)?;
@@ -74,8 +88,19 @@ pub(crate) fn call<T>(
 
 /// Connects to the supervisor of a container that may just have ended; `ended` is the error if it has.
 pub(crate) fn connect_unless_ended(found: &Found, ended: CallError) -> Result<TaskClient, ClientError> {
-    match connect(found) {
-        Err(ClientError::Connect(_)) if found.status() == Status::Stopped => Err(ended.into()),
-        result => result,
+    Ok(TaskClient::new(connect_or_tell(found, ended)?))
+}
+
+/// The same, and by the agent's own protocol for what the Task API has no call for.
+pub(crate) fn connect_with_agent(found: &Found, ended: CallError) -> Result<(TaskClient, AgentClient), ClientError> {
+    let client = connect_or_tell(found, ended)?;
+    Ok((TaskClient::new(client.clone()), AgentClient::new(client)))
+}
+
+fn connect_or_tell(found: &Found, ended: CallError) -> Result<Client, ClientError> {
+    match (connect(found), found.status()) {
+        (Err(ClientError::Connect(_)), Status::Stopped) => Err(ended.into()),
+        (Err(ClientError::Connect(_)), Status::Creating) => Err(while_creating(ended).into()),
+        (result, _) => result,
     }
 }

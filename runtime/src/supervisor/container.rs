@@ -7,6 +7,7 @@
 //! ```
 
 mod exit;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,16 +15,15 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_protocol::agent::{GetStatsResponse, Process, Seccomp, TracePoint};
+use bulkhead_protocol::agent::{GetStatsResponse, Process, TracePoint};
 use nix::sys::signal::Signal;
-use protobuf::MessageField;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 pub(super) use self::exit::DEFIANT;
 use self::exit::LastOutput;
-use super::agent::{Agent, AgentError};
+use super::agent::{Agent, AgentError, Refusal};
 use super::execs::Execs;
 use super::machine_memory::{Claim, GrowError};
 use super::network::Settler;
@@ -32,7 +32,6 @@ use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
-use crate::spec::{self, NewLimits};
 use crate::trace::now_ns;
 
 /// The number of the signal that nothing survives.
@@ -72,6 +71,8 @@ pub(crate) enum CallError {
     Network(String),
     #[error("container not running")]
     NotRunning,
+    #[error("container not running: it is still being created")]
+    Creating,
     #[error("container not paused")]
     NotPaused,
     #[error("cannot exec in a stopped container")]
@@ -84,6 +85,8 @@ pub(crate) enum CallError {
     BadRequest(String),
     #[error("not supported: {0}")]
     NotSupported(&'static str),
+    #[error("rejecting {name} limit {limit} <= usage {usage}")]
+    BelowUse { name: &'static str, limit: i64, usage: u64 },
     #[error(transparent)]
     Memory(#[from] GrowError),
     #[error(transparent)]
@@ -153,9 +156,8 @@ pub(crate) struct Container {
     memory: Option<Claim>,
     /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
     sandbox_end: Option<watch::Sender<Option<u8>>>,
-    /// What confines init and is the configuration's, not its process': it confines the others too.
-    seccomp: MessageField<Seccomp>,
-    personality: Option<u32>,
+    /// What a further process has of the container's own, unless it says otherwise.
+    init: Process,
 }
 
 /// A device of the network that came later: who moves its frames, and when it was joined.
@@ -195,8 +197,7 @@ impl Container {
             cgroup,
             memory: None,
             sandbox_end: None,
-            seccomp: init.seccomp.clone(),
-            personality: init.personality,
+            init: init.clone(),
         }
     }
 
@@ -236,10 +237,24 @@ impl Container {
         }
     }
 
-    /// Confines a further process as init is.
+    /// Confines a further process as init is: wholly by what is the configuration's and not its process', and as far as the
+    /// process says nothing by what runc takes from the container's own then.
     pub(crate) fn confine(&self, process: &mut Process) {
-        process.seccomp.clone_from(&self.seccomp);
-        process.personality = self.personality;
+        let init = &self.init;
+        process.seccomp.clone_from(&init.seccomp);
+        process.personality = init.personality;
+        if process.capabilities.is_none() {
+            process.capabilities.clone_from(&init.capabilities);
+        }
+        if process.scheduler.is_none() {
+            process.scheduler.clone_from(&init.scheduler);
+        }
+        if process.initial_cpus.is_empty() && process.final_cpus.is_empty() {
+            process.initial_cpus.clone_from(&init.initial_cpus);
+            process.final_cpus.clone_from(&init.final_cpus);
+        }
+        process.io_priority = process.io_priority.or(init.io_priority);
+        process.oom_score_adj = process.oom_score_adj.or(init.oom_score_adj);
     }
 
     /// The path of the vsock's socket, for this process alone.
@@ -425,10 +440,25 @@ impl Container {
         hooks::run(&self.poststart, &record.hook_state().at(hooks::Status::Running, Some(record.pid))).await
     }
 
-    /// Sends a signal to init, or to all processes. After init's end, SIGKILL gives up its last output.
+    /// Sends a signal to init, or to all processes. After init's end there is nobody to send it to, which is no error for all of
+    /// them; but SIGKILL gives up its last output.
     pub(crate) async fn kill(&self, signal: u32, all: bool) -> Result<(), CallError> {
-        if self.takes_no_signal(signal) {
-            return Err(CallError::Finished);
+        match self.send(signal, all).await {
+            // The guest may know of the end a moment earlier.
+            Err(CallError::NotRunning | CallError::Agent(AgentError::Refused { kind: Refusal::Finished, .. })) => {
+                let is_delivering = self.status() != Status::Stopped && signal == SIGKILL;
+                if is_delivering {
+                    self.give_up_output();
+                }
+                if all || is_delivering { Ok(()) } else { Err(CallError::NotRunning) }
+            }
+            sent => sent,
+        }
+    }
+
+    async fn send(&self, signal: u32, all: bool) -> Result<(), CallError> {
+        if self.init_has_ended() {
+            return Err(CallError::NotRunning);
         }
         if let Some(end) = &self.sandbox_end {
             self.require_alive()?;
@@ -442,7 +472,8 @@ impl Container {
         }
         let signal = match self.status() {
             Status::Created | Status::Running | Status::Paused if signal == 0 => return Ok(()),
-            Status::Creating | Status::Stopped => return Err(CallError::NotRunning),
+            Status::Creating => return Err(CallError::Creating),
+            Status::Stopped => return Err(CallError::NotRunning),
             // The kernel lets an init that handles no signals be ended by SIGKILL alone.
             Status::Created
                 if Signal::try_from(signal.cast_signed()).is_ok_and(|signal| signals::ends_a_start(signal.into())) =>
@@ -462,8 +493,10 @@ impl Container {
     pub(crate) async fn pause(&self) -> Result<(), CallError> {
         self.require_process()?;
         let _turn = self.turn.lock().await;
-        if !matches!(self.status(), Status::Running | Status::Created) {
-            return Err(CallError::NotRunning);
+        match self.status() {
+            Status::Running | Status::Created => {}
+            Status::Creating => return Err(CallError::Creating),
+            Status::Paused | Status::Stopped => return Err(CallError::NotRunning),
         }
         if let Err(error) = self.agent.pause().await {
             if matches!(error, AgentError::Timeout) {
@@ -488,29 +521,6 @@ impl Container {
         Ok(())
     }
 
-    /// Changes the limits, in the guest and then on the host. The machine grows first, if it has less memory than they need.
-    pub(crate) async fn update(&self, mut limits: NewLimits) -> Result<(), CallError> {
-        self.require_alive()?;
-        self.require_process()?;
-        if limits.host.needs_host() && self.cgroup.upgrade().is_none() {
-            let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
-            return Err(CallError::NotSupported(what));
-        }
-        if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
-            return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
-        }
-        let _change = self.change.lock().await;
-        if let (Some(limit), Some(memory)) = (limits.memory, &self.memory) {
-            let size_mib = memory.change(limit).await?;
-            limits.host.memory_bytes = Some(if limit < 0 { -1 } else { spec::host_memory_bytes(size_mib) });
-        }
-        self.agent.update(limits.cgroup_settings, limits.device_filter).await?;
-        match self.cgroup.upgrade() {
-            Some(cgroup) => Ok(cgroup.update(&limits.host)?),
-            None => Ok(()),
-        }
-    }
-
     /// What it uses and has used, in the guest; or, of a pod's sandbox, what the pod as a whole does on the host.
     pub(crate) async fn stats(&self) -> Result<GetStatsResponse, CallError> {
         self.require_alive()?;
@@ -524,7 +534,8 @@ impl Container {
     /// Fails unless there is an init, frozen or not.
     pub(crate) fn require_alive(&self) -> Result<(), CallError> {
         match self.status() {
-            Status::Creating | Status::Stopped => Err(CallError::NotRunning),
+            Status::Creating => Err(CallError::Creating),
+            Status::Stopped => Err(CallError::NotRunning),
             Status::Created | Status::Running | Status::Paused => Ok(()),
         }
     }

@@ -29,6 +29,9 @@ struct Patience {
 const PATIENCE: Patience =
     Patience { end: Duration::from_secs(10), kill: Duration::from_secs(10), member: Duration::from_secs(50) };
 
+/// How long a supervisor may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// How often it is looked whether a supervisor is gone.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -66,13 +69,13 @@ fn delete_found(found: &Found, force: bool, patience: Patience) -> Result<(), De
         return Ok(());
     }
     let (id, status) = (found.record().id.clone(), found.status());
-    match status {
-        Status::Stopped => {}
-        Status::Created => kill(found, patience),
-        _ if force => kill(found, patience),
+    let ends = match status {
+        Status::Stopped => removed_within(found, patience.end)?,
+        Status::Created => end(found, patience.end)?,
+        _ if force => end(found, patience.end)?,
         _ => return Err(DeleteError::NotStopped { id, status }),
-    }
-    if removed_within(found, patience.end)? {
+    };
+    if ends {
         return Ok(());
     }
     let pid = found.record().pid;
@@ -80,18 +83,49 @@ fn delete_found(found: &Found, force: bool, patience: Patience) -> Result<(), De
         Ok(()) => {
             // The VMM dies with it.
             logging::debug(format_args!("{id} does not end, so its supervisor is killed"));
-            kill_supervisor(found, pid);
+            signal_supervisor(found, Signal::KILL);
             if removed_within(found, patience.kill)? { Ok(()) } else { Err(DeleteError::Stuck { id, pid }) }
         }
         Err(sandbox) => {
             // If it has ended, its output waits for a reader: a second one gives that up.
-            kill(found, patience);
-            if !removed_within(found, patience.member)? {
+            if !end(found, patience.member)? {
                 return Err(DeleteError::StuckInPod { id, pid, sandbox: sandbox.to_owned() });
             }
             logging::debug(format_args!("{id} has ended late, in the pod {sandbox}"));
             Ok(())
         }
+    }
+}
+
+/// Has a container end, and removes it; whether that was done in time. While it is being created there is nothing to kill: its
+/// creation is broken off, or, where the supervisor is a pod's, its end waited for.
+fn end(found: &Found, patience: Duration) -> Result<bool, LookupError> {
+    let mut end = Instant::now() + patience;
+    let (mut broken_off, mut killed) = (false, false);
+    loop {
+        match found.status_now() {
+            Ok(Status::Creating) if !broken_off => {
+                broken_off = true;
+                if may_be_killed(found.record()).is_ok() {
+                    signal_supervisor(found, Signal::TERM);
+                }
+            }
+            Ok(Status::Created | Status::Running | Status::Paused) if !killed => {
+                killed = true;
+                kill(found);
+                end = Instant::now() + patience;
+            }
+            Ok(_) => {}
+            Err(LookupError::NotFound(_)) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        if removed_within(found, Duration::ZERO)? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        thread::sleep(LOOK_INTERVAL);
     }
 }
 
@@ -101,13 +135,10 @@ fn may_be_killed(record: &Record) -> Result<(), &str> {
 }
 
 /// Asks the supervisor to kill the container. Where that fails, there is another way.
-fn kill(found: &Found, patience: Patience) {
+fn kill(found: &Found) {
     let killed = client::call(found, CallError::NotRunning, async |task, id| {
-        task.kill(
-            ttrpc::context::with_duration(patience.end),
-            &KillRequest { id, signal: SIGKILL, ..Default::default() },
-        )
-        .await
+        task.kill(ttrpc::context::with_duration(ANSWER), &KillRequest { id, signal: SIGKILL, ..Default::default() })
+            .await
     });
     if let Err(error) = killed {
         logging::debug(format_args!("{} was not killed by its supervisor: {error}", found.record().id));
@@ -147,15 +178,15 @@ pub(crate) fn run_poststop_hooks(record: &Record) {
     }
 }
 
-fn kill_supervisor(found: &Found, pid: u32) {
-    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+fn signal_supervisor(found: &Found, signal: Signal) {
+    let Some(raw) = i32::try_from(found.record().pid).ok().and_then(Pid::from_raw) else {
         return;
     };
     // The descriptor is taken first: as long as the supervisor's own lock is held, the id is its.
     if let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty())
         && found.is_alive()
     {
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _ = pidfd_send_signal(&pidfd, signal);
     }
 }
 
@@ -222,6 +253,25 @@ mod tests {
                 supervisor.kill().unwrap();
             }
             assert_eq!(supervisor.wait().unwrap().signal(), Some(9));
+        }
+    }
+
+    #[test]
+    fn a_creation_is_broken_off_unless_it_is_in_a_pod() {
+        let root = tempfile::tempdir().unwrap();
+        let short = Duration::from_millis(200);
+        let patience = Patience { end: short, kill: short, member: short };
+        for (id, sandbox, signal) in [("alone", None, 15), ("member", Some("pod".to_owned()), 9)] {
+            let mut supervisor = Command::new("sleep").arg("60").spawn().unwrap();
+            let state = kept(root.path(), id, Status::Creating);
+            let found = Found::open(root.path(), id).unwrap();
+            state.record(&Record { pid: supervisor.id(), sandbox, ..found.record().clone() }).unwrap();
+
+            // The lock is this process', and stays.
+            delete_found(&Found::open(root.path(), id).unwrap(), true, patience).unwrap_err();
+
+            let _ = supervisor.kill();
+            assert_eq!(supervisor.wait().unwrap().signal(), Some(signal), "{id}");
         }
     }
 

@@ -120,6 +120,11 @@ impl Claim {
         Self { memory, number }
     }
 
+    /// The container's limit, in MiB.
+    pub(super) fn limit_mib(&self) -> Option<u64> {
+        self.memory.claims().limits_mib.get(&self.number).copied()
+    }
+
     /// Notes a container's limit, in MiB.
     pub(super) fn note(&self, limit_mib: Option<u64>) {
         let mut claims = self.memory.claims();
@@ -142,7 +147,7 @@ impl Claim {
         if limit_mib.is_some_and(|limit| limit > max_mib) {
             return Err(GrowError::TooMuch { limit, max_mib });
         }
-        let before = self.memory.claims().limits_mib.get(&self.number).copied();
+        let before = self.limit_mib();
         self.note(limit_mib);
         let room = self.memory.make_room().await;
         if room.is_err() {

@@ -29,7 +29,7 @@ use super::proc_view::ProcPlace;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
-use super::task_service::{Calls, TaskServer, TaskService};
+use super::task_service::TaskServer;
 use super::terminal::{self, RawTerminal, Size};
 use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
 use super::vmm_control::VmmControl;
@@ -186,9 +186,7 @@ impl Sandbox {
         }
         let (watched, told) = (self.vmm.watch().map_err(RunError::EventLoop)?, Arc::clone(&container));
         tokio::spawn(vmm::follow(report, watched, control, vmm_sender, move || told.network_is_without_vhost()));
-        let calls = Calls::default();
-        let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
-        let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;
+        let server = TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop)?;
 
         let result = self.live(options, &container, &start, caller, &mut events).await;
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);

@@ -27,11 +27,11 @@ use ttrpc::asynchronous::{Server, Service, TtrpcContext};
 
 use super::agent::{AgentError, Refusal};
 use super::container::{CallError, Container, Ended};
-use super::execs;
 use super::machine_memory::GrowError;
 use super::state::Status;
 use super::streams::StreamIds;
 use super::terminal::Size;
+use super::{execs, oom_service};
 use crate::spec::{self, PartError};
 use crate::text;
 
@@ -58,16 +58,17 @@ pub(crate) struct TaskServer {
 }
 
 impl TaskServer {
-    /// Serves a service, whose calls under way `calls` counts.
-    pub(crate) async fn start(
+    /// Serves the calls for one container.
+    pub(super) async fn of_container(
         listener: std::os::unix::net::UnixListener,
-        service: Arc<dyn Task + Send + Sync>,
-        calls: Calls,
+        container: &Arc<Container>,
     ) -> std::io::Result<Self> {
-        Self::start_with(listener, service, HashMap::new(), calls).await
+        let calls = Calls::default();
+        let service = Arc::new(TaskService { container: Arc::clone(container), calls: calls.clone() });
+        Self::start_with(listener, service, oom_service::service(container, &calls), calls).await
     }
 
-    /// The same with services of other names.
+    /// Serves a service and those of other names, whose calls under way `calls` counts.
     pub(crate) async fn start_with(
         listener: std::os::unix::net::UnixListener,
         service: Arc<dyn Task + Send + Sync>,
@@ -119,16 +120,12 @@ impl Calls {
 
 /// The calls for one container.
 #[derive(Debug, Clone)]
-pub(crate) struct TaskService {
+struct TaskService {
     container: Arc<Container>,
     calls: Calls,
 }
 
 impl TaskService {
-    pub(crate) fn new(container: Arc<Container>, calls: Calls) -> Self {
-        Self { container, calls }
-    }
-
     /// Whether a call is for this container.
     fn check(&self, id: &str) -> Result<Arc<Container>, CallError> {
         if id == self.container.id() {
@@ -150,18 +147,24 @@ impl TaskService {
 /// The status of a failure: a code that containerd understands, and a line for a person.
 pub(crate) fn status(error: CallError) -> ttrpc::Error {
     let code = match &error {
-        CallError::NoSuchContainer(_) | CallError::NoSuchProcess(_) | CallError::Finished => Code::NOT_FOUND,
+        CallError::NoSuchContainer(_)
+        | CallError::NoSuchProcess(_)
+        | CallError::Finished
+        | CallError::Agent(AgentError::Refused { kind: Refusal::Finished, .. }) => Code::NOT_FOUND,
         CallError::ProcessExists(_) | CallError::ContainerExists(_) => Code::ALREADY_EXISTS,
         CallError::StartWhileCreating
         | CallError::StartRunning
         | CallError::StartPaused
         | CallError::StartStopped
         | CallError::NotRunning
+        | CallError::Creating
         | CallError::NotPaused
         | CallError::ExecStopped
         | CallError::ExecWhileCreating
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
-        CallError::BadRequest(_) | CallError::Memory(GrowError::TooMuch { .. }) => Code::INVALID_ARGUMENT,
+        CallError::BadRequest(_) | CallError::BelowUse { .. } | CallError::Memory(GrowError::TooMuch { .. }) => {
+            Code::INVALID_ARGUMENT
+        }
         CallError::NotSupported(_) => Code::UNIMPLEMENTED,
         CallError::Create(_) | CallError::Network(_) => Code::UNKNOWN,
         CallError::Cgroup(_)

@@ -6,20 +6,17 @@ use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::{Env, Kind};
-use crate::failure::{Failure, Result, ensure, ensure_eq, fail};
-use crate::processes;
+use crate::failure::{Result, ensure, ensure_eq, fail};
 use crate::run::Collector;
 
 pub(super) const CASES: &[Case] = &[
@@ -32,7 +29,6 @@ pub(super) const CASES: &[Case] = &[
     case!(console_goes_to_the_engine),
     case!(consoles_have_their_size),
     case!(hooks_of_a_container_that_lives_on),
-    case!(verbs_and_kills_in_random_order).slow(1200),
 ];
 
 /// A container that writes dots.
@@ -183,154 +179,6 @@ fn hooks_of_a_container_that_lives_on(env: &Env) -> Result {
     container.must(&["delete"])?;
     ensure_eq!(seen()?, "prestart createRuntime createContainer poststart poststop ", "the hooks up to delete");
     Ok(())
-}
-
-/// How long the random test goes on.
-const RANDOM_TEST: Duration = Duration::from_secs(600);
-
-/// Drives one container after the other through random verbs, kills its processes at random, and looks at what `state`
-/// says each time. The seed is told on failure.
-fn verbs_and_kills_in_random_order(env: &Env) -> Result {
-    env.only_bulkhead()?;
-    let seed = u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()) | 1;
-    let mut random = Random(seed);
-    let end = Instant::now() + RANDOM_TEST;
-    let mut containers = 0;
-    while Instant::now() < end {
-        match random_life(env, &mut random) {
-            Err(Failure::Failed(reason)) => fail!("container {containers} of seed {seed}: {reason}"),
-            result => result?,
-        }
-        containers += 1;
-    }
-    ensure!(containers > 3, "only {containers} containers in {RANDOM_TEST:?}");
-    env.call(["list", "--quiet"]).output()?.expect_stdout("")
-}
-
-/// What a container should be.
-struct Expected {
-    status: &'static str,
-    started: bool,
-}
-
-impl Expected {
-    /// Whether a verb succeeds. Changes to what the container is then.
-    fn apply(&mut self, verb: &str) -> bool {
-        self.status = match (verb, self.status) {
-            ("state" | "ps", status) => status,
-            ("update" | "events", "created" | "running" | "paused") => self.status,
-            ("start", "created") => {
-                self.started = true;
-                "running"
-            }
-            ("pause", "created" | "running") => "paused",
-            ("resume", "paused") => {
-                if self.started {
-                    "running"
-                } else {
-                    "created"
-                }
-            }
-            // SIGKILL reaches what is frozen, too.
-            ("kill", "created" | "running" | "paused") => "stopped",
-            ("delete", "created" | "stopped") => "deleted",
-            _ => return false,
-        };
-        true
-    }
-}
-
-fn random_life(env: &Env, random: &mut Random) -> Result {
-    let mut bundle = Bundle::busybox(env)?;
-    bundle.sh("while :; do sleep 0.1; done");
-    let container = match Detached::create(env, &bundle) {
-        Err(Failure::Failed(reason)) if env.forgives(&reason) => return Ok(()),
-        created => created?,
-    };
-    let mut expected = Expected { status: "created", started: false };
-    for _ in 0..16 {
-        let words: &[&str] = match random.below(15) {
-            0..3 => &["start"],
-            3 => &["pause"],
-            4 | 5 => &["resume"],
-            6 if random.below(2) == 0 => &["delete"],
-            7 if random.below(2) == 0 => &["kill"],
-            8 => {
-                let output = container.exec("exit 4").output()?;
-                let code = if matches!(expected.status, "created" | "running") { 4 } else { 255 };
-                ensure!(output.status.code() == Some(code), "exec while {}: {}", expected.status, output.describe());
-                continue;
-            }
-            9 if random.below(2) == 0 && expected.status != "stopped" => {
-                kill_something(&container, random);
-                container.wait_for_status("stopped")?;
-                expected.status = "stopped";
-                continue;
-            }
-            10 => &["ps"],
-            11 => &["update", "--pids-limit", "64"],
-            12 => &["events", "--stats"],
-            // Of a container whose supervisor was killed there is something to be taken away.
-            13 if expected.status != "stopped" => {
-                env.call(["gc"]).output()?.expect_stdout("")?;
-                continue;
-            }
-            14 if matches!(expected.status, "created" | "running") => {
-                kill_process_of_exec(env, &container)?;
-                container.expect_status(expected.status)?;
-                continue;
-            }
-            _ => &["state"],
-        };
-        // SIGKILL is the one signal that an init without handlers heeds.
-        let output = match words {
-            ["kill"] => container.verb_with(words, &["KILL"]).output()?,
-            _ => container.verb(words).output()?,
-        };
-        let before = expected.status;
-        let succeeds = expected.apply(words[0]);
-        ensure!(output.status.success() == succeeds, "{} while {before}: {}", words[0], output.describe());
-        match expected.status {
-            "deleted" => return container.verb(&["state"]).output()?.expect_error(&["does not exist"]),
-            // The end follows what causes it.
-            "stopped" => container.wait_for_status("stopped")?,
-            status => container.expect_status(status)?,
-        }
-    }
-    container.must(&["delete", "--force"]).map(drop)
-}
-
-/// Kills the supervisor or its VMM.
-fn kill_something(container: &Detached<'_>, random: &mut Random) {
-    let below = processes::descendants(container.pid);
-    let vmm = below.iter().find(|process| process.name.starts_with("bulkhead-vmm")).map(|process| process.pid);
-    let victim = vmm.filter(|_| random.below(2) == 0).unwrap_or(container.pid);
-    // It may have ended meanwhile.
-    let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
-}
-
-/// Executes something that goes on, and kills the process that stands for it on the host.
-fn kill_process_of_exec(env: &Env, container: &Detached<'_>) -> Result {
-    let file = env.work.join("exec.pid");
-    let options = ["exec", "--detach", "--pid-file", &file.display().to_string()];
-    let output = File::create(env.work.join("exec.out"))?;
-    let exec = container.verb_with(&options, &["sleep", "1000"]).stdout(output.try_clone()?).stderr(output);
-    exec.output()?.expect_code(0)?;
-    let pid = fs::read_to_string(&file)?.trim().parse()?;
-    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-    Ok(())
-}
-
-/// xorshift64: enough for choosing.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
 }
 
 /// How long what is waited for may take.

@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case!(process_is_in_the_container),
     case!(options_change_the_process),
     case!(process_file_describes_it_all),
+    case!(process_file_that_says_little),
     case!(missing_program_is_named),
     case!(detached_process_has_a_process_that_stands_for_it),
     case!(signals_are_forwarded),
@@ -91,6 +92,33 @@ fn process_file_describes_it_all(env: &Env) -> Result {
     output.expect_code(6)?;
     ensure_eq!(output.stdout(), "/etc\ny\n5\n", "stdout");
     Ok(())
+}
+
+/// What it does not say is the container's own, as far as with runc.
+fn process_file_that_says_little(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let of_container = ["CAP_CHOWN", "CAP_KILL", "CAP_SETPCAP"];
+    let sets = json!({ "bounding": of_container, "effective": of_container, "permitted": of_container });
+    bundle.args(&["sleep", "1000"]).set("/process/capabilities", sets).set("/process/oomScoreAdj", json!(321));
+    let rule = json!({ "names": ["sethostname"], "action": "SCMP_ACT_ERRNO" });
+    bundle.set("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] }));
+    let container = Detached::run(env, &bundle)?;
+    let file = env.work.join("process.json");
+    let exec = container.verb(&["exec", "--process", &file.display().to_string()]);
+    let of_file = ["CAP_KILL"];
+    let own = json!({ "bounding": of_file, "effective": of_file, "permitted": of_file });
+
+    let script = "sed -n 's/^Cap[BEP][a-z]*:.0*//p; s/^NoNewPrivs:.//p; s/^Seccomp:.//p' /proc/self/status; cat /proc/self/oom_score_adj";
+    let mut process = json!({
+        "args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 },
+    });
+    fs::write(&file, process.to_string())?;
+    exec.output()?.expect_stdout("121\n121\n121\n0\n2\n321\n")?;
+
+    process["capabilities"] = own;
+    fs::write(&file, process.to_string())?;
+    let exec = container.verb(&["exec", "--process", &file.display().to_string()]);
+    exec.output()?.expect_stdout("20\n20\n20\n0\n2\n321\n")
 }
 
 fn missing_program_is_named(env: &Env) -> Result {

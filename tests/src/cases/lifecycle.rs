@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! create, start, state, kill and delete, as engines call them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use super::task::{MUCH, Reader, named_pipe};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
@@ -25,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     case!(signals_have_names_and_numbers),
     case!(kill_ends_a_created_container),
     case!(kill_all_reaches_every_process),
+    case!(signals_to_an_init_that_has_ended),
     case!(ended_container_is_told_from_one_that_never_was),
     case!(kept_state_outlives_a_foreground_run),
     case!(id_is_taken_until_it_is_deleted),
@@ -162,6 +164,39 @@ fn kill_all_reaches_every_process(env: &Env) -> Result {
     container.verb_with(&["kill", "--all"], &["USR1"]).output()?.expect_code(0)?;
 
     container.wait_for("child got it\n")
+}
+
+/// Until somebody reads what it has written last it is running, but there is nobody to send a signal to.
+fn signals_to_an_init_that_has_ended(env: &Env) -> Result {
+    env.only_bulkhead()?; // What others' init writes is read, or keeps it from ending.
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh(&format!("head -c {MUCH} /dev/zero; exit 4"));
+    bundle.write()?;
+    let (id, pipe) = (env.id(), named_pipe(env, "output")?);
+    let mut reader = Reader::open(&pipe)?;
+    let run = ["run", "--detach", "--bundle", &bundle.folder.display().to_string(), &id].map(str::to_owned);
+    let null = File::options().write(true).open("/dev/null")?;
+    env.call(run).stdout(File::options().write(true).open(&pipe)?).stderr(null).output()?.expect_code(0)?;
+    let verb = |words: &[&str]| env.call(words.iter().copied()).output();
+    // The guest alone holds more than what is read between two looks.
+    let mut turns = (0..).map(|turn| turn % 3 == 0);
+    reader.read_until(|| {
+        Ok(turns.next() == Some(true) && verb(&["ps", "--format", "json", &id])?.stdout() == "null\n")
+    })?;
+
+    verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
+    verb(&["kill", &id, "TERM"])?.expect_error(&["container not running"])?;
+    verb(&["kill", "--all", &id, "TERM"])?.expect_stdout("")?;
+    verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
+    // This gives the output up.
+    verb(&["kill", &id, "KILL"])?.expect_stdout("")?;
+    let end = Instant::now() + Duration::from_secs(60);
+    while !verb(&["state", &id])?.stdout().contains("\"status\": \"stopped\"") {
+        ensure!(Instant::now() < end, "SIGKILL does not give up what nobody reads");
+    }
+    verb(&["state", &id])?.expect_in_stdout(&["\"exitStatus\": 4"])?;
+    verb(&["kill", &id, "KILL"])?.expect_error(&["container not running"])?;
+    verb(&["delete", &id])?.expect_stdout("")
 }
 
 fn ended_container_is_told_from_one_that_never_was(env: &Env) -> Result {

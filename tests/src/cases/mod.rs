@@ -8,6 +8,7 @@ mod command_line;
 mod containerd;
 mod control;
 mod crash;
+mod creating;
 mod debian;
 mod devices;
 mod docker;
@@ -42,6 +43,7 @@ mod pods;
 mod port_forward;
 mod preserved;
 mod process;
+mod random;
 mod refused;
 mod resources;
 mod rootless;
@@ -115,6 +117,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         containerd::CASES,
         control::CASES,
         crash::CASES,
+        creating::CASES,
         debian::CASES,
         devices::CASES,
         docker::CASES,
@@ -149,6 +152,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         port_forward::CASES,
         preserved::CASES,
         process::CASES,
+        random::CASES,
         refused::CASES,
         resources::CASES,
         rootless::CASES,

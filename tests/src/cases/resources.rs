@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::engine::unified;
 use super::{Case, case};
@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case!(cgroups_of_version_1),
     case!(processors_without_a_cgroup),
     case!(quota_below_the_old_burst),
+    case!(refused_update_changes_nothing),
 ];
 
 /// Those that no other case looks at. An older runc does not know some of them.
@@ -194,4 +195,52 @@ fn quota_below_the_old_burst(env: &Env) -> Result {
     container.must(&["update", "--cpu-quota", "20000", "--cpu-period", "100000", "--cpu-burst", "10000"])?;
     let read = "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.max.burst";
     container.exec(read).output()?.expect_stdout("20000 100000\n10000\n")
+}
+
+/// Whoever refuses: the host, the guest, or the condition that a limit is to be above what is used.
+fn refused_update_changes_nothing(env: &Env) -> Result {
+    env.only_bulkhead()?; // runc sets back what it has just set.
+    let root = unified()?;
+    let place = env.id();
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("dd if=/dev/zero of=/dev/null bs=20M count=1 2>&1; echo up; sleep 1000");
+    bundle.set("/linux/cgroupsPath", json!(format!("/{place}")));
+    let cpu = json!({ "shares": 512, "quota": 50_000, "period": 100_000 });
+    bundle.set("/linux/resources", json!({ "cpu": cpu, "pids": { "limit": 30 }, "memory": { "limit": 64 << 20 } }));
+    let container = Detached::run(env, &bundle)?;
+    container.wait_for("up\n")?;
+    let of_host = |file: &str| fs::read_to_string(root.join(&place).join(file)).unwrap_or_default();
+    let unchanged = || -> Result {
+        let script = "cd /sys/fs/cgroup; cat pids.max memory.max cpu.max cpu.weight";
+        container.exec(script).output()?.expect_stdout("30\n67108864\n50000 100000\n20\n")?;
+        ensure_eq!(["cpu.weight", "cpu.max"].map(of_host), ["20\n", "50000 100000\n"], "the limits on the host");
+        Ok(())
+    };
+    unchanged()?;
+    let changes = json!({ "pids": { "limit": 40 }, "memory": { "limit": 60 << 20 }, "cpu": { "shares": 2048, "period": 50_000 } });
+    let update = |change: Value| container.verb(&["update", "--resources", "-"]).input(change.to_string()).output();
+
+    let mut by_host = changes.clone();
+    by_host["cpu"]["cpus"] = json!("99");
+    update(by_host)?.expect_error(&["cpuset.cpus", "99"])?;
+    unchanged()?;
+    let mut by_guest = changes.clone();
+    by_guest["unified"] = json!({ "pids.nosuch": "1" });
+    update(by_guest)?.expect_error(&["pids.nosuch"])?;
+    unchanged()?;
+    let mut below = changes.clone();
+    below["memory"] = json!({ "limit": 4096, "checkBeforeUpdate": true });
+    update(below)?.expect_error(&["rejecting memory limit 4096 <= usage "])?;
+    unchanged()?;
+    container.expect_status("running")?;
+
+    let mut above = changes;
+    above["memory"]["checkBeforeUpdate"] = json!(true);
+    update(above)?.expect_stdout("")?;
+    container
+        .exec("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
+        .output()?
+        .expect_stdout("62914560\n50000 50000\n")?;
+    ensure_eq!(["cpu.weight", "cpu.max"].map(of_host), ["79\n", "50000 50000\n"], "the new limits on the host");
+    Ok(())
 }

@@ -45,7 +45,7 @@ const TERM: u32 = 15;
 const WRITER: &str = "trap 'exit 4' TERM; yes & wait";
 
 /// More than there is room for on the way.
-const MUCH: usize = 2_000_000;
+pub(super) const MUCH: usize = 2_000_000;
 
 /// How long a call may take.
 fn limit() -> Context {
@@ -178,20 +178,20 @@ fn creation(id: &str, bundle: &Bundle, stdout: &str) -> CreateTaskRequest {
 }
 
 /// A named pipe of that name, which nobody reads.
-fn named_pipe(env: &Env, name: &str) -> Result<PathBuf> {
+pub(super) fn named_pipe(env: &Env, name: &str) -> Result<PathBuf> {
     let path = env.work.join(name);
     mkfifo(&path, Mode::S_IRWXU)?;
     Ok(path)
 }
 
 /// A reader that is there, and reads when it is asked to.
-struct Reader {
+pub(super) struct Reader {
     pipe: File,
     bytes: usize,
 }
 
 impl Reader {
-    fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let pipe = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         Ok(Self { pipe, bytes: 0 })
     }
@@ -208,7 +208,7 @@ impl Reader {
     }
 
     /// Reads as much as is needed for something to happen.
-    fn read_until(&mut self, mut happened: impl FnMut() -> Result<bool>) -> Result {
+    pub(super) fn read_until(&mut self, mut happened: impl FnMut() -> Result<bool>) -> Result {
         while !happened()? {
             self.read_some()?;
             ensure!(self.bytes < MUCH, "it has not happened, though all was read");

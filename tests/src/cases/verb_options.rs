@@ -18,6 +18,7 @@ use crate::run::Running;
 pub(super) const CASES: &[Case] = &[
     case!(console_of_the_guest_is_printed),
     case!(events_come_until_the_end),
+    case!(events_tell_of_each_kill),
     case!(process_for_a_paused_container),
     case!(options_that_change_nothing),
     case!(texts_made_from_the_command_line),
@@ -70,6 +71,32 @@ fn events_come_until_the_end(env: &Env) -> Result {
         stats += u32::from(event["type"] == "stats");
     }
     ensure!(stats >= 2, "{stats} times: {}", output.describe());
+    Ok(())
+}
+
+/// Also of one that ends the container, between two looks at what it uses.
+fn events_tell_of_each_kill(env: &Env) -> Result {
+    env.only_bulkhead()?; // Others tell of each change that a kill makes.
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("while [ ! -e /go ]; do sleep 0.1; done; exec tail /dev/zero");
+    bundle.set("/linux/resources", json!({ "memory": { "limit": 32 << 20, "swap": 32 << 20 } }));
+    let container = Detached::run(env, &bundle)?;
+    let before = container.exec("tail /dev/zero; echo $?").output()?;
+    ensure!(before.stdout().ends_with("137\n"), "{}", before.describe());
+    let mut events = container.verb(&["events", "--interval", "1h"]).spawn()?;
+    events.wait_for("\"type\":\"stats\"")?;
+
+    container.exec("for i in 1 2 3; do tail /dev/zero; done; true").output()?.expect_code(0)?;
+    events.wait_for("\"type\":\"oom\"")?;
+    ensure!(events.is_running()?, "the events have ended before the container");
+    container.exec("touch /go").output()?.expect_code(0)?;
+
+    let output = events.finish()?;
+    output.expect_code(0)?;
+    let text = output.stdout();
+    let counted = ["stats", "oom"].map(|kind| text.matches(&format!("\"type\":\"{kind}\"")).count());
+    ensure_eq!(counted, [1, 4], "lines of statistics and of kills in {text}");
+    ensure_eq!(container.wait()?, 137, "the status");
     Ok(())
 }
 

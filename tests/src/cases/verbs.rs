@@ -23,9 +23,9 @@ pub(super) const CASES: &[Case] = &[
 
 /// A command line, in which `ID` stands for the container; the status; and what is said: on stdout where the status is 0,
 /// else on stderr.
-type Step = (&'static str, i32, &'static str);
+type Step<'a> = (&'a str, i32, &'a str);
 
-fn follow(env: &Env, id: &str, steps: &[Step]) -> Result {
+pub(super) fn follow(env: &Env, id: &str, steps: &[Step<'_>]) -> Result {
     for (line, code, words) in steps {
         let arguments: Vec<&str> = line.split(' ').map(|word| if word == "ID" { id } else { word }).collect();
         let output = env.call(arguments).output()?;
@@ -72,6 +72,11 @@ fn verbs_without_a_container(env: &Env) -> Result {
             ("state a/b", 1, "invalid container ID format"),
             ("create --bundle /no/such/bundle ID", 1, "/no/such/bundle"),
             ("--log-format xml list", 1, "xml"),
+            ("list --quiet --quiet", 0, ""),
+            ("list --quiet=true", 0, ""),
+            ("list --quiet=true --quiet=false", 0, "PID"),
+            ("list --quiet=maybe", 1, "maybe"),
+            ("--log-format json --log-format text list --format json --format table -q", 0, ""),
             ("--systemd-cgroup --rootless true --log-format json list -q", 0, ""),
             ("features", 0, "\"ociVersionMax\""),
             ("create --help", 0, "--console-socket"),
@@ -208,6 +213,8 @@ fn options_of_exec(env: &Env) -> Result {
             ("exec ID /etc", 255, "exec failed: "),
             ("exec -u 5:6 ID id", 0, "uid=5 gid=6"),
             ("exec --user root ID id", 255, "root"),
+            ("exec -t=true -t=0 ID true", 0, ""),
+            ("exec --tty --tty=false -u 5 -u 6:7 ID id", 0, "uid=6 gid=7"),
             ("exec -e A=b -e A=c ID env", 0, "A=c\n"),
             ("exec --cwd /tmp ID pwd", 0, "/tmp\n"),
             ("exec --cwd rel ID true", 255, "bsolute"),
@@ -267,6 +274,12 @@ fn options_of_update(env: &Env) -> Result {
         )],
     )?;
     container.exec(read).output()?.expect_stdout("50000 100000\n20\n20\n104857600\n52428800\n")?;
+    // Of a quota and its period, what is not given stays.
+    let quota = || container.exec("cat /sys/fs/cgroup/cpu.max").output();
+    follow(env, &container.id, &[("update --cpu-period 50000 ID", 0, "")])?;
+    quota()?.expect_stdout("50000 50000\n")?;
+    follow(env, &container.id, &[("update --cpu-quota 20000 --pids-limit 20 ID", 0, "")])?;
+    quota()?.expect_stdout("20000 50000\n")?;
     follow(
         env,
         &container.id,
@@ -332,7 +345,16 @@ fn shapes_of_what_is_printed(env: &Env) -> Result {
     ] {
         ensure!(event.pointer(path).is_some_and(Value::is_u64), "no number {path} in {event}");
     }
-    ensure!(event["data"]["intel_rdt"].is_object() && event["data"]["blkio"].is_object(), "{event}");
+    for name in ["blkio", "cpuset", "intel_rdt"] {
+        ensure!(event["data"][name].is_object(), "no object {name} in {event}");
+    }
+    ensure!(event["data"].get("network_interfaces").is_some(), "no network_interfaces in {event}");
+    if env.kind == Kind::Bulkhead {
+        // What newer ones of runc tell.
+        for path in ["/data/cpu/psi/some/total", "/data/memory/psi/full/total", "/data/memory/event_count/oom_kill"] {
+            ensure!(event.pointer(path).is_some_and(Value::is_u64), "no number {path} in {event}");
+        }
+    }
 
     let features = json_of(&env.call(["features"]).output()?.stdout)?;
     for path in [

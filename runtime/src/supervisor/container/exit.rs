@@ -9,9 +9,8 @@ use std::time::Duration;
 use bulkhead_protocol::agent::WaitProcessResponse;
 use tokio::time::sleep;
 
-use super::{Container, Ended, SIGKILL};
+use super::{Container, Ended};
 use crate::supervisor::agent::AgentError;
-use crate::supervisor::state::Status;
 use crate::supervisor::streams::OutputStreams;
 use crate::trace::now_ns;
 
@@ -100,15 +99,9 @@ impl Container {
         let _ = self.last_output.subscribe().wait_for(|output| *output == LastOutput::GivenUp).await;
     }
 
-    /// Whether a signal comes after init's end. SIGKILL then gives up its last output.
-    pub(super) fn takes_no_signal(&self, signal: u32) -> bool {
-        if !self.init_has_ended() || self.status() == Status::Stopped {
-            return false;
-        }
-        if signal == SIGKILL {
-            self.last_output.send_replace(LastOutput::GivenUp);
-        }
-        true
+    /// Gives up, after init's end, what has not been taken of its output.
+    pub(super) fn give_up_output(&self) {
+        self.last_output.send_replace(LastOutput::GivenUp);
     }
 
     /// After init's end: returns when nobody has output of other processes to fetch any more, or has had the time to, or when it

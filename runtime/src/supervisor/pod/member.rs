@@ -28,7 +28,7 @@ use crate::supervisor::machine_memory::Claim;
 use crate::supervisor::sandbox::GONE_TIMEOUT;
 use crate::supervisor::state::{self, Record, StateDir, Status};
 use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
-use crate::supervisor::task_service::{Calls, TaskServer, TaskService};
+use crate::supervisor::task_service::TaskServer;
 use crate::text;
 
 /// A container that has been created.
@@ -198,9 +198,7 @@ impl Pod {
         };
         let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
         let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory));
-        let calls = Calls::default();
-        let service = Arc::new(TaskService::new(Arc::clone(&container), calls.clone()));
-        let server = match TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop) {
+        let server = match TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop) {
             Ok(server) => server,
             Err(error) => {
                 discard(&container.agent, &error).await;

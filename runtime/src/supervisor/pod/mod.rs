@@ -38,7 +38,7 @@ use super::machine_memory::MachineMemory;
 use super::network::NetworkTask;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
-use super::task_service::{Calls, TaskServer, TaskService};
+use super::task_service::TaskServer;
 use super::vmm::{self, Vmm, VmmEvent};
 use super::vmm_control::VmmControl;
 use crate::cgroup::HostCgroup;
@@ -191,9 +191,7 @@ async fn make(
         gone: is_gone,
         alive: alive.downgrade(),
     });
-    let calls = Calls::default();
-    let service = Arc::new(TaskService::new(Arc::clone(&sandbox), calls.clone()));
-    let server = TaskServer::start(task, service, calls).await.map_err(RunError::EventLoop)?;
+    let server = TaskServer::of_container(task, &sandbox).await.map_err(RunError::EventLoop)?;
 
     let mut tasks = JoinSet::new();
     // While the guest boots: who has run the pod may connect at once.

@@ -84,6 +84,14 @@ impl Found {
         if self.is_alive() { self.record.status } else { Status::Stopped }
     }
 
+    /// Where it is by now.
+    pub(crate) fn status_now(&self) -> Result<Status, LookupError> {
+        let failed = |error: io::Error| LookupError::Read(self.path.clone(), error);
+        let record = Record::read(&self.dir).map_err(failed)?;
+        let record = record.ok_or_else(|| LookupError::NotFound(self.record.id.clone()))?;
+        Ok(if self.is_alive() { record.status } else { Status::Stopped })
+    }
+
     /// The path of the Task API's socket, for this process alone.
     pub(crate) fn task_path(&self) -> PathBuf {
         short_path(&self.dir, TASK)

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//! New limits for a container that runs: on the host and in the guest, all of them or none.
+
+use super::{CallError, Claim, Container};
+use crate::spec::{self, NewLimits};
+
+impl Container {
+    /// Changes the limits, on the host and in the guest: all of them, or none. The machine grows first, if it has less memory than
+    /// they need, and stays as large.
+    pub(crate) async fn update(&self, mut limits: NewLimits) -> Result<(), CallError> {
+        self.require_alive()?;
+        self.require_process()?;
+        if limits.host.needs_host() && self.cgroup.upgrade().is_none() {
+            let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
+            return Err(CallError::NotSupported(what));
+        }
+        if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
+            return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
+        }
+        let _change = self.change.lock().await;
+        self.check_use(&limits).await?;
+        let claimed_mib = self.memory.as_ref().map(Claim::limit_mib);
+        if let (Some(limit), Some(memory)) = (limits.memory, &self.memory) {
+            let size_mib = memory.change(limit).await?;
+            limits.host.memory_bytes = Some(if limit < 0 { -1 } else { spec::host_memory_bytes(size_mib) });
+        }
+        let changed = self.change_on_both_sides(limits).await;
+        if let (Err(_), Some(memory), Some(limit_mib)) = (&changed, &self.memory, claimed_mib) {
+            memory.note(limit_mib);
+        }
+        changed
+    }
+
+    /// The host goes first: the guest is not changed where it refuses, and where the guest does it has what it had.
+    async fn change_on_both_sides(&self, limits: NewLimits) -> Result<(), CallError> {
+        let former = self.cgroup.upgrade().map(|cgroup| cgroup.update(&limits.host)).transpose()?;
+        let changed = self.agent.update(limits.cgroup_settings, limits.device_filter).await;
+        if let (Err(_), Some(former)) = (&changed, former) {
+            former.restore();
+        }
+        Ok(changed?)
+    }
+
+    /// Fails where a limit of memory is to be above what is used, and is not.
+    async fn check_use(&self, limits: &NewLimits) -> Result<(), CallError> {
+        if limits.above_use.is_empty() {
+            return Ok(());
+        }
+        let usage = self.agent.stats().await?.memory_current.unwrap_or(0);
+        let below = limits.above_use.iter().find(|(_, limit)| limit.cast_unsigned() <= usage);
+        below.map_or(Ok(()), |(name, limit)| Err(CallError::BelowUse { name, limit: *limit, usage }))
+    }
+}
