@@ -29,16 +29,20 @@ mod namespaces;
 mod net_device;
 mod network;
 mod network_addresses;
+mod network_bridge;
+mod network_cni;
 mod network_guest;
 mod network_kinds;
 mod network_later;
 mod network_limits;
 mod network_load;
 mod network_names;
+mod network_offloads;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
 mod podman;
+mod podman_networks;
 mod pods;
 mod port_forward;
 mod preserved;
@@ -138,16 +142,20 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         net_device::CASES,
         network::CASES,
         network_addresses::CASES,
+        network_bridge::CASES,
+        network_cni::CASES,
         network_guest::CASES,
         network_kinds::CASES,
         network_later::CASES,
         network_limits::CASES,
         network_load::CASES,
         network_names::CASES,
+        network_offloads::CASES,
         network_shared::CASES,
         network_user::CASES,
         network_user_ends::CASES,
         podman::CASES,
+        podman_networks::CASES,
         pods::CASES,
         port_forward::CASES,
         preserved::CASES,

@@ -17,11 +17,12 @@ use crate::failure::{Context as _, Result, ensure, ensure_eq};
 pub(super) const CASES: &[Case] =
     &[case!(by_the_hosts_kernel_or_the_vmm), case!(address_and_filters_of_the_guest), case!(settings_that_are_none)];
 
-const VHOST: &str = "io.bulkhead.net.vhost";
+/// The annotation that says whether the host's kernel moves the frames.
+pub(super) const VHOST: &str = "io.bulkhead.net.vhost";
 
 /// The threads of the host's kernel that serve a process' network devices: each is named after the thread that asked for it,
 /// and is a process, or from Linux 6.4 on a thread, of its own.
-fn vhost_threads(vmm: i32) -> Result<Vec<PathBuf>> {
+pub(super) fn vhost_threads(vmm: i32) -> Result<Vec<PathBuf>> {
     let mut places: Vec<PathBuf> = Vec::new();
     let mut names = Vec::new();
     for task in fs::read_dir(format!("/proc/{vmm}/task"))? {

@@ -20,7 +20,6 @@ pub(super) const CASES: &[Case] = &[
     case!(both_ways_over_tcp_and_udp),
     case!(large_frames),
     case!(much_data_unchanged),
-    case!(two_containers_over_a_bridge),
     case!(several_interfaces),
     case!(changes_are_followed),
     case!(nothing_is_left),
@@ -300,28 +299,6 @@ fn is_early(error: &io::Error) -> bool {
 /// Eight bytes of which none looks like another's.
 pub(super) fn scrambled(number: u64) -> [u8; 8] {
     (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
-}
-
-fn two_containers_over_a_bridge(env: &Env) -> Result {
-    let (first, second) = (Namespace::new(env, "br1")?, Namespace::new(env, "br2")?);
-    let bridge = "bht-bridge";
-    let _ = host(&format!("ip link del {bridge}"));
-    host(&format!("ip link add {bridge} type bridge"))?;
-    host(&format!("ip link set {bridge} up"))?;
-    for (namespace, address) in [(&first, "10.9.5.1/24"), (&second, "10.9.5.2/24")] {
-        host(&format!("ip link set {} master {bridge}", namespace.host_end))?;
-        namespace.inside(&format!("ip addr add {address} dev eth0"))?;
-    }
-    let server = container(env, &first, "nc -l -p 4000 </dev/null & echo ready; wait")?;
-    let client = container(env, &second, "ping -c 1 -w 9 10.9.5.1 >/dev/null && echo hello | nc 10.9.5.1 4000")?;
-
-    let mut running = env.run(&server)?.spawn()?;
-    running.wait_for("ready\n")?;
-    env.run(&client)?.output()?.expect_code(0)?;
-    let output = running.finish()?;
-    host(&format!("ip link del {bridge}"))?;
-
-    output.expect_stdout("ready\nhello\n")
 }
 
 fn several_interfaces(env: &Env) -> Result {

@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// A Debian container in a namespace.
-fn debian(env: &Env, namespace: &Namespace, args: &[&str]) -> Result<Bundle> {
+pub(super) fn debian(env: &Env, namespace: &Namespace, args: &[&str]) -> Result<Bundle> {
     let mut bundle = Bundle::debian(env)?;
     bundle.args(args);
     namespace.give_to(&mut bundle);

@@ -18,13 +18,13 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Two interfaces of the host joined by a cable: one is the host's, the other carries those of containers.
-struct Cable {
-    upper: String,
-    lower: String,
+pub(super) struct Cable {
+    pub(super) upper: String,
+    pub(super) lower: String,
 }
 
 impl Cable {
-    fn new(name: &str) -> Result<Self> {
+    pub(super) fn new(name: &str) -> Result<Self> {
         let cable = Self { upper: format!("btu-{name}"), lower: format!("btl-{name}") };
         let Self { upper, lower } = &cable;
         host(&format!("ip link add {upper} type veth peer name {lower}"))?;
@@ -64,8 +64,13 @@ fn both_ways(env: &Env, kind: &str, net: u8) -> Result {
         host(&format!("ip link set {host_end} up"))?;
     }
     namespace.addresses(&host_end, net)?;
+    reaches_and_serves(env, &namespace, net)
+}
+
+/// Runs a container in a namespace that is number 2 in network number `net`, of which the host is number 1; nothing of it is left.
+pub(super) fn reaches_and_serves(env: &Env, namespace: &Namespace, net: u8) -> Result {
     let before = namespace.leftovers()?;
-    let bundle = any_container(env, &namespace, &script(net))?;
+    let bundle = any_container(env, namespace, &script(net))?;
 
     let mut running = env.run(&bundle)?.open_stdin().spawn()?;
     running.wait_for("ready\n")?;

@@ -4,12 +4,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use serde_json::json;
 
+use super::net_device::{VHOST, vhost_threads};
 use super::network::{Namespace, any_container, connect, host, scrambled};
 use super::{Case, case};
 use crate::bundle::Bundle;
@@ -20,9 +22,12 @@ use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq, fail};
 pub(super) const CASES: &[Case] = &[
     case!(several_queues),
     case!(a_thousand_connections).limit(600),
+    case!(a_thousand_connections_by_the_vmm).limit(600),
     case!(frames_that_are_lost).limit(600),
+    case!(frames_that_are_lost_by_the_vmm).limit(600),
     case!(a_link_that_fails),
     case!(two_gibibytes_unchanged).slow(2400),
+    case!(two_gibibytes_unchanged_by_the_vmm).slow(2400),
     case!(two_hundred_starts_leave_nothing).slow(3600),
 ];
 
@@ -48,7 +53,11 @@ fn echo(address: &str, blocks: u64) -> Result {
     });
     let mut block = vec![0; 8 + filling.len()];
     for number in 0..blocks {
-        stream.read_exact(&mut block).context(|| format!("reading back block {number} of {blocks}"))?;
+        stream.read_exact(&mut block).context(|| {
+            // Whether it waits for a retransmission, say.
+            let told = host("ss -H -t -i -n -o state established").unwrap_or_default();
+            format!("reading back block {number} of {blocks}, on one of the connections {told:?}")
+        })?;
         let (stamp, rest) = block.split_at(8);
         ensure!(stamp == scrambled(STAMPS + number) && rest == filling, "block {number} came back changed");
     }
@@ -57,23 +66,80 @@ fn echo(address: &str, blocks: u64) -> Result {
     Ok(())
 }
 
+/// The threads that move the frames of a container's pairs of queues: of the host's kernel, or of the VMM.
+fn movers(vmm: i32, vhost: bool) -> Result<Vec<PathBuf>> {
+    if vhost {
+        return vhost_threads(vmm);
+    }
+    let mut threads = Vec::new();
+    for task in fs::read_dir(format!("/proc/{vmm}/task"))? {
+        let place = task?.path();
+        if fs::read_to_string(place.join("comm"))?.starts_with("net-") {
+            threads.push(place);
+        }
+    }
+    Ok(threads)
+}
+
+/// How often each of the threads has waited.
+fn waits(threads: &[PathBuf]) -> Result<Vec<u64>> {
+    let of_one = |thread: &PathBuf| -> Result<u64> {
+        let status = fs::read_to_string(thread.join("status"))?;
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        match count.and_then(|count| count.trim().parse().ok()) {
+            Some(count) => Ok(count),
+            None => fail!("{} does not say how often it has waited", thread.display()),
+        }
+    };
+    threads.iter().map(of_one).collect()
+}
+
+/// Sends so many numbers to a server that sends back what it gets, each when the one before is back.
+fn back_and_forth(address: &str, count: u64) -> Result {
+    let mut stream = connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    for number in 0..count {
+        stream.write_all(&scrambled(number))?;
+        let mut got = [0; 8];
+        stream.read_exact(&mut got).context(|| format!("reading back number {number} from {address}"))?;
+        ensure_eq!(got, scrambled(number), "what came back from {address}");
+    }
+    Ok(())
+}
+
+/// A pair for each vCPU: what a vCPU sends goes by its own pair, and the answers come by it.
 fn several_queues(env: &Env) -> Result {
+    const COUNT: u64 = 100;
     env.only_bulkhead()?;
     let namespace = Namespace::new(env, "queues")?.with_addresses(60)?;
     let before = namespace.leftovers()?;
-    for vhost in ["true", "false"] {
-        let script = format!(
-            "cd /sys/class/net/eth0/queues; echo rx-* tx-*; for port in 4001 4002 4003; do nc -ll -p $port -e cat & done; {ECHO}"
-        );
+    for (vhost, vcpus) in [(true, 2_u16), (false, 3)] {
+        let ports = 4000..4000 + vcpus;
+        let servers = (0..vcpus).zip(ports.clone());
+        let servers = servers.map(|(vcpu, port)| format!("taskset {:x} nc -ll -p {port} -e cat & ", 1 << vcpu));
+        let servers = servers.collect::<String>();
+        let script = format!("cd /sys/class/net/eth0/queues; echo rx-* tx-*; {servers} echo ready; read line");
         let mut bundle = any_container(env, &namespace, &script)?;
-        bundle.set("/annotations", json!({ "io.bulkhead.vcpus": "2", "io.bulkhead.net.vhost": vhost }));
+        bundle.set("/annotations", json!({ "io.bulkhead.vcpus": vcpus.to_string(), VHOST: vhost.to_string() }));
 
         let mut running = env.run(&bundle)?.open_stdin().spawn()?;
         running.wait_for("ready\n")?;
-        // The kernel chooses a queue for each connection.
+        let movers = movers(running.wait_for_vmm()?, vhost)?;
+        ensure_eq!(movers.len(), usize::from(vcpus), "threads that move frames");
+        let mut busiest = Vec::new();
+        for port in ports.clone() {
+            let begin = waits(&movers)?;
+            back_and_forth(&format!("10.9.60.2:{port}"), COUNT)?;
+            let waited: Vec<_> = waits(&movers)?.iter().zip(&begin).map(|(end, begin)| end - begin).collect();
+            let most = waited.iter().max().copied().unwrap_or_default();
+            ensure!(most >= COUNT / 2, "by no queue went what was exchanged on port {port}: {waited:?}");
+            busiest.push(waited.iter().position(|waited| *waited == most));
+        }
+        busiest.sort_unstable();
+        busiest.dedup();
+        ensure_eq!(busiest.len(), usize::from(vcpus), "pairs of queues that are used (vhost-net: {vhost})");
         thread::scope(|scope| {
-            let echos: Vec<_> =
-                (4000..4004).map(|port| scope.spawn(move || echo(&format!("10.9.60.2:{port}"), 8))).collect();
+            let echos: Vec<_> = ports.map(|port| scope.spawn(move || echo(&format!("10.9.60.2:{port}"), 8))).collect();
             echos.into_iter().try_for_each(|echo| match echo.join() {
                 Ok(result) => result,
                 Err(_) => fail!("a thread that sends and compares failed"),
@@ -81,7 +147,9 @@ fn several_queues(env: &Env) -> Result {
         })?;
         running.write(b"\n")?;
 
-        running.finish()?.expect_stdout("rx-0 rx-1 tx-0 tx-1\nready\n")?;
+        let names = |direction: &str| (0..vcpus).map(|number| format!("{direction}-{number} ")).collect::<String>();
+        let queues = names("rx") + names("tx").trim_end();
+        running.finish()?.expect_stdout(&format!("{queues}\nready\n"))?;
     }
     ensure_eq!(namespace.leftovers()?, before, "what is in the namespace");
     Ok(())
@@ -109,11 +177,20 @@ while True:
 "#;
 
 fn a_thousand_connections(env: &Env) -> Result {
+    thousand_connections(env, true)
+}
+
+fn a_thousand_connections_by_the_vmm(env: &Env) -> Result {
+    thousand_connections(env, false)
+}
+
+/// By the host's kernel, or by the VMM.
+fn thousand_connections(env: &Env, vhost: bool) -> Result {
     const COUNT: u64 = 1000;
     setrlimit(Resource::RLIMIT_NOFILE, 4096, 4096)?;
     let namespace = Namespace::new(env, "many")?.with_addresses(61)?;
     let mut bundle = Bundle::debian(env)?;
-    bundle.args(&["python3", "-c", ECHO_TO_ALL]);
+    bundle.args(&["python3", "-c", ECHO_TO_ALL]).annotation(VHOST, &vhost.to_string());
     bundle.set("/process/rlimits", json!([{ "type": "RLIMIT_NOFILE", "soft": 4096, "hard": 4096 }]));
     namespace.give_to(&mut bundle);
 
@@ -145,10 +222,19 @@ fn a_thousand_connections(env: &Env) -> Result {
 }
 
 fn frames_that_are_lost(env: &Env) -> Result {
+    lost_frames(env, true)
+}
+
+fn frames_that_are_lost_by_the_vmm(env: &Env) -> Result {
+    lost_frames(env, false)
+}
+
+fn lost_frames(env: &Env, vhost: bool) -> Result {
     let namespace = Namespace::new(env, "lossy")?.with_addresses(62)?;
-    host(&format!("tc qdisc add dev {} root netem loss 20% duplicate 2% reorder 5% delay 1ms", namespace.host_end))?;
-    namespace.inside("tc qdisc add dev eth0 root netem loss 20%")?;
-    let bundle = any_container(env, &namespace, ECHO)?;
+    host(&format!("tc qdisc add dev {} root netem loss 10% duplicate 2% reorder 5% delay 1ms", namespace.host_end))?;
+    namespace.inside("tc qdisc add dev eth0 root netem loss 10%")?;
+    let mut bundle = any_container(env, &namespace, ECHO)?;
+    bundle.annotation(VHOST, &vhost.to_string());
 
     // Each connection waits for what is lost, longer each time.
     let mut running = env.run(&bundle)?.limit(Duration::from_secs(500)).open_stdin().spawn()?;
@@ -194,8 +280,17 @@ fn a_link_that_fails(env: &Env) -> Result {
 }
 
 fn two_gibibytes_unchanged(env: &Env) -> Result {
+    two_gibibytes(env, true)
+}
+
+fn two_gibibytes_unchanged_by_the_vmm(env: &Env) -> Result {
+    two_gibibytes(env, false)
+}
+
+fn two_gibibytes(env: &Env, vhost: bool) -> Result {
     let namespace = Namespace::new(env, "gib")?.with_addresses(64)?;
-    let bundle = any_container(env, &namespace, ECHO)?;
+    let mut bundle = any_container(env, &namespace, ECHO)?;
+    bundle.annotation(VHOST, &vhost.to_string());
 
     let mut running = env.run(&bundle)?.limit(Duration::from_secs(2300)).open_stdin().spawn()?;
     running.wait_for("ready\n")?;

@@ -2,8 +2,7 @@
 //! Containers under podman, as its users type it.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
@@ -11,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::network::host;
 use super::{Case, case};
 use crate::engines::Podman;
 use crate::env::{Env, Kind};
-use crate::failure::{Context as _, Result, ensure, ensure_eq, fail, skip};
+use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 use crate::pty::Terminal;
 
 /// How long what is waited for may take.
@@ -30,7 +28,6 @@ pub(super) const CASES: &[Case] = &[
     case!(socket_of_the_host),
     case!(identity),
     case!(terminals),
-    case!(bridge_and_published_port).limit(600),
     case!(init_of_the_engine),
     case!(healthcheck).limit(600),
     case!(restarted).limit(600),
@@ -318,26 +315,4 @@ fn state(podman: &Podman<'_>, name: &str) -> Result<Value> {
 
 fn exit_code(podman: &Podman<'_>, name: &str) -> Result<i64> {
     Ok(state(podman, name)?["ExitCode"].as_i64().unwrap_or(-1))
-}
-
-fn bridge_and_published_port(env: &Env) -> Result {
-    let podman = Podman::with_networks(env)?;
-    let script = "mkdir /www; echo from the container >/www/index.html; httpd -p 80 -h /www; \
-                  gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); nc $gateway 4020; sleep 1000";
-    let listener = TcpListener::bind("0.0.0.0:4020")?;
-    let options = ["-d", "--name", "box", "-p", "8020:80"];
-    podman.run_on("podman", &options, &["sh", "-c", script]).output()?.expect_code(0)?;
-
-    let (mut stream, from) = listener.accept().context(|| "waiting for the container".to_owned())?;
-    stream.write_all(b"from the host\n")?;
-    drop(stream);
-    for place in [format!("{}:80", from.ip()), "127.0.0.1:8020".to_owned(), "10.88.0.1:8020".to_owned()] {
-        ensure_eq!(host(&format!("busybox wget -q -O - http://{place}/"))?, "from the container\n", "the page");
-    }
-    podman.succeed(["logs", "box"])?.expect_stdout("from the host\n")?;
-    // A second one reaches the first.
-    let page = format!("http://{}/", from.ip());
-    let second = podman.run_on("podman", &[], &["wget", "-q", "-O", "-", &page]).output()?;
-    second.expect_stdout("from the container\n")?;
-    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
 }

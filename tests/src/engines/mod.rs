@@ -34,7 +34,7 @@ fn unpacked() -> Option<PathBuf> {
 }
 
 /// The path of a program of Debian's, or a skip that names its package.
-fn debian_program(path: &str, package: &str) -> Result<PathBuf> {
+pub(crate) fn debian_program(path: &str, package: &str) -> Result<PathBuf> {
     let unpacked = unpacked().map(|folder| folder.join(path.trim_start_matches('/')));
     if let Some(program) = unpacked.filter(|program| program.exists()) {
         return Ok(program);
