@@ -97,6 +97,8 @@ pub struct VsockConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
+    /// By which the supervisor knows it, and no other device of the machine.
+    pub id: u32,
     /// What it hangs on.
     pub link: NetLink,
     /// How much may go; not with vhost-net.
@@ -104,6 +106,8 @@ pub struct NetConfig {
     pub limits: Limits,
     /// The guest's address, by which the agent knows the device.
     pub mac: MacAddress,
+    /// Whether what it hangs on leads somewhere: whether the guest's link is up.
+    pub carrier: bool,
 }
 
 /// What a network device hangs on.

@@ -56,12 +56,21 @@ pub enum Order {
     /// Adds a network device, where the machine has room for one more (see [`crate::config::MachineConfig::spare_nets`]).
     /// With descriptors as [`crate::config::NetLink::Tap`] has them: the tap's, and then vhost-net's, if there are any.
     AttachNet {
+        /// By which it is known from then on.
+        id: u32,
         /// The guest's address, by which the agent knows the device.
         mac: MacAddress,
         /// How many pairs of queues it has, 1 to [`MAX_NET_PAIRS`].
         pairs: u16,
         /// How much may go; not with vhost-net.
         limits: Limits,
+    },
+    /// Takes the guest's link of a network device up or down, as that of what it hangs on is.
+    SetCarrier {
+        /// The device.
+        id: u32,
+        /// Whether it is up.
+        on: bool,
     },
     /// Grants the guest the next part of what its memory may become, at the address that
     /// [`crate::config::ReserveLayout`] tells. It is the agent's to use it.

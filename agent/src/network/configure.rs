@@ -13,6 +13,9 @@ use super::{NetworkError, bring_loopback_up, link};
 /// Makes what is not there, and changes what is there and differs.
 const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 
+/// The loopback's number in each network namespace (`LOOPBACK_IFINDEX`, net/flow.h of the kernel).
+const LOOPBACK: i32 = 1;
+
 /// The network of the guest's own namespace, as the host wanted it last.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
@@ -135,6 +138,10 @@ impl Wanted {
                 let name = format!("address {}/{} to {}", text(&address.address), address.prefix_len, interface.name);
                 add(Kind::Address, name, address_message(*index, address))?;
             }
+        }
+        for address in &request.loopback {
+            let name = format!("address {}/{} to lo", text(&address.address), address.prefix_len);
+            add(Kind::Address, name, address_message(LOOPBACK, address))?;
         }
         let index_of = |name: &str| -> io::Result<i32> {
             let mut interfaces = request.interfaces.iter().zip(indices);

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Interfaces: found by their hardware address, named, and turned on.
 
-use std::path::Path;
-use std::{fs, io};
+use std::io;
 
 use bulkhead_netlink::{LinkHeader, Message, Socket};
-use bulkhead_protocol::agent::{Ipv6Settings, NetworkInterface};
+use bulkhead_protocol::agent::NetworkInterface;
 
-use super::{NetworkError, late};
+use super::{NetworkError, late, settings};
 use crate::init::SYS;
 
 /// Longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 
-/// Where the kernel keeps what it does about IPv6, a folder for each interface.
-const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+/// Where the kernel keeps what it does about an interface.
+const SETTINGS: &str = "/proc/sys/net";
 
 /// An interface that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,8 +99,9 @@ pub(super) fn set_up(
             turn_off(socket, link.index, &interface.name)?;
         }
         // Before it is on: what a router says may come at once.
-        let ipv6 = set_ipv6(IPV6_SETTINGS.as_ref(), link, old, interface);
-        ipv6.map_err(|error| NetworkError::new(format!("set up IPv6 on network interface {}", interface.name), error))?;
+        let settled = settings::follow(SETTINGS.as_ref(), &link.name, old, interface);
+        settled
+            .map_err(|error| NetworkError::new(format!("set up IP on network interface {}", interface.name), error))?;
         let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
         if link.name != interface.name {
             message = message.with_text(libc::IFLA_IFNAME, &interface.name);
@@ -175,30 +175,8 @@ fn is_one(before: &NetworkInterface, after: &NetworkInterface) -> bool {
 
 /// Whether nothing of the interface itself differs.
 fn is_same(before: &NetworkInterface, after: &NetworkInterface) -> bool {
-    (&before.name, before.mtu, before.up, before.no_arp, &before.hardware_address, &before.ipv6)
-        == (&after.name, after.mtu, after.up, after.no_arp, &after.hardware_address, &after.ipv6)
-}
-
-/// Has the kernel do about IPv6 what the host's does, as far as that is news. One that is new has the kernel's defaults.
-fn set_ipv6(
-    settings: &Path,
-    link: &Link,
-    old: Option<&NetworkInterface>,
-    interface: &NetworkInterface,
-) -> io::Result<()> {
-    let values = |ipv6: &Ipv6Settings| {
-        let Ipv6Settings { accept_ra, autoconf, disable_ipv6, accept_dad, .. } = *ipv6;
-        [("accept_ra", accept_ra), ("autoconf", autoconf), ("disable_ipv6", disable_ipv6), ("accept_dad", accept_dad)]
-    };
-    let defaults = Ipv6Settings { accept_ra: 1, autoconf: 1, accept_dad: 1, ..Default::default() };
-    let before = values(old.and_then(|old| old.ipv6.as_ref()).unwrap_or(&defaults));
-    let wanted = interface.ipv6.iter().flat_map(values);
-    let folder = settings.join(&link.name);
-    // A guest that was told to do without IPv6 has nothing to be set.
-    for ((key, value), _) in wanted.zip(before).filter(|(wanted, before)| wanted != before && folder.exists()) {
-        fs::write(folder.join(key), value.to_string())?;
-    }
-    Ok(())
+    (&before.name, before.mtu, before.up, before.no_arp, &before.hardware_address, &before.ipv4, &before.ipv6)
+        == (&after.name, after.mtu, after.up, after.no_arp, &after.hardware_address, &after.ipv4, &after.ipv6)
 }
 
 fn turn_off(socket: &mut Socket, index: i32, name: &str) -> Result<(), NetworkError> {
@@ -244,28 +222,6 @@ mod tests {
         assert_eq!(error.to_string(), "cannot find the device of network interface eth0");
 
         assert!(try_for(interface("a-name-too-long-for-it", 2)).is_err());
-    }
-
-    #[test]
-    fn only_what_is_news_is_set_of_ipv6() {
-        let folder = tempfile::tempdir().unwrap();
-        let link = link("eth0", 2);
-        let with = |accept_ra, autoconf| {
-            let ipv6 = Ipv6Settings { accept_ra, autoconf, accept_dad: 1, ..Default::default() };
-            NetworkInterface { ipv6: Some(ipv6).into(), ..interface("eth0", 2) }
-        };
-        fs::create_dir(folder.path().join("eth0")).unwrap();
-        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| {
-            set_ipv6(folder.path(), &link, old, wanted).unwrap();
-            let files = ["accept_ra", "autoconf", "disable_ipv6", "accept_dad"];
-            files.map(|file| fs::read_to_string(folder.path().join("eth0").join(file)).unwrap_or_default())
-        };
-
-        assert_eq!(set(None, &interface("eth0", 2)), ["", "", "", ""]);
-        assert_eq!(set(None, &with(0, 1)), ["0", "", "", ""]);
-        // A container has changed it.
-        fs::write(folder.path().join("eth0/accept_ra"), "2").unwrap();
-        assert_eq!(set(Some(&with(0, 1)), &with(0, 0)), ["2", "0", "", ""]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod connect;
 mod late;
 mod link;
 mod resolver;
+mod settings;
 
 use std::io;
 use std::os::fd::AsFd;

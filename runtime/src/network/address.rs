@@ -53,6 +53,11 @@ pub(super) fn add(link: &mut Link, header: &AddressHeader, attributes: Attribute
     Ok(())
 }
 
+/// Whether the kernel gives that address to each loopback.
+pub(super) fn is_every_loopbacks(address: &[u8]) -> bool {
+    *address == Ipv4Addr::LOCALHOST.octets() || *address == Ipv6Addr::LOCALHOST.octets()
+}
+
 /// Whether the guest makes the same itself: from the same hardware address, from its own secret, or on the word of a router,
 /// which only the guest hears from then on.
 fn is_made_in_guest(flags: u32, local: &[u8], attributes: Attributes<'_>, mac: &[u8]) -> bool {
@@ -151,6 +156,12 @@ mod tests {
     }
 
     #[test]
+    fn a_loopbacks_own_addresses_are_known() {
+        assert!(is_every_loopbacks(&[127, 0, 0, 1]) && is_every_loopbacks(&Ipv6Addr::LOCALHOST.octets()));
+        assert!(!is_every_loopbacks(&[127, 0, 0, 2]) && !is_every_loopbacks(&SET));
+    }
+
+    #[test]
     fn what_the_kernel_made_on_a_routers_word_is_the_guests_to_make() {
         let count = |address, flags, by| {
             let mut link = link();
@@ -174,7 +185,7 @@ mod tests {
             Probed::default().mark(std::slice::from_mut(&mut link), joined);
             link.addresses[0].flags
         };
-        let joined = [Passed { index: 3, mac: MAC }];
+        let joined = [Passed { index: 3, mac: MAC, carrier: true }];
 
         assert_eq!(flags(0, &[]), libc::IFA_F_NODAD);
         assert_eq!(flags(libc::IFA_F_TENTATIVE, &[]), 0);

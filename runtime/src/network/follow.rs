@@ -27,6 +27,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// The groups of rules: of `RTNLGRP_IPV4_RULE` and `RTNLGRP_IPV6_RULE` (linux/rtnetlink.h), whose second has no `RTMGRP_*`.
 const RULES: u32 = 1 << (8 - 1) | 1 << (19 - 1);
 
+/// The groups of what is set by sysctls, as far as the kernel tells: of `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF`.
+const SETTINGS: u32 = 1 << (24 - 1) | 1 << (25 - 1);
+
 /// A subscription to the changes of the calling thread's network namespace.
 pub(super) fn subscribe() -> io::Result<Events> {
     let groups = libc::RTMGRP_LINK
@@ -35,7 +38,7 @@ pub(super) fn subscribe() -> io::Result<Events> {
         | libc::RTMGRP_IPV4_ROUTE
         | libc::RTMGRP_IPV6_IFADDR
         | libc::RTMGRP_IPV6_ROUTE;
-    Events::subscribe(groups.cast_unsigned() | RULES)
+    Events::subscribe(groups.cast_unsigned() | RULES | SETTINGS)
 }
 
 /// What is known of the network of a machine that runs.
@@ -65,11 +68,21 @@ pub(crate) struct Late {
     index: i32,
 }
 
+/// An interface that leads somewhere from now on, or no longer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Carrier {
+    pub(crate) id: i32,
+    pub(crate) name: String,
+    pub(crate) on: bool,
+}
+
 /// What is to be done about a change.
 #[derive(Debug)]
 pub(crate) struct Change {
     /// The devices that the machine is to be given first.
     pub(crate) late: Vec<Late>,
+    /// The devices, also of these, whose links are to change after that.
+    pub(crate) carriers: Vec<Carrier>,
     /// What the guest is to be told then; `None` if it knows.
     pub(crate) request: Option<ConfigureNetworkRequest>,
 }
@@ -90,7 +103,8 @@ impl View {
             }
             match self.join(link, &survey.links) {
                 Ok(device) => {
-                    self.passed.push(Passed { index: link.index, mac: device.mac });
+                    // As the device is made.
+                    self.passed.push(Passed { index: link.index, mac: device.mac, carrier: true });
                     late.push(Late { name: link.name.clone(), device, index: link.index });
                 }
                 Err(why) => self.give_up(link.index, &link.name, &why),
@@ -102,7 +116,8 @@ impl View {
                 self.warned.push(what.clone());
             }
         }
-        Ok(Change { late, request: self.news(survey) })
+        let carriers = carriers(&mut self.passed, &survey.links);
+        Ok(Change { late, carriers, request: self.news(survey) })
     }
 
     /// Forgets the interfaces that are no longer there. What they have used of the machine's room stays used.
@@ -225,6 +240,13 @@ impl Following {
         Ok(self.view.news(survey))
     }
 
+    /// A link could not be changed: it is tried again with the next look.
+    pub(crate) fn was_not_changed(&mut self, carrier: &Carrier) {
+        for passed in self.view.passed.iter_mut().filter(|passed| passed.index == carrier.id) {
+            passed.carrier = !carrier.on;
+        }
+    }
+
     /// The resolver that the guest was told of, if there is one.
     pub(crate) fn resolver(&self) -> Option<Resolver> {
         let is_told = self.view.told.as_ref().is_some_and(|told| told.resolver);
@@ -242,6 +264,19 @@ impl Following {
     }
 }
 
+/// Which of the machine's interfaces do not lead where they have led, or lead where they have not. They do from then on.
+fn carriers(passed: &mut [Passed], links: &[Link]) -> Vec<Carrier> {
+    let mut changed = Vec::new();
+    for passed in passed {
+        let link = links.iter().find(|link| link.index == passed.index && link.carrier != passed.carrier);
+        if let Some(Link { index, name, carrier, .. }) = link {
+            passed.carrier = *carrier;
+            changed.push(Carrier { id: *index, name: name.clone(), on: *carrier });
+        }
+    }
+    changed
+}
+
 /// Whether a message may tell of something that the guest is told. Neighbours come and go.
 fn counts(kind: u16, payload: &[u8]) -> bool {
     kind != libc::RTM_NEWNEIGH
@@ -251,6 +286,17 @@ fn counts(kind: u16, payload: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_carrier_is_told_once() {
+        let mut passed = [3, 5].map(|index| Passed { index, mac: [2; 6], carrier: true });
+        let link = |index, carrier| Link { index, name: format!("eth{index}"), carrier, ..Link::default() };
+        let lost = [link(3, true), link(4, false), link(5, false)];
+
+        assert_eq!(carriers(&mut passed, &lost), [Carrier { id: 5, name: "eth5".to_owned(), on: false }]);
+        assert_eq!(carriers(&mut passed, &lost), []);
+        assert_eq!(carriers(&mut passed, &[link(5, true)]).len(), 1);
+    }
 
     #[test]
     fn neighbours_that_are_not_for_good_do_not_count() {

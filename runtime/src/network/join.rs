@@ -64,7 +64,8 @@ impl Joiner {
             .map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();
         let limits = self.options.settings.limits;
-        Ok(Device { link: DeviceLink::Tap { taps, vhosts: self.vhosts()? }, limits, mac })
+        let device_link = DeviceLink::Tap { taps, vhosts: self.vhosts()? };
+        Ok(Device { link: device_link, limits, mac, id: link.index, carrier: link.carrier })
     }
 
     fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {

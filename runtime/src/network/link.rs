@@ -12,6 +12,8 @@ use super::survey::{bytes, number};
 const IFLA_IPVLAN_MODE: u16 = 1;
 const IPVLAN_MODES: [&str; 3] = ["l2", "l3", "l3s"];
 
+/// `IFLA_INET_CONF` (linux/if_link.h): an array of numbers, whose places are `IPV4_DEVCONF_*` (linux/ip.h) less 1.
+const IFLA_INET_CONF: u16 = 1;
 /// `IFLA_INET6_CONF` (linux/if_link.h): an array of numbers, and their places (`DEVCONF_*`, linux/ipv6.h).
 const IFLA_INET6_CONF: u16 = 2;
 const ACCEPT_RA: usize = 3;
@@ -43,11 +45,15 @@ pub(super) struct Link {
     pub(super) mac: Vec<u8>,
     pub(super) mtu: u32,
     pub(super) up: bool,
+    /// Whether it leads somewhere; one that is off is not asked.
+    pub(super) carrier: bool,
     /// Whether nobody asks for hardware addresses there.
     pub(super) no_arp: bool,
     pub(super) addresses: Vec<NetworkAddress>,
     /// The IPv6 addresses of which the kernel has found out that nobody else has them.
     pub(super) probed: Vec<Vec<u8>>,
+    /// What the kernel does with IPv4 there, in its own order.
+    pub(super) ipv4: Vec<i32>,
     /// `None` where there is no IPv6.
     pub(super) ipv6: Option<Ipv6Settings>,
 }
@@ -73,9 +79,11 @@ impl Link {
             mac: bytes(attributes, libc::IFLA_ADDRESS),
             mtu: number(attributes, libc::IFLA_MTU)?,
             up: is_on(libc::IFF_UP),
+            carrier: is_on(libc::IFF_LOWER_UP) || !is_on(libc::IFF_UP),
             no_arp: is_on(libc::IFF_NOARP),
             addresses: Vec::new(),
             probed: Vec::new(),
+            ipv4: settings(attributes, libc::AF_INET, IFLA_INET_CONF).unwrap_or_default(),
             ipv6: ipv6(attributes),
         })
     }
@@ -123,11 +131,17 @@ fn lower(kind: &str, attributes: Attributes<'_>) -> Option<i32> {
     number(attributes, libc::IFLA_LINK).filter(|_| is_here).map(u32::cast_signed)
 }
 
-fn ipv6(attributes: Attributes<'_>) -> Option<Ipv6Settings> {
+/// The numbers by which an interface is set up for a family of addresses.
+fn settings(attributes: Attributes<'_>, family: libc::c_int, kind: u16) -> Option<Vec<i32>> {
     let families = attributes.find_kind(libc::IFLA_AF_SPEC)?.nested();
-    let settings = families.find_kind(libc::AF_INET6 as u16)?.nested().find_kind(IFLA_INET6_CONF)?;
+    let settings = families.find_kind(family as u16)?.nested().find_kind(kind)?;
     let (numbers, _) = settings.value.as_chunks();
-    let number = |place: usize| numbers.get(place).copied().map(i32::from_ne_bytes);
+    Some(numbers.iter().copied().map(i32::from_ne_bytes).collect())
+}
+
+fn ipv6(attributes: Attributes<'_>) -> Option<Ipv6Settings> {
+    let numbers = settings(attributes, libc::AF_INET6, IFLA_INET6_CONF)?;
+    let number = |place: usize| numbers.get(place).copied();
     Some(Ipv6Settings {
         accept_ra: number(ACCEPT_RA)?,
         autoconf: number(AUTOCONF)?,
@@ -177,24 +191,27 @@ mod tests {
     fn flags_and_modes_are_read() {
         let routed = |kind, mode| read(kind, mode, |message| message).routed;
         let l2 = read("ipvlan", 0, |message| message);
-        assert!(l2.up && l2.no_arp);
+        assert!(l2.up && !l2.carrier && l2.no_arp);
         assert_eq!([l2.routed, routed("ipvlan", 1), routed("ipvlan", 2)], [None, Some("l3"), Some("l3s")]);
         assert_eq!(routed("vlan", 1), None);
     }
 
     #[test]
-    fn settings_of_ipv6_are_read() {
+    fn settings_of_each_family_are_read() {
         let mut numbers = [9_i32; 30];
         (numbers[ACCEPT_RA], numbers[AUTOCONF], numbers[DISABLE_IPV6], numbers[ACCEPT_DAD]) = (2, 0, 1, -1);
         let bytes: Vec<u8> = numbers.into_iter().flat_map(i32::to_ne_bytes).collect();
         let link = read("veth", 0, |message| {
             message.with_nested(libc::IFLA_AF_SPEC, |families| {
-                families.with_nested(libc::AF_INET6 as u16, |ipv6| ipv6.with(IFLA_INET6_CONF, &bytes))
+                families
+                    .with_nested(libc::AF_INET as u16, |ipv4| ipv4.with(IFLA_INET_CONF, &bytes[..8]))
+                    .with_nested(libc::AF_INET6 as u16, |ipv6| ipv6.with(IFLA_INET6_CONF, &bytes))
             })
         });
 
         let wanted = Ipv6Settings { accept_ra: 2, autoconf: 0, disable_ipv6: 1, accept_dad: -1, ..Default::default() };
         assert_eq!(link.ipv6, Some(wanted));
+        assert_eq!(link.ipv4, [9, 9]);
         assert_eq!(read("veth", 0, |message| message).ipv6, None);
     }
 

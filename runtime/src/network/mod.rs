@@ -54,7 +54,7 @@ use thiserror::Error;
 use self::address::Probed;
 use self::claim::Claim;
 use self::follow::View;
-pub(crate) use self::follow::{Change, Follower, Following};
+pub(crate) use self::follow::{Carrier, Change, Follower, Following};
 use self::join::Joiner;
 use self::link::Link;
 pub(crate) use self::loopback::{Listening, Loopback};
@@ -137,6 +137,10 @@ pub(crate) struct Device {
     pub(crate) link: DeviceLink,
     pub(crate) limits: Limits,
     pub(crate) mac: [u8; 6],
+    /// The number of the interface, by which the VMM is told of it.
+    pub(crate) id: i32,
+    /// Whether that leads somewhere.
+    pub(crate) carrier: bool,
 }
 
 /// What it hangs on.
@@ -251,6 +255,8 @@ struct Passed {
     index: i32,
     /// That of the machine's device.
     mac: [u8; 6],
+    /// Whether the device's link is up.
+    carrier: bool,
 }
 
 /// Who moves frames.
@@ -371,7 +377,7 @@ impl Connector<'_> {
         let mut passed = Vec::with_capacity(count);
         for link in &survey.links {
             let device = joiner.join(&mut socket, link, self.junctions)?;
-            passed.push(Passed { index: link.index, mac: device.mac });
+            passed.push(Passed { index: link.index, mac: device.mac, carrier: device.carrier });
             devices.push(device);
         }
         for what in &survey.left_out {
@@ -422,12 +428,12 @@ pub(crate) fn expect_none(namespace: &NetworkNamespace) -> Result<(), NetworkErr
 
 /// What the guest is told of what there is: the interfaces that its machine has, and what leads through them.
 fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
-    let Survey { links, routes: Routes { mut routes, rules, .. }, mut neighbours, resolver, .. } = survey;
+    let Survey { links, loopback, routes: Routes { mut routes, rules, .. }, mut neighbours, resolver, .. } = survey;
     let mac_of =
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
         let mac = mac_of(&link)?;
-        let Link { index: id, name, mac: hardware_address, mtu, up, no_arp, addresses, ipv6, .. } = link;
+        let Link { index: id, name, mac: hardware_address, mtu, up, no_arp, addresses, ipv4, ipv6, .. } = link;
         let ipv6 = ipv6.into();
         Some(NetworkInterface {
             name,
@@ -438,6 +444,7 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
             id,
             hardware_address,
             no_arp,
+            ipv4,
             ipv6,
             ..Default::default()
         })
@@ -446,7 +453,7 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);
     routes.retain(|route| route.interface.is_empty() || is_there(&route.interface));
     neighbours.retain(|neighbour| is_there(&neighbour.interface));
-    ConfigureNetworkRequest { interfaces, routes, neighbours, rules, resolver, ..Default::default() }
+    ConfigureNetworkRequest { interfaces, loopback, routes, neighbours, rules, resolver, ..Default::default() }
 }
 
 /// Whether an interface is one that a tunnel's module makes in each namespace, and that nobody has turned on.

@@ -4,7 +4,7 @@
 use std::io;
 
 use bulkhead_netlink::{AddressHeader, Attributes, LinkHeader, Message, NeighbourHeader, Socket};
-use bulkhead_protocol::agent::NetworkNeighbour;
+use bulkhead_protocol::agent::{NetworkAddress, NetworkNeighbour};
 
 use super::address;
 use super::link::Link;
@@ -15,6 +15,8 @@ use super::routes::Routes;
 pub(super) struct Survey {
     /// All but the loopback, in the order of their making.
     pub(super) links: Vec<Link>,
+    /// The addresses of the loopback, but for those that every one has.
+    pub(super) loopback: Vec<NetworkAddress>,
     pub(super) routes: Routes,
     /// Those that are known for good.
     pub(super) neighbours: Vec<NetworkNeighbour>,
@@ -28,18 +30,24 @@ impl Survey {
     /// Looks around in the socket's network namespace.
     pub(super) fn take(socket: &mut Socket) -> io::Result<Self> {
         let mut survey = Self::default();
+        let mut loopback = Link { name: "lo".to_owned(), ..Link::default() };
         let request = Message::new(libc::RTM_GETLINK, 0, &LinkHeader::default());
-        socket.dump(request, libc::RTM_NEWLINK, |header, attributes| {
+        socket.dump(request, libc::RTM_NEWLINK, |header: LinkHeader, attributes| {
+            if header.hardware == libc::ARPHRD_LOOPBACK {
+                loopback.index = header.index;
+            }
             survey.links.extend(Link::read(&header, attributes));
         })?;
         survey.links.sort_by_key(|link| link.index);
         let request = Message::new(libc::RTM_GETADDR, 0, &AddressHeader::default());
         socket.dump(request, libc::RTM_NEWADDR, |header: AddressHeader, attributes| {
-            let mut links = survey.links.iter_mut();
+            let mut links = survey.links.iter_mut().chain([&mut loopback]);
             if let Some(link) = links.find(|link| link.index.cast_unsigned() == header.index) {
                 survey.left_out.extend(address::add(link, &header, attributes).err());
             }
         })?;
+        loopback.addresses.retain(|address| !address::is_every_loopbacks(&address.address));
+        survey.loopback = loopback.addresses;
         let Self { links, routes, neighbours, left_out, .. } = &mut survey;
         *routes = Routes::list(socket, links)?;
         left_out.append(&mut routes.left_out);

@@ -11,9 +11,9 @@ use super::agent::{Agent, AgentError};
 use super::container::Container;
 use super::forward::forward;
 use super::questions;
-use super::vmm_control::VmmControl;
+use super::vmm_control::{ControlError, VmmControl};
 use crate::logging;
-use crate::network::{Change, Follower, Following};
+use crate::network::{Carrier, Change, Follower, Following};
 use crate::text;
 use crate::trace::now_ns;
 
@@ -97,20 +97,36 @@ impl NetworkTask {
 
     async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
         let begin_ns = now_ns();
-        let Change { late, mut request } = following.look()?;
+        let Change { late, mut carriers, mut request } = following.look()?;
         for late in late {
             match self.control.attach_net(&late.device, &late.name).await {
                 Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
                 Err(error) => {
                     request = following.give_up(&late, &text::chain(&error))?.or(request);
+                    carriers.retain(|carrier| carrier.name != late.name);
                 }
             }
+        }
+        for carrier in &carriers {
+            self.change_link(following, carrier).await;
         }
         if let Some(request) = request {
             self.agent.change_network(&request).await?;
             logging::debug(format_args!("the guest's network has been changed"));
         }
         Ok(())
+    }
+
+    /// Has the link of a device follow the carrier of its interface.
+    async fn change_link(&self, following: &mut Following, carrier: &Carrier) {
+        match self.control.set_carrier(carrier).await {
+            // The machine has gone, and whoever waits for it says so.
+            Ok(()) | Err(ControlError::Gone { .. } | ControlError::Send { .. }) => {}
+            Err(error) => {
+                following.was_not_changed(carrier);
+                logging::warn(format_args!("{}", text::chain(&error)));
+            }
+        }
     }
 }
 

@@ -211,7 +211,8 @@ fn net_config(device: &Device) -> NetConfig {
         DeviceLink::Tap { taps, vhosts } => NetLink::Tap { tap_fds: raw(taps), vhost_fds: raw(vhosts) },
         DeviceLink::Stream(socket) => NetLink::Stream { socket_fd: socket.as_raw_fd() },
     };
-    NetConfig { link, limits: device.limits, mac: MacAddress(device.mac) }
+    let Device { limits, mac, id, carrier, .. } = *device;
+    NetConfig { id: id.cast_unsigned(), link, limits, mac: MacAddress(mac), carrier }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::apart::apart;
 use crate::logging;
-use crate::network::Device;
+use crate::network::{Carrier, Device};
 use crate::text;
 
 /// How long the VMM may take to answer; in the unit tests, none that is to answer waits.
@@ -113,12 +113,21 @@ impl VmmControl {
     /// Gives the machine a network device, for the interface of that name.
     pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<(), ControlError> {
         let order = Order::AttachNet {
+            id: device.id.cast_unsigned(),
             mac: MacAddress(device.mac),
             pairs: device.pairs() as u16, // a number of vCPUs
             limits: device.limits,
         };
         let descriptors: Vec<_> = device.descriptors().collect();
         self.ask(order, &descriptors, format!("attach the network interface {name}")).await
+    }
+
+    /// Takes the guest's link of an interface up or down.
+    pub(crate) async fn set_carrier(&self, carrier: &Carrier) -> Result<(), ControlError> {
+        let Carrier { id, name, on } = carrier;
+        let order = Order::SetCarrier { id: id.cast_unsigned(), on: *on };
+        let way = if *on { "up" } else { "down" };
+        self.ask(order, &[], format!("take the link of the network interface {name} {way}")).await
     }
 
     /// Grants the guest the next part of what its memory may become.

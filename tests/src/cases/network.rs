@@ -150,6 +150,8 @@ fn what_the_namespace_has_the_guest_has(env: &Env) -> Result {
     namespace.inside("ip route add default via 10.9.1.5 table 1000")?;
     namespace.inside("ip rule add from 10.9.1.2 table 1000 priority 500")?;
     namespace.inside("ip addr add fe80::99/64 dev eth0 nodad")?;
+    namespace.inside("ip addr add 10.99.1.1/32 dev lo")?;
+    namespace.inside("ip addr add fd99::1/128 dev lo")?;
     namespace.inside("ip link set eth0 mtu 1400")?;
     let link = namespace.inside("ip -o link show dev eth0")?;
     let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap_or("none");
@@ -174,6 +176,8 @@ fn what_the_namespace_has_the_guest_has(env: &Env) -> Result {
         "500:\tfrom 10.9.1.2 lookup 1000",
         "default via 10.9.1.5 dev eth0",
         "inet6 fe80::99/64",
+        "lo    inet 10.99.1.1/32",
+        "lo    inet6 fd99::1/128",
         "10.9.1.200 dev eth0 lladdr 02:00:00:00:00:99",
         mac,
     ] {
@@ -333,6 +337,8 @@ fn changes_are_followed(env: &Env) -> Result {
         "ip addr add 10.9.16.77/24 dev eth0; ip route add 10.70.0.0/16 via 10.9.16.1; echo ready; read line; ",
         &until("added", "ip addr | grep -q 10.9.16.7/24 && ip route | grep -q '^10.71.0.0/16 via 10.9.16.1'"),
         &until("removed", "! ip addr | grep -q 10.9.16.7/24 && ! ip route | grep -q 10.71"),
+        &until("named", "ip addr show dev lo | grep -q 10.99.16.1/32"),
+        &until("nameless", "! ip addr show dev lo | grep -q 10.99.16.1/32"),
         &until("smaller", "ip link show dev eth0 | grep -q 'mtu 1300'"),
         &until("down", "! ip link show dev eth0 | grep -q '[<,]UP'"),
         &until("up", "ip link show dev eth0 | grep -q '[<,]UP'"),
@@ -342,9 +348,11 @@ fn changes_are_followed(env: &Env) -> Result {
 
     let mut running = env.run(&bundle)?.open_stdin().spawn()?;
     running.wait_for("ready\n")?;
-    let steps: [(&str, &[&str]); 5] = [
+    let steps: [(&str, &[&str]); 7] = [
         ("added", &["ip addr add 10.9.16.7/24 dev eth0", "ip route add 10.71.0.0/16 via 10.9.16.1 src 10.9.16.7"]),
         ("removed", &["ip route del 10.71.0.0/16", "ip addr del 10.9.16.7/24 dev eth0"]),
+        ("named", &["ip addr add 10.99.16.1/32 dev lo"]),
+        ("nameless", &["ip addr del 10.99.16.1/32 dev lo"]),
         ("smaller", &["ip link set eth0 mtu 1300"]),
         ("down", &["ip link set eth0 down"]),
         ("up", &["ip link set eth0 up"]),
@@ -360,7 +368,7 @@ fn changes_are_followed(env: &Env) -> Result {
     let output = running.finish()?;
 
     // What the container has made itself stays.
-    output.expect_stdout("ready\nadded\nremoved\nsmaller\ndown\nup\n1\nreached\n")
+    output.expect_stdout("ready\nadded\nremoved\nnamed\nnameless\nsmaller\ndown\nup\n1\nreached\n")
 }
 
 fn nothing_is_left(env: &Env) -> Result {

@@ -7,14 +7,15 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use super::network::host;
+use super::network::{Namespace, any_container, host};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 
-pub(super) const CASES: &[Case] = &[case!(between_create_and_start_and_after), case!(gone_and_back)];
+pub(super) const CASES: &[Case] =
+    &[case!(between_create_and_start_and_after), case!(gone_and_back), case!(a_carrier_is_followed)];
 
 /// How long the guest may take.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -112,4 +113,29 @@ fn gone_and_back(env: &Env) -> Result {
     ensure!(status == 0, "the status is {status}: {output:?}");
     ensure!(output == format!("{}1\n1\n", "from the host\n".repeat(3)), "the output is {output:?}");
     Ok(())
+}
+
+/// Where the other end of an interface is off, the container's has no carrier: from the beginning, and later.
+fn a_carrier_is_followed(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "carrier")?.with_addresses(33)?;
+    let until = |carrier: u8, what: &str| {
+        format!(
+            "until [ $(cat /sys/class/net/eth0/carrier) = {carrier} ]; do sleep 0.1; done; \
+             [ {carrier} = 0 ] || ping -c 1 -w 20 10.9.33.1 >/dev/null || exit 1; echo {what}; read line; "
+        )
+    };
+    let script = ["cat /sys/class/net/eth0/carrier; echo begin; read line; ", &until(1, "there"), &until(0, "lost")];
+    let bundle = any_container(env, &namespace, &(script.concat() + &until(1, "back")))?;
+    host(&format!("ip link set {} down", namespace.host_end))?;
+
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("begin\n")?;
+    for (way, seen) in [("up", "there"), ("down", "lost"), ("up", "back")] {
+        host(&format!("ip link set {} {way}", namespace.host_end))?;
+        running.write(b"\n")?;
+        running.wait_for(&format!("{seen}\n"))?;
+    }
+    running.write(b"\n")?;
+
+    running.finish()?.expect_stdout("0\nbegin\nthere\nlost\nback\n")
 }

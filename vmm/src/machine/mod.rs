@@ -12,10 +12,10 @@
 
 pub mod bus;
 pub mod console;
+mod nets;
 mod orders;
 mod run;
 mod setup;
-mod spare;
 
 use std::sync::{Arc, Mutex};
 

@@ -10,7 +10,7 @@ use bulkhead_virtio::fs::{AddedTrees, TreeError};
 use bulkhead_virtio::net::{Backend, LinkKind, MAX_PAIRS, NetConfig};
 
 use super::MachineError;
-use super::spare::SpareNets;
+use super::nets::Nets;
 
 use crate::control::{self, Order, Received, ShareDevice};
 use crate::report::{Report, Reporter};
@@ -28,6 +28,8 @@ enum OrderError {
     NetDescriptors { given: usize, pairs: u16 },
     #[error("no network devices can be added to this machine")]
     NoNets,
+    #[error("there is no network device {0}")]
+    NoNet(u32),
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
@@ -42,8 +44,8 @@ pub(super) struct Changeable {
     /// The trees of the private device, and of the shared one, if they can grow.
     pub(super) private: Option<AddedTrees>,
     pub(super) shared: Option<AddedTrees>,
-    /// Where further network devices go.
-    pub(super) nets: Option<SpareNets>,
+    /// The network devices, and where further ones go.
+    pub(super) nets: Option<Nets>,
     /// Whose memory grows.
     pub(super) vm: Option<Arc<Vm>>,
 }
@@ -88,11 +90,17 @@ impl Changeable {
                 let [] = exactly(descriptors)?;
                 Ok(self.trees(device)?.remove(&name)?)
             }
-            Order::AttachNet { mac, pairs, limits } => {
+            Order::AttachNet { id, mac, pairs, limits } => {
                 let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
                 let backend = Backend::Tap { taps, vhosts, fallback: nets.fallback.clone() };
-                Ok(nets.attach(&NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?)
+                Ok(nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?)
+            }
+            Order::SetCarrier { id, on } => {
+                let [] = exactly(descriptors)?;
+                let port = self.nets.as_ref().and_then(|nets| nets.port(id)).ok_or(OrderError::NoNet(id))?;
+                port.set_carrier(on);
+                Ok(())
             }
             Order::AddMemory { size_mib } => {
                 let [] = exactly(descriptors)?;
@@ -185,7 +193,8 @@ mod tests {
 
     #[test]
     fn a_network_device_needs_a_tap_and_room() {
-        let attach = |pairs| Order::AttachNet { mac: MacAddress([2, 0, 0, 0, 0, 1]), pairs, limits: Limits::default() };
+        let (mac, limits) = (MacAddress([2, 0, 0, 0, 0, 1]), Limits::default());
+        let attach = |pairs| Order::AttachNet { id: 3, mac, pairs, limits };
         let (wrong, right) = ([(0, 0), (1, 0), (1, 3), (2, 3), (9, 9)], [(1, 1), (1, 2), (8, 16)]);
         let orders = wrong.iter().chain(&right).map(|(pairs, descriptors)| (attach(*pairs), *descriptors));
 
@@ -197,6 +206,13 @@ mod tests {
         assert!(wrong.iter().all(is_wrong), "{wrong:?}");
         let no_room = Some("no network devices can be added to this machine".to_owned());
         assert!(right.iter().all(|failure| *failure == no_room), "{right:?}");
+    }
+
+    #[test]
+    fn the_link_of_a_device_that_is_not_there_stays() {
+        let failures = answers(Changeable::default(), vec![(Order::SetCarrier { id: 3, on: false }, 0)]);
+
+        assert_eq!(failures[0].as_deref(), Some("there is no network device 3"));
     }
 
     #[test]

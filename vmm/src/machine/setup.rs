@@ -14,15 +14,15 @@ use bulkhead_kvm::{GuestMemory, Kvm, Reserve, ReserveLayout, StartState, Vcpu, V
 use bulkhead_virtio::device::VirtioDevice;
 use bulkhead_virtio::fs::{AddedTrees, CachePolicy, FsConfig, FsDevice};
 use bulkhead_virtio::mmio::MmioTransport;
-use bulkhead_virtio::net::{Backend, LinkKind, Net, NetConfig, Notice};
+use bulkhead_virtio::net::{Backend, LinkKind, Net, NetConfig, Notice, Port};
 use bulkhead_virtio::rng::Rng;
 use bulkhead_virtio::thread::builder;
 use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 
 use super::bus::Bus;
 use super::console::Console;
+use super::nets::{self, Nets};
 use super::orders::{Changeable, Orders};
-use super::spare::{self, SpareNets};
 use super::{Machine, MachineError, NetworkWatch, Parts, StreamWatch, check};
 use crate::arch::x86_64::boot;
 use crate::config::{self, MachineConfig, NetLink, PRIVATE_TAG, SHARED_TAG, ShareTree};
@@ -111,7 +111,8 @@ fn assemble(
     let mut bus = Bus::new(Arc::clone(&console));
     let mut changeable = changeable(config)?;
     let mut network = NetworkWatch { fallback: notice()?, needs_vhost: config.needs_vhost, streams: Vec::new() };
-    for (name, device) in devices(config, jail, &changeable, &mut network)? {
+    let mut ports = Vec::with_capacity(config.nets.len());
+    for (name, device) in devices(config, jail, &changeable, &mut network, &mut ports)? {
         let transport = MmioTransport::new(device, memory.clone())
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
@@ -122,8 +123,14 @@ fn assemble(
     }
     let vm = Arc::new(vm);
     let empty = Mutex::new(first_spare..first_spare + config.spare_nets);
-    changeable.nets =
-        Some(SpareNets { vm: Arc::clone(&vm), memory, bus: bus.clone(), fallback: network.fallback.clone(), empty });
+    changeable.nets = Some(Nets {
+        ports: Mutex::new(ports),
+        vm: Arc::clone(&vm),
+        memory,
+        bus: bus.clone(),
+        fallback: network.fallback.clone(),
+        empty,
+    });
     changeable.vm = Some(Arc::clone(&vm));
     let orders = Orders { socket: owned(config.control_fd), machine: changeable };
     Ok(Machine { _vm: vm, vcpus, bus, console, orders, network })
@@ -153,12 +160,14 @@ fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
 /// A device, and what to call it.
 type NamedDevice = (String, Box<dyn VirtioDevice>);
 
-/// The devices in the order of their windows; as many as [`device_count`] says.
+/// The devices in the order of their windows; as many as [`device_count`] says. The host's sides of network devices are added to
+/// `ports`, by their numbers.
 fn devices(
     config: &MachineConfig,
     jail: Jail,
     changeable: &Changeable,
     network: &mut NetworkWatch,
+    ports: &mut Vec<(u32, Port)>,
 ) -> Result<Vec<NamedDevice>, MachineError> {
     let vsock = Vsock::new(VsockConfig {
         guest_cid: GUEST_CID,
@@ -181,7 +190,10 @@ fn devices(
     }
     devices.push(("rng".into(), Box::new(Rng::new())));
     for net in &config.nets {
-        devices.push((format!("{} network", net.mac), Box::new(network_device(net, network)?)));
+        let device = network_device(net, network)?;
+        device.port().set_carrier(net.carrier);
+        ports.push((net.id, device.port().clone()));
+        devices.push((format!("{} network", net.mac), Box::new(device)));
     }
     Ok(devices)
 }
@@ -193,12 +205,12 @@ fn network_device(config: &config::NetConfig, network: &mut NetworkWatch) -> Res
         NetLink::Tap { tap_fds, vhost_fds } => {
             let owned = |fds: &[RawFd]| fds.iter().copied().map(owned).collect();
             let (taps, vhosts) = (owned(tap_fds), owned(vhost_fds));
-            spare::net(&made(LinkKind::Tap), Backend::Tap { taps, vhosts, fallback: network.fallback.clone() })
+            nets::net(&made(LinkKind::Tap), Backend::Tap { taps, vhosts, fallback: network.fallback.clone() })
         }
         NetLink::Stream { socket_fd } => {
             let lost = notice()?;
             let backend = Backend::Stream { socket: owned(*socket_fd), lost: lost.clone() };
-            let net = spare::net(&made(LinkKind::Stream), backend)?;
+            let net = nets::net(&made(LinkKind::Stream), backend)?;
             network.streams.push(StreamWatch { port: net.port().clone(), lost });
             Ok(net)
         }

@@ -55,8 +55,9 @@ const MTU: u32 = 65_520;
 /// again: this is a connection's largest window.
 const UNDER_WAY: usize = 4 << 20;
 
-/// The guest's name for its interface.
+/// The guest's name for its interface, and the number that stands for one of the host's.
 const INTERFACE: &str = "eth0";
+const INTERFACE_ID: i32 = 1;
 
 /// A network that is being set up: passt may not be ready yet.
 #[derive(Debug)]
@@ -85,7 +86,8 @@ pub(crate) fn start(path: &Path, network: &UserNetwork, limits: Limits) -> Resul
     let _ = set_socket_send_buffer_size_force(&theirs, UNDER_WAY)
         .or_else(|_| set_socket_send_buffer_size(&theirs, UNDER_WAY));
     let passt = Passt::start(path, &arguments(network, families), &theirs)?;
-    let device = Device { link: DeviceLink::Stream(ours.into()), limits, mac: GUEST_MAC };
+    let link = DeviceLink::Stream(ours.into());
+    let device = Device { link, limits, mac: GUEST_MAC, id: INTERFACE_ID, carrier: true };
     Ok(Started { passt, device, request: request(families) })
 }
 
@@ -170,7 +172,7 @@ fn request(families: Families) -> ConfigureNetworkRequest {
         mtu: MTU,
         up: true,
         addresses,
-        id: 1,
+        id: INTERFACE_ID,
         ..Default::default()
     };
     ConfigureNetworkRequest { interfaces: vec![interface], routes, ..Default::default() }

@@ -30,7 +30,9 @@ pub struct NetState {
     pub max_pairs: u16,
     /// How many of them the guest uses.
     pub pairs: u16,
-    /// Whether it hangs on something.
+    /// Whether what it hangs on leads somewhere.
+    pub carrier: bool,
+    /// Whether it hangs on something that does: the link that the guest sees.
     pub link_up: bool,
     /// Changes with `link_up`.
     pub generation: u32,
@@ -88,8 +90,17 @@ impl Port {
     pub(super) fn new(mac: MacAddress, kind: LinkKind, max_pairs: u16, limits: Limits) -> Self {
         let filter = Filter::default();
         let limiter = limits.are_set().then(|| Arc::new(Limiter::new(&limits)));
-        let state =
-            NetState { permanent_mac: mac, mac, max_pairs, pairs: 1, link_up: false, generation: 0, filter, limits };
+        let state = NetState {
+            permanent_mac: mac,
+            mac,
+            max_pairs,
+            pairs: 1,
+            carrier: true,
+            link_up: false,
+            generation: 0,
+            filter,
+            limits,
+        };
         Self(Arc::new(Mutex::new(Inner { state, kind, sides: Vec::new(), limiter, active: None })))
     }
 
@@ -115,16 +126,23 @@ impl Port {
             inner.sides.clear();
             return Err(AttachError::Start(error));
         }
-        inner.set_link(true);
+        inner.settle_link();
         Ok(())
     }
 
     /// Takes it off again: the guest sees its link go down. What it sends waits in its queues.
     pub fn detach(&self) {
         let mut inner = self.inner();
-        inner.set_link(false);
         inner.stop();
         inner.sides.clear();
+        inner.settle_link();
+    }
+
+    /// What the device hangs on leads somewhere from now on, or no longer: the guest sees its link come up or go down.
+    pub fn set_carrier(&self, on: bool) {
+        let mut inner = self.inner();
+        inner.state.carrier = on;
+        inner.settle_link();
     }
 
     /// The device's state.
@@ -249,7 +267,12 @@ impl Inner {
         }
     }
 
-    fn set_link(&mut self, up: bool) {
+    /// Brings the guest's link into the state in which it is to be.
+    fn settle_link(&mut self) {
+        let up = self.state.carrier && !self.sides.is_empty();
+        if up == self.state.link_up {
+            return;
+        }
         self.state.link_up = up;
         self.state.generation = self.state.generation.wrapping_add(1);
         if let Some(active) = &self.active

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The control queue of a device that hangs on nothing.
 
+use std::os::unix::net::UnixStream;
+
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS,
 };
 
 use super::*;
-use crate::device::{Activation, Notification, VirtioDevice};
+use crate::device::{Activation, INTERRUPT_CONFIG, Notification, VirtioDevice};
 
 const PAIRS: u16 = 2;
 const COMMAND: u64 = BUFFERS;
@@ -175,6 +177,43 @@ fn what_is_no_tap_does_not_start() {
 
     assert_eq!(error.to_string(), "cannot start the queues of the network device");
     assert!(net.port().state().link_up);
+}
+
+/// Whether the driver sees its link up.
+fn shows_link(net: &Net) -> bool {
+    let mut status = [0; 2];
+    net.read_config(6, &mut status);
+    status == [1, 0]
+}
+
+#[test]
+fn the_link_follows_the_carrier_of_what_the_device_hangs_on() {
+    let memory = memory();
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let net = Net::new(&NetConfig { mac: MAC, link: LinkKind::Stream, pairs: 1, limits: Limits::default() });
+    let mut net = net.on(Backend::Stream { socket: socket.into(), lost: Notice::new().unwrap() }).unwrap();
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let queues = [RX_RING, TX_RING].map(|at| ActiveQueue {
+        queue: MockSplitQueue::create(&memory, at, SIZE).create_queue().unwrap(),
+        event: event(),
+    });
+    let interrupt = Arc::new(Interrupt::new(event()));
+    let features = 1 << VIRTIO_NET_F_STATUS;
+    let activation =
+        Activation { memory: memory.clone(), features, queues: queues.into(), interrupt: Arc::clone(&interrupt) };
+    net.activate(activation).unwrap();
+
+    for (on, is_news) in [(true, false), (false, true), (false, false), (true, true)] {
+        let before = net.config_generation();
+        interrupt.clear();
+        net.port().set_carrier(on);
+        assert_eq!(shows_link(&net), on);
+        assert_eq!(interrupt.status(), if is_news { INTERRUPT_CONFIG } else { 0 });
+        assert_eq!(net.config_generation() - before, u32::from(is_news));
+    }
+    net.port().detach();
+    net.port().set_carrier(true);
+    assert!(!shows_link(&net));
 }
 
 #[test]

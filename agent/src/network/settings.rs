@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kernel does by itself on an interface: sysctls, which are as the host has them.
+
+use std::path::Path;
+use std::{fs, io};
+
+use bulkhead_protocol::agent::{Ipv6Settings, NetworkInterface};
+
+/// Of what it does about IPv4, what is as the host has it: the numbers (`IPV4_DEVCONF_*`, linux/ip.h), the files, and what is in
+/// these of a new interface.
+const IPV4: [(usize, &str, i32); 18] = [
+    (1, "forwarding", 0),
+    (3, "proxy_arp", 0),
+    (4, "accept_redirects", 1),
+    (5, "secure_redirects", 1),
+    (6, "send_redirects", 1),
+    (8, "rp_filter", 0),
+    (9, "accept_source_route", 1),
+    (11, "log_martians", 0),
+    (13, "arp_filter", 0),
+    (18, "arp_announce", 0),
+    (19, "arp_ignore", 0),
+    (20, "promote_secondaries", 0),
+    (21, "arp_accept", 0),
+    (22, "arp_notify", 0),
+    (23, "accept_local", 0),
+    (24, "src_valid_mark", 0),
+    (26, "route_localnet", 0),
+    (29, "ignore_routes_with_linkdown", 0),
+];
+
+/// A file, and the number that is to be in it.
+type Setting = (&'static str, i32);
+
+/// Makes what is below `folder` about the interface that is called `link` by now what the host wants, as far as it has wanted
+/// something else before. One that is new has the kernel's defaults; what a container has changed stays.
+pub(super) fn follow(
+    folder: &Path,
+    link: &str,
+    old: Option<&NetworkInterface>,
+    wanted: &NetworkInterface,
+) -> io::Result<()> {
+    let defaults = NetworkInterface::default();
+    let old = old.unwrap_or(&defaults);
+    let ipv6 = folder.join("ipv6/conf").join(link);
+    write_news(&folder.join("ipv4/conf").join(link), of_ipv4(old).zip(of_ipv4(wanted)))?;
+    // A guest that was told to do without IPv6 has nothing to be set. Nor is there a word of it if the host does without.
+    if wanted.ipv6.is_none() || !ipv6.exists() {
+        return Ok(());
+    }
+    write_news(&ipv6, of_ipv6(old).into_iter().zip(of_ipv6(wanted)))
+}
+
+fn write_news(folder: &Path, settings: impl Iterator<Item = (Setting, Setting)>) -> io::Result<()> {
+    for (_, (file, value)) in settings.filter(|(before, wanted)| before != wanted) {
+        fs::write(folder.join(file), value.to_string())?;
+    }
+    Ok(())
+}
+
+fn of_ipv4(interface: &NetworkInterface) -> impl Iterator<Item = Setting> {
+    IPV4.iter().map(|(number, file, default)| (*file, interface.ipv4.get(number - 1).copied().unwrap_or(*default)))
+}
+
+fn of_ipv6(interface: &NetworkInterface) -> [Setting; 4] {
+    let defaults = Ipv6Settings { accept_ra: 1, autoconf: 1, accept_dad: 1, ..Default::default() };
+    let Ipv6Settings { accept_ra, autoconf, disable_ipv6, accept_dad, .. } =
+        *interface.ipv6.as_ref().unwrap_or(&defaults);
+    [("accept_ra", accept_ra), ("autoconf", autoconf), ("disable_ipv6", disable_ipv6), ("accept_dad", accept_dad)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Follows, and tells what is in the files of a family that were ever written.
+    fn set(folder: &Path, family: &str, old: Option<&NetworkInterface>, wanted: &NetworkInterface) -> Vec<String> {
+        for family in ["ipv4", "ipv6"] {
+            fs::create_dir_all(folder.join(family).join("conf/eth0")).unwrap();
+        }
+        follow(folder, "eth0", old, wanted).unwrap();
+        let entries = fs::read_dir(folder.join(family).join("conf/eth0")).unwrap();
+        let mut files: Vec<_> = entries
+            .map(|entry| {
+                let entry = entry.unwrap();
+                format!("{}={}", entry.file_name().display(), fs::read_to_string(entry.path()).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn only_what_is_news_is_set_of_ipv6() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |accept_ra, autoconf| {
+            let ipv6 = Ipv6Settings { accept_ra, autoconf, accept_dad: 1, ..Default::default() };
+            NetworkInterface { ipv6: Some(ipv6).into(), ..Default::default() }
+        };
+        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| set(folder.path(), "ipv6", old, wanted);
+
+        assert_eq!(set(None, &NetworkInterface::default()), [""; 0]);
+        assert_eq!(set(None, &with(0, 1)), ["accept_ra=0"]);
+        // A container has changed it.
+        fs::write(folder.path().join("ipv6/conf/eth0/accept_ra"), "2").unwrap();
+        assert_eq!(set(Some(&with(0, 1)), &with(0, 0)), ["accept_ra=2", "autoconf=0"]);
+    }
+
+    #[test]
+    fn only_what_is_news_is_set_of_ipv4() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |rp_filter, arp_ignore| {
+            let number = |number| match number {
+                8 => rp_filter,
+                19 => arp_ignore,
+                _ => IPV4.iter().find(|(known, ..)| *known == number).map_or(7, |(.., default)| *default),
+            };
+            NetworkInterface { ipv4: (1..=33).map(number).collect(), ..Default::default() }
+        };
+        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| set(folder.path(), "ipv4", old, wanted);
+
+        assert_eq!(set(None, &NetworkInterface::default()), [""; 0]);
+        assert_eq!(set(None, &with(2, 0)), ["rp_filter=2"]);
+        assert_eq!(set(Some(&with(2, 0)), &with(2, 1)), ["arp_ignore=1", "rp_filter=2"]);
+        assert_eq!(set(Some(&with(2, 1)), &with(0, 1)), ["arp_ignore=1", "rp_filter=0"]);
+    }
+}
