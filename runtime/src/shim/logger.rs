@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::uri::Uri;
 use crate::apart::apart;
+use crate::pidfd;
 
 /// How long a program may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,13 +71,14 @@ pub(super) async fn start(uri: Uri, source: Source<'_>) -> Result<[OwnedFd; 2], 
             Ok(())
         });
     }
-    // Its end is reaped with the others'.
     let spawned = apart("logger", move || {
         let spawned = crate::network::on_host(|| command.spawn()).flatten();
         drop((inherited, is_ready));
-        spawned.map(drop)
+        spawned
     });
-    spawned.await.flatten().map_err(|error| LoggerError::Start(program.clone(), error))?;
+    let child = spawned.await.flatten().map_err(|error| LoggerError::Start(program.clone(), error))?;
+    // It ends when it has taken the last output.
+    pidfd::open(child.id()).map(pidfd::reap).map_err(LoggerError::Pipe)?;
     let mut ready = receiver(ready)?;
     match timeout(READY_TIMEOUT, ready.read_u8()).await {
         // A byte, or, more likely, the end.

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::process;
 use std::sync::Arc;
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use thiserror::Error;
 use tokio::runtime::Builder;
@@ -115,7 +114,6 @@ async fn serve(
                 }
                 OrderKind::Pod { ready } => supervisor::pod::serve(&options, ready).await,
             }
-            reap();
             gone.send_replace(true);
         }
     };
@@ -130,9 +128,4 @@ async fn serve(
     events.flush().await;
     server.stop().await;
     Ok(())
-}
-
-/// Takes note of VMMs that have ended: this process lives on.
-fn reap() {
-    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
 }

@@ -36,7 +36,7 @@ use crate::spec;
 use crate::supervisor::container::{CallError, Container};
 use crate::supervisor::pod::{Member, Pod};
 use crate::supervisor::state::Status;
-use crate::supervisor::streams::GivenEnds;
+use crate::supervisor::streams::{GivenEnds, InputCloser};
 use crate::supervisor::task_service::{Calls, any, status, timestamp, update};
 use crate::supervisor::terminal::Size;
 use crate::supervisor::{Caller, Mode, Options};
@@ -205,10 +205,26 @@ impl Shared {
         let mounts = if role == Role::Sandbox { &[] } else { request.rootfs.as_slice() };
         let mounted = Rootfs::mount_apart(bundle, mounts).await;
         let rootfs = mounted.map_err(|error| CallError::Create(text::chain(&error)))?;
-        let options = self.options(&request.id, bundle);
+        match self.make_in(request, role, &stdio).await {
+            Ok((container, stdin, gone)) => Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, gone))),
+            Err(error) => {
+                rootfs.unmount_apart().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the container, whose root file system is mounted: with what closes its stdin, and what tells when it is gone.
+    async fn make_in(
+        &self,
+        request: &CreateTaskRequest,
+        role: Role,
+        stdio: &Stdio,
+    ) -> Result<(Arc<Container>, Option<InputCloser>, watch::Receiver<bool>), CallError> {
+        let options = self.options(&request.id, Path::new(&request.bundle));
         if role == Role::Sandbox {
             let (container, gone) = self.order_pod(options).await?;
-            return Ok(Arc::new(Task::new(container, stdio, None, rootfs, gone)));
+            return Ok((container, None, gone));
         }
         let source = Source { namespace: self.events.namespace(), id: &request.id };
         let (ends, stdin) = stdio.open(source).await.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
@@ -221,7 +237,7 @@ impl Shared {
             }
             None => self.order_container(options, ends).await?,
         };
-        Ok(Arc::new(Task::new(container, stdio, stdin, rootfs, gone)))
+        Ok((container, stdin, gone))
     }
 
     fn options(&self, id: &str, bundle: &Path) -> Options {

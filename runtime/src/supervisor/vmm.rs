@@ -202,6 +202,9 @@ impl Vmm {
 impl Drop for Vmm {
     fn drop(&mut self) {
         self.kill();
+        if let Ok(pidfd) = self.watch() {
+            pidfd::reap(pidfd);
+        }
     }
 }
 

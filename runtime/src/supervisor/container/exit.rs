@@ -14,7 +14,8 @@ use crate::supervisor::agent::AgentError;
 use crate::supervisor::streams::OutputStreams;
 use crate::trace::now_ns;
 
-/// How long init may take to end after SIGKILL, and then for the guest to tell so once its output is not waited for any more.
+/// How long init may take to end after SIGKILL, and its container to be forgotten; and how long the guest may take to tell of
+/// the end once its output is not waited for any more.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -91,6 +92,13 @@ impl Container {
         self.output_given_up().await;
         streams.give_up();
         sleep(LAST_PATIENCE).await;
+    }
+
+    /// Returns when the guest has had all its time to forget the container, whose output was given up: what it has to write back
+    /// may be much.
+    pub(in crate::supervisor) async fn defies_deletion(&self) {
+        self.output_given_up().await;
+        sleep(KILL_PATIENCE).await;
     }
 
     /// Returns when the last output is given up.

@@ -253,6 +253,25 @@ async fn until_exit(container: &Container, pod: &Pod, outputs: &Outputs) -> Opti
     None
 }
 
+/// Has the guest forget a container, and write its files back. A guest that does not, when SIGKILL has said that nobody waits
+/// for more of it, loses its machine.
+async fn delete(container: &Container, pod: &Pod) {
+    let why = tokio::select! {
+        deleted = container.agent.delete(true) => match deleted {
+            Ok(()) => return,
+            Err(error) => {
+                let (id, why) = (container.id(), text::chain(&error));
+                return logging::error(format_args!("cannot write the files of {id} back to the host: {why}"));
+            }
+        },
+        () = container.defies_deletion() => "the guest did not write its files back after SIGKILL",
+        () = pod.machine_gone() => return,
+    };
+    logging::error(format_args!("{}: {why}; the pod's machine is ended", container.id()));
+    pod.sandbox.end(LOST);
+    pod.machine_gone().await;
+}
+
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
     let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _alive } = held;
@@ -270,15 +289,9 @@ async fn live(container: Arc<Container>, held: Held) {
             };
             let deleted = async {
                 tokio::join!(container.farewell(), connections.finish());
-                container.agent.delete(true).await
+                delete(&container, &pod).await;
             };
-            if let ((), Err(error)) = tokio::join!(drained, deleted) {
-                logging::error(format_args!(
-                    "cannot write the files of {} back to the host: {}",
-                    container.id(),
-                    text::chain(&error)
-                ));
-            }
+            tokio::join!(drained, deleted);
             // The guest's word is only believed as far as an exit status goes.
             u8::try_from(exit.exit_status).unwrap_or(u8::MAX)
         }
