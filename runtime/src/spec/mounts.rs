@@ -200,12 +200,8 @@ fn id_mappings(
 
 /// Whether something is mounted below a path. What cannot be found out is left to the mount itself.
 fn has_mounts_below(path: &Path) -> bool {
-    let (Ok(path), Ok(mounts)) = (fs::canonicalize(path), fs::read_to_string("/proc/self/mountinfo")) else {
-        return false;
-    };
-    // The fifth field is the place, with its special characters as in \040; a name with one in it is taken as it is.
-    let below = |place: &str| Path::new(place) != path && Path::new(place).starts_with(&path);
-    mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(below)
+    let below = fs::canonicalize(path).and_then(|path| storage::mounts_below(&path));
+    below.is_ok_and(|mounts| !mounts.is_empty())
 }
 
 /// The guest's own device in the place of a bind mount of the host's same one.

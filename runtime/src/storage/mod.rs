@@ -4,6 +4,7 @@
 
 mod host_socket;
 pub(crate) mod mount_points;
+mod mountinfo;
 
 use std::fs;
 use std::io;
@@ -16,6 +17,7 @@ use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
 pub(crate) use self::host_socket::HostSocket;
+pub(crate) use self::mountinfo::mounts_below;
 
 /// The name of the tree that holds the root file system.
 const ROOTFS_TREE: &str = "rootfs";
@@ -70,12 +72,16 @@ pub(crate) enum ShareError {
 /// The options by which a guest's tmpfs is like the one that is mounted at `path`; `None` if none is.
 pub(crate) fn tmpfs_options(path: &Path) -> Option<String> {
     let status = rustix::fs::statfs(path).ok()?;
-    if i128::from(status.f_type) != i128::from(libc::TMPFS_MAGIC) {
-        return None;
+    let is_tmpfs = i128::from(status.f_type) == i128::from(libc::TMPFS_MAGIC);
+    is_tmpfs.then(|| options_of(u64::try_from(status.f_bsize).unwrap_or(0), status.f_blocks))
+}
+
+fn options_of(block_size: u64, blocks: u64) -> String {
+    match block_size.saturating_mul(blocks) {
+        // A tmpfs without a limit: the guest's memory is one.
+        0 => "mode=1777".to_owned(),
+        size => format!("mode=1777,size={size}"),
     }
-    let size = u64::try_from(status.f_bsize).unwrap_or(0).saturating_mul(status.f_blocks);
-    // 0 is a tmpfs without a limit: the guest's memory is one.
-    Some(if size == 0 { "mode=1777".to_owned() } else { format!("mode=1777,size={size}") })
 }
 
 impl Shares {
@@ -205,6 +211,8 @@ mod tests {
 
     #[test]
     fn a_tmpfs_is_known_with_its_size() {
+        assert_eq!(options_of(4096, 16384), "mode=1777,size=67108864");
+        assert_eq!(options_of(4096, 0), "mode=1777");
         assert_eq!(tmpfs_options(Path::new("/proc")), None);
         assert_eq!(tmpfs_options(Path::new("/no/such")), None);
     }

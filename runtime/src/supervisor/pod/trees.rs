@@ -3,14 +3,19 @@
 //!
 //! Containers that bind the same folder get the same tree: so sockets, locks and mapped memory in it are common to them,
 //! as they are on a host. The host's kernel refuses writes to a tree that all have read-only; in one that some may write,
-//! the guest's does it for the others.
+//! the guest's does it for the others. A folder that has been replaced since, or has other mounts below, is not the same.
+
+use std::io;
+use std::os::fd::AsFd;
 
 use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use bulkhead_vmm::control::ShareDevice;
+use bulkhead_vmm::tree::DetachedTree;
 use tokio::sync::Mutex;
 
+use crate::apart::apart;
 use crate::logging;
-use crate::storage::Shares;
+use crate::storage::{self, Shares};
 use crate::supervisor::vmm_control::{ControlError, VmmControl, open_tree};
 use crate::text;
 
@@ -25,7 +30,48 @@ pub(super) struct PodTrees {
 #[derive(Debug)]
 struct SharedTree {
     tree: ShareTree,
+    identity: Identity,
     users: usize,
+}
+
+/// What tells a tree from an earlier or later one at the same path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    /// What is mounted below, if that is shared too.
+    mounts: Vec<String>,
+}
+
+impl Identity {
+    fn of(top: impl AsFd, mounts: Vec<String>) -> io::Result<Self> {
+        let status = rustix::fs::fstat(top)?;
+        Ok(Self { device: status.st_dev, inode: status.st_ino, mounts })
+    }
+}
+
+/// A tree that was mounted for the VMM, which may turn out to have it.
+#[derive(Debug)]
+struct Found {
+    opened: DetachedTree,
+    identity: Identity,
+}
+
+impl Found {
+    fn open(tree: &ShareTree) -> io::Result<Self> {
+        // First: a tree into which something is mounted meanwhile is another one for those who come later.
+        let mounts = if tree.recursive { storage::mounts_below(&tree.source)? } else { Vec::new() };
+        let opened = DetachedTree::open(tree)?;
+        let identity = Identity::of(opened.mount(), mounts)?;
+        Ok(Self { opened, identity })
+    }
+
+    /// The same while others go on.
+    async fn open_apart(tree: &ShareTree) -> Result<Self, ControlError> {
+        let wanted = tree.clone();
+        let found = apart("tree", move || Self::open(&wanted)).await.flatten();
+        found.map_err(|source| ControlError::Share { path: tree.source.display().to_string(), source })
+    }
 }
 
 /// What one container has of them; given back by [`PodTrees::take_back`].
@@ -65,21 +111,22 @@ impl PodTrees {
             taken.private.push(tree.name.clone());
         }
         // Before the lock: a file system that does not answer is to hold up this container alone.
-        let mut opened = Vec::new();
+        let mut trees = Vec::new();
         for tree in &shares.shared {
-            opened.push(open_tree(tree).await?);
+            trees.push((tree, Found::open_apart(tree).await?));
         }
         // Held over the requests, so that no two containers add one folder twice.
         let mut shared = self.shared.lock().await;
-        for (tree, opened) in shares.shared.iter().zip(&opened) {
-            if let Some(known) = shared.iter_mut().find(|known| serves(&known.tree, tree)) {
+        for (tree, Found { opened, identity }) in trees {
+            let is_same = |known: &&mut SharedTree| serves(&known.tree, tree) && known.identity == identity;
+            if let Some(known) = shared.iter_mut().find(is_same) {
                 known.users += 1;
                 taken.shared.push(known.tree.name.clone());
                 taken.renamed.push((tree.name.clone(), known.tree.name.clone()));
                 continue;
             }
-            self.control.add_tree(ShareDevice::Shared, tree, opened).await?;
-            shared.push(SharedTree { tree: tree.clone(), users: 1 });
+            self.control.add_tree(ShareDevice::Shared, tree, &opened).await?;
+            shared.push(SharedTree { tree: tree.clone(), identity, users: 1 });
             taken.shared.push(tree.name.clone());
         }
         Ok(())
@@ -113,7 +160,7 @@ impl PodTrees {
     }
 }
 
-/// Whether a tree that the machine has is as good as another one.
+/// Whether a tree that the machine has is as good as another one, if they are the same.
 fn serves(known: &ShareTree, wanted: &ShareTree) -> bool {
     known.name.starts_with(PART_PREFIX) == wanted.name.starts_with(PART_PREFIX)
         && known.source == wanted.source
@@ -136,5 +183,24 @@ mod tests {
         assert!(serves(&tree(true, true), &tree(true, true)));
         assert!(!serves(&tree(true, true), &tree(false, true)));
         assert!(!serves(&tree(false, false), &tree(false, true)));
+    }
+
+    #[test]
+    fn what_has_been_replaced_or_mounted_into_is_not_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        let identity = |mounts: &[&str]| {
+            let mounts = mounts.iter().map(|mount| (*mount).to_owned()).collect();
+            Identity::of(std::fs::File::open(&path).unwrap(), mounts).unwrap()
+        };
+        std::fs::create_dir(&path).unwrap();
+        let before = identity(&[]);
+
+        assert_eq!(identity(&[]), before);
+        assert_ne!(identity(&["31 30 0:6 / /volume/sub"]), before);
+        // Kept, so that its inode is not used again.
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_ne!(identity(&[]), before);
     }
 }
