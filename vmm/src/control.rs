@@ -72,11 +72,11 @@ pub enum Order {
         /// Whether it is up.
         on: bool,
     },
-    /// Grants the guest the next part of what its memory may become, at the address that
-    /// [`crate::config::ReserveLayout`] tells. It is the agent's to use it.
-    AddMemory {
-        /// How much, in whole blocks.
-        size_mib: u64,
+    /// Grants the guest a part of what its memory may become, at the addresses that [`crate::config::ReserveLayout`] tells. It
+    /// is the agent's to use it. Given again, it changes nothing.
+    GrantMemory {
+        /// How much it is to have of that in all, in whole blocks.
+        total_mib: u64,
     },
 }
 

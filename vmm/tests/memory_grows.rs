@@ -80,15 +80,17 @@ fn a_guest_has_no_memory_before_it_is_granted() {
 
     assert_eq!(run(&mut vcpu), (Some(reserve.address(0)), Some(0xff)));
 
-    vm.add_memory(128).unwrap();
+    vm.grant_memory(128).unwrap();
     memory.write_obj(7_u8, GuestAddress(reserve.address(0))).unwrap();
     assert_eq!(run(&mut vcpu), (None, Some(7)));
 
     // The rest is not its own yet.
     memory.write_obj(reserve.address(128) | PRESENT_WRITABLE_LARGE, GuestAddress(WINDOW_ENTRY)).unwrap();
     assert_eq!(run(&mut vcpu), (Some(reserve.address(128)), Some(0xff)));
-    assert!(vm.add_memory(256).is_err());
-    vm.add_memory(128).unwrap();
+    assert!(vm.grant_memory(384).is_err());
+    // Asked for again, what it has is not more.
+    vm.grant_memory(128).unwrap();
+    assert_eq!(run(&mut vcpu), (Some(reserve.address(128)), Some(0xff)));
+    vm.grant_memory(256).unwrap();
     assert_eq!(run(&mut vcpu), (None, Some(0)));
-    assert!(vm.add_memory(128).is_err());
 }

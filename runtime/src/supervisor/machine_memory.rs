@@ -40,12 +40,13 @@ pub(crate) struct MachineMemory {
     max_mib: u64,
     reserve: Option<ReserveLayout>,
     /// Held while the machine grows.
-    grown: tokio::sync::Mutex<Grown>,
+    growing: tokio::sync::Mutex<()>,
+    grown: Mutex<Grown>,
     claims: Mutex<Claims>,
 }
 
 /// How much of the reserve is the guest's.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Grown {
     granted_mib: u64,
     /// Of which the guest has said that its kernel uses it: it is told again of what it has not.
@@ -64,8 +65,28 @@ impl MachineMemory {
     pub(super) fn new(machine: &Machine, control: VmmControl, agent: Agent, cgroup: Weak<HostCgroup>) -> Arc<Self> {
         let (boot_mib, max_mib) = (machine.mem_size_mib, machine.max_mem_size_mib);
         let reserve = ReserveLayout::new(boot_mib, max_mib);
-        let (grown, claims) = (tokio::sync::Mutex::default(), Mutex::default());
-        Arc::new(Self { control, agent, cgroup, boot_mib, max_mib, reserve, grown, claims })
+        let (growing, grown, claims) = (tokio::sync::Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { control, agent, cgroup, boot_mib, max_mib, reserve, growing, grown, claims })
+    }
+
+    fn grown(&self) -> MutexGuard<'_, Grown> {
+        // Nothing panics while the lock is held.
+        self.grown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much memory the machine has, in MiB.
+    fn size_mib(&self) -> u64 {
+        self.boot_mib + self.grown().granted_mib
+    }
+
+    /// How much of the reserve the containers' limits together need, as far as there is so much; `None` if the guest uses that.
+    fn needed_mib(&self) -> Option<(ReserveLayout, u64)> {
+        let sum_mib = self.claims().limits_mib.values().fold(MEMORY_OVERHEAD_MIB, |sum, mib| sum.saturating_add(*mib));
+        let more_mib = sum_mib.saturating_sub(self.boot_mib);
+        let used_mib = self.grown().used_mib;
+        let reserve = self.reserve.filter(|_| more_mib > used_mib)?;
+        // The kernel has 64 bytes for each page of 4096, and takes them from what it is given.
+        Some((reserve, reserve.whole_blocks_mib(more_mib.saturating_add(more_mib.div_ceil(63)))))
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {
@@ -76,29 +97,29 @@ impl MachineMemory {
     /// Gives the machine what its containers' limits together need, as far as it can have that. How much it has then, in
     /// MiB.
     async fn make_room(&self) -> Result<u64, GrowError> {
-        let mut grown = self.grown.lock().await;
-        let needed_mib =
-            self.claims().limits_mib.values().fold(MEMORY_OVERHEAD_MIB, |sum, mib| sum.saturating_add(*mib));
-        let more_mib = needed_mib.saturating_sub(self.boot_mib);
-        let Some(reserve) = self.reserve.filter(|_| more_mib > grown.used_mib) else {
-            return Ok(self.boot_mib + grown.granted_mib);
+        // Where there is room, nobody waits for a machine that grows for another.
+        if self.needed_mib().is_none() {
+            return Ok(self.size_mib());
+        }
+        let _turn = self.growing.lock().await;
+        let Some((reserve, needed_mib)) = self.needed_mib() else {
+            return Ok(self.size_mib());
         };
-        // The kernel has 64 bytes for each page of 4096, and takes them from what it is given.
-        let more_mib = reserve.whole_blocks_mib(more_mib.saturating_add(more_mib.div_ceil(63)));
-        if more_mib > grown.granted_mib {
+        let Grown { granted_mib, used_mib } = *self.grown();
+        if needed_mib > granted_mib {
             if let Some(cgroup) = self.cgroup.upgrade() {
-                cgroup.raise_memory(spec::host_memory_bytes(self.boot_mib + more_mib))?;
+                cgroup.raise_memory(spec::host_memory_bytes(self.boot_mib + needed_mib))?;
             }
-            self.control.add_memory(more_mib - grown.granted_mib).await?;
-            grown.granted_mib = more_mib;
+            self.control.grant_memory(needed_mib).await?;
+            self.grown().granted_mib = needed_mib;
         }
-        if more_mib > grown.used_mib {
-            let length = (more_mib - grown.used_mib) << 20;
-            self.agent.add_memory(reserve.address(grown.used_mib), length).await.map_err(GrowError::Guest)?;
-            grown.used_mib = more_mib;
-            logging::debug(format_args!("the machine has {} MiB of memory", self.boot_mib + more_mib));
+        if needed_mib > used_mib {
+            let length = (needed_mib - used_mib) << 20;
+            self.agent.add_memory(reserve.address(used_mib), length).await.map_err(GrowError::Guest)?;
+            self.grown().used_mib = needed_mib;
+            logging::debug(format_args!("the machine has {} MiB of memory", self.boot_mib + needed_mib));
         }
-        Ok(self.boot_mib + grown.granted_mib)
+        Ok(self.size_mib())
     }
 }
 
@@ -134,8 +155,11 @@ impl Claim {
         };
     }
 
-    /// The machine gets what all containers' limits need, as far as it can have that.
+    /// The machine gets what all containers' limits need, as far as it can have that. A container without one waits for nothing.
     pub(super) async fn make_room(&self) -> Result<(), GrowError> {
+        if !self.memory.claims().limits_mib.contains_key(&self.number) {
+            return Ok(());
+        }
         self.memory.make_room().await.map(drop)
     }
 
@@ -224,12 +248,48 @@ mod tests {
         // 60 + 140 + 96 are 136 more than 160.
         let (room, order) = tokio::join!(second.make_room(), next_order(&control, &vmm));
 
-        assert_eq!(order, Order::AddMemory { size_mib: 256 });
+        assert_eq!(order, Order::GrantMemory { total_mib: 256 });
         assert!(matches!(room, Err(GrowError::Guest(AgentError::Lost))), "{room:?}");
         // What is granted is not asked for again, but what the guest does not use, it is told of again.
         let again = second.make_room().await;
         assert!(matches!(again, Err(GrowError::Guest(AgentError::Lost))), "{again:?}");
         assert!(control::receive(&vmm).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_needs_nothing_does_not_wait_for_a_machine_that_grows() {
+        let (memory, _control, _vmm) = memory(1000);
+        let claims = [(); 3].map(|()| Claim::new(Arc::clone(&memory)));
+        let [large, small, without] = &claims;
+        large.note(Some(200));
+        // Nobody answers.
+        let growing = large.make_room();
+        tokio::pin!(growing);
+
+        let others = async {
+            without.make_room().await.unwrap();
+            large.note(Some(20));
+            assert_eq!(small.change(44 << 20).await.unwrap(), 160);
+        };
+        tokio::select! {
+            biased;
+            grown = &mut growing => panic!("{grown:?}"),
+            () = others => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_that_was_not_answered_is_given_again_as_it_was() {
+        let (memory, control, vmm) = memory(1000);
+        let claim = Claim::new(memory);
+        claim.note(Some(200));
+
+        let unanswered = claim.make_room().await;
+
+        assert!(matches!(unanswered, Err(GrowError::Vmm(ControlError::NoAnswer { .. }))), "{unanswered:?}");
+        let orders = async { [next_order(&control, &vmm).await, next_order(&control, &vmm).await] };
+        let (_, orders) = tokio::join!(claim.make_room(), orders);
+        assert_eq!(orders, [(); 2].map(|()| Order::GrantMemory { total_mib: 256 }));
     }
 
     #[tokio::test]

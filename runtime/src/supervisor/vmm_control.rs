@@ -130,9 +130,9 @@ impl VmmControl {
         self.ask(order, &[], format!("take the link of the network interface {name} {way}")).await
     }
 
-    /// Grants the guest the next part of what its memory may become.
-    pub(crate) async fn add_memory(&self, size_mib: u64) -> Result<(), ControlError> {
-        self.ask(Order::AddMemory { size_mib }, &[], format!("add {size_mib} MiB of memory")).await
+    /// Grants the guest so much in all of what its memory may become.
+    pub(crate) async fn grant_memory(&self, total_mib: u64) -> Result<(), ControlError> {
+        self.ask(Order::GrantMemory { total_mib }, &[], format!("add {total_mib} MiB of memory")).await
     }
 
     /// Has something done. `doing` completes "cannot …".

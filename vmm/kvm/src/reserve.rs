@@ -80,22 +80,20 @@ pub enum GrantError {
     #[error("no memory can be added to this machine")]
     NoReserve,
     /// It is not to be had in this size.
-    #[error(
-        "cannot add {size_mib} MiB of memory: it has to be a multiple of {block_mib} MiB, and {left_mib} MiB are left"
-    )]
+    #[error("cannot add {total_mib} MiB of memory: it has to be a multiple of {block_mib} MiB, and at most {max_mib}")]
     Size {
         /// What was asked for.
-        size_mib: u64,
+        total_mib: u64,
         /// What the guest can be given at a time.
         block_mib: u64,
-        /// What has not been granted yet.
-        left_mib: u64,
+        /// What there is.
+        max_mib: u64,
     },
     /// The host refused the memory.
-    #[error("cannot make {size_mib} MiB of memory accessible")]
+    #[error("cannot make {total_mib} MiB of added memory accessible")]
     Protect {
         /// What was asked for.
-        size_mib: u64,
+        total_mib: u64,
         /// The cause.
         #[source]
         source: io::Error,
@@ -132,13 +130,14 @@ impl Reserve {
         ram.insert_region(Arc::clone(&self.region)).ok()
     }
 
-    /// The part that `size_mib` more would be, by its offsets.
-    pub(crate) fn next(&self, size_mib: u64) -> Result<Range<u64>, GrantError> {
-        let (block_mib, left_mib) = (self.layout.block_len / MIB, (self.layout.len - self.granted) / MIB);
-        if size_mib == 0 || !size_mib.is_multiple_of(block_mib) || size_mib > left_mib {
-            return Err(GrantError::Size { size_mib, block_mib, left_mib });
+    /// The part that is missing for `total_mib` in all, by its offsets; `None` if so much is granted already.
+    pub(crate) fn missing(&self, total_mib: u64) -> Result<Option<Range<u64>>, GrantError> {
+        let (block_mib, max_mib) = (self.layout.block_len / MIB, self.layout.size_mib());
+        if !total_mib.is_multiple_of(block_mib) || total_mib > max_mib {
+            return Err(GrantError::Size { total_mib, block_mib, max_mib });
         }
-        Ok(self.granted..self.granted + size_mib * MIB)
+        let part = self.granted..total_mib * MIB;
+        Ok((!part.is_empty()).then_some(part))
     }
 
     /// Where a part is, for the guest and in this process.
@@ -152,7 +151,7 @@ impl Reserve {
         let (_, address) = self.addresses(part);
         let len = (part.end - part.start) as usize; // within a mapping
         let protection = if allowed { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
-        // SAFETY: the part lies within the mapping (`next`), which `self.region` holds and which nothing but guest memory's
+        // SAFETY: the part lies within the mapping (`missing`), which `self.region` holds and which nothing but guest memory's
         // users refers to: they reach it by volatile accesses alone, and only what has been granted.
         if unsafe { libc::mprotect(address.cast(), len, protection) } != 0 {
             return Err(io::Error::last_os_error());
@@ -224,16 +223,16 @@ mod tests {
         let mut readable = |at| socket.write_volatile(&memory.get_slice(at, 8).unwrap()).is_ok();
 
         assert!(!readable(first) && !readable(second));
-        let part = reserve.next(128).unwrap();
+        let part = reserve.missing(128).unwrap().unwrap();
         reserve.allow(&part, true).unwrap();
         reserve.grant(&part);
 
         memory.write_obj(7_u64, first).unwrap();
         assert!(readable(first) && !readable(second));
         assert_eq!(memory.read_obj::<u64>(first).unwrap(), 7);
-        assert_eq!(reserve.next(128).unwrap(), (128 << 20)..(256 << 20));
-        assert!(matches!(reserve.next(256), Err(GrantError::Size { left_mib: 128, .. })));
-        assert!(matches!(reserve.next(100), Err(GrantError::Size { block_mib: 128, .. })));
-        assert!(reserve.next(0).is_err());
+        assert_eq!(reserve.missing(256).unwrap(), Some((128 << 20)..(256 << 20)));
+        assert_eq!((reserve.missing(128).unwrap(), reserve.missing(0).unwrap()), (None, None));
+        assert!(matches!(reserve.missing(384), Err(GrantError::Size { max_mib: 256, .. })));
+        assert!(matches!(reserve.missing(100), Err(GrantError::Size { block_mib: 128, .. })));
     }
 }

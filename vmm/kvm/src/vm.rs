@@ -137,17 +137,17 @@ impl Vm {
         Ok(memory)
     }
 
-    /// Grants the guest the next part of the reserve.
+    /// Grants the guest so much of the reserve in all.
     ///
     /// # Errors
     ///
-    /// When there is no such part, or the host or KVM refuses it; nothing is granted then.
-    pub fn add_memory(&self, size_mib: u64) -> Result<(), GrantError> {
+    /// When it is not so large, or the host or KVM refuses it; nothing is granted then.
+    pub fn grant_memory(&self, total_mib: u64) -> Result<(), GrantError> {
         let growth = self.growth.as_ref().ok_or(GrantError::NoReserve)?;
         // Nothing panics while the lock is held.
         let mut growth = growth.lock().unwrap_or_else(PoisonError::into_inner);
-        let part = growth.reserve.next(size_mib)?;
-        growth.reserve.allow(&part, true).map_err(|source| GrantError::Protect { size_mib, source })?;
+        let Some(part) = growth.reserve.missing(total_mib)? else { return Ok(()) };
+        growth.reserve.allow(&part, true).map_err(|source| GrantError::Protect { total_mib, source })?;
         let (guest_address, address) = growth.reserve.addresses(&part);
         let region = memory_region(growth.slot, guest_address, part.end - part.start, address);
         // SAFETY: as in `set_memory`: the reserve's region is one of those that `self.memory` holds.

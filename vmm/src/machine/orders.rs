@@ -102,10 +102,10 @@ impl Changeable {
                 port.set_carrier(on);
                 Ok(())
             }
-            Order::AddMemory { size_mib } => {
+            Order::GrantMemory { total_mib } => {
                 let [] = exactly(descriptors)?;
                 let vm = self.vm.as_ref().ok_or(GrantError::NoReserve)?;
-                Ok(vm.add_memory(size_mib)?)
+                Ok(vm.grant_memory(total_mib)?)
             }
         }
     }
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_does_not_grow_gets_no_memory() {
-        let orders = vec![(Order::AddMemory { size_mib: 128 }, 0), (Order::AddMemory { size_mib: 128 }, 1)];
+        let orders = vec![(Order::GrantMemory { total_mib: 128 }, 0), (Order::GrantMemory { total_mib: 128 }, 1)];
 
         let failures = answers(Changeable::default(), orders);
 
