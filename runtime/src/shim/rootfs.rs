@@ -25,6 +25,35 @@ const FOLDER: &str = "rootfs";
 /// Longest data of mount(2): a page, ended by a NUL byte.
 const MAX_DATA: usize = 4095;
 
+/// The options that are flags of mount(2), as fstab(5) knows them, and whether each sets its flag.
+const FLAGS: [(&str, bool, MsFlags); 25] = [
+    ("async", false, MsFlags::MS_SYNCHRONOUS),
+    ("atime", false, MsFlags::MS_NOATIME),
+    ("bind", true, MsFlags::MS_BIND),
+    ("dev", false, MsFlags::MS_NODEV),
+    ("diratime", false, MsFlags::MS_NODIRATIME),
+    ("dirsync", true, MsFlags::MS_DIRSYNC),
+    ("exec", false, MsFlags::MS_NOEXEC),
+    ("mand", true, MsFlags::MS_MANDLOCK),
+    ("noatime", true, MsFlags::MS_NOATIME),
+    ("nodev", true, MsFlags::MS_NODEV),
+    ("nodiratime", true, MsFlags::MS_NODIRATIME),
+    ("noexec", true, MsFlags::MS_NOEXEC),
+    ("nomand", false, MsFlags::MS_MANDLOCK),
+    ("norelatime", false, MsFlags::MS_RELATIME),
+    ("nostrictatime", false, MsFlags::MS_STRICTATIME),
+    ("nosuid", true, MsFlags::MS_NOSUID),
+    ("rbind", true, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
+    ("relatime", true, MsFlags::MS_RELATIME),
+    ("remount", true, MsFlags::MS_REMOUNT),
+    ("ro", true, MsFlags::MS_RDONLY),
+    ("rw", false, MsFlags::MS_RDONLY),
+    ("strictatime", true, MsFlags::MS_STRICTATIME),
+    ("suid", false, MsFlags::MS_NOSUID),
+    ("sync", true, MsFlags::MS_SYNCHRONOUS),
+    ("defaults", true, MsFlags::empty()),
+];
+
 /// What begins the option of an overlay that may grow long.
 const LOWER: &str = "lowerdir=";
 
@@ -41,6 +70,8 @@ pub(super) enum RootfsError {
     Loop(PathBuf, #[source] io::Error),
     #[error("cannot open {} for an overlay", .0.display())]
     Lower(PathBuf, #[source] io::Error),
+    #[error("{0:?} are no options of a bind mount, which the root file system is to be")]
+    OfBind(String),
     #[error("the options of a mount of the root file system are longer than {MAX_DATA} bytes")]
     TooLong,
     #[error("cannot make a thread that mounts the root file system")]
@@ -124,6 +155,10 @@ fn mount_one(folder: &Path, description: &Mount) -> Result<(), RootfsError> {
         return Err(RootfsError::TooLong);
     }
     let is_bind = flags.contains(MsFlags::MS_BIND) || kind == "bind";
+    if is_bind && !data.is_empty() {
+        // The kernel passes over them, whatever they were to do.
+        return Err(RootfsError::OfBind(data));
+    }
     let mounted = if is_bind {
         bind(source, &target, flags)
     } else {
@@ -185,20 +220,11 @@ impl Options {
         let mut is_file = false;
         let mut data = Vec::new();
         for option in options {
-            match option.as_str() {
-                "" | "defaults" | "rw" | "async" | "dev" | "exec" | "suid" => {}
-                "ro" => flags |= MsFlags::MS_RDONLY,
-                "bind" => flags |= MsFlags::MS_BIND,
-                "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
-                "nodev" => flags |= MsFlags::MS_NODEV,
-                "noexec" => flags |= MsFlags::MS_NOEXEC,
-                "nosuid" => flags |= MsFlags::MS_NOSUID,
-                "noatime" => flags |= MsFlags::MS_NOATIME,
-                "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
-                "relatime" => flags |= MsFlags::MS_RELATIME,
-                "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
-                "loop" => is_file = true,
-                option => data.push(option),
+            match FLAGS.iter().find(|(name, ..)| name == option) {
+                Some((_, sets, flag)) => flags.set(*flag, *sets),
+                None if option == "loop" => is_file = true,
+                None if option.is_empty() => {}
+                None => data.push(option.as_str()),
             }
         }
         Self { flags, data: data.join(","), is_file }
@@ -241,6 +267,23 @@ mod tests {
         assert_eq!(parsed.flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
         assert_eq!(parsed.data, "index=off,lowerdir=/a:/b");
         assert!(!parsed.is_file && parse(&["ro", "loop"]).is_file);
+        for known in ["atime", "diratime", "strictatime", "norelatime", "dirsync", "mand", "remount", "defaults", "rw"]
+        {
+            assert_eq!(parse(&[known]).data, "", "{known}");
+        }
+        assert_eq!(parse(&["dirsync", "strictatime"]).flags, MsFlags::MS_DIRSYNC | MsFlags::MS_STRICTATIME);
+        assert_eq!(parse(&["ro", "noatime", "rw", "atime"]).flags, MsFlags::empty());
+    }
+
+    #[test]
+    fn what_a_bind_mount_would_pass_over_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ["rbind", "uidmap=0:1000:65536"].map(str::to_owned).to_vec();
+        let mount = Mount { type_: "bind".into(), source: "/".into(), options, ..Mount::default() };
+
+        let refused = mount_one(dir.path(), &mount).unwrap_err();
+
+        assert!(matches!(&refused, RootfsError::OfBind(options) if options == "uidmap=0:1000:65536"), "{refused}");
     }
 
     #[test]
