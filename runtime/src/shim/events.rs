@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
-use ttrpc::context;
+use ttrpc::context::Context;
 
 use super::arguments::Arguments;
 use crate::logging;
@@ -26,8 +26,9 @@ use crate::text;
 /// Most events that wait for containerd to come back.
 const QUEUE: usize = 1024;
 
-/// How long containerd may take to acknowledge an event.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long containerd may take to be connected to. It may take any time to acknowledge an event: one that was sent again
+/// meanwhile would arrive twice.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait before containerd is tried again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -136,8 +137,8 @@ async fn forward(
         Some(client) => client,
         None => connection.insert(connect(address).await?),
     };
-    match client.forward(context::with_duration(FORWARD_TIMEOUT), request).await {
-        Err(ttrpc::Error::RpcStatus(status)) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
+    match client.forward(Context::default(), request).await {
+        Err(ttrpc::Error::RpcStatus(status)) => {
             let why = text::one_line(status.message());
             logging::warn(format_args!("containerd refused an event of {}: {why}", request.envelope.topic));
             Ok(())
@@ -148,7 +149,7 @@ async fn forward(
 
 async fn connect(address: &Path) -> Result<EventsClient, ttrpc::Error> {
     let failed = |error: std::io::Error| ttrpc::Error::Socket(error.to_string());
-    let connected = timeout(FORWARD_TIMEOUT, UnixStream::connect(address)).await;
+    let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(address)).await;
     let stream = connected.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     Ok(EventsClient::new(Client::new(Socket::new(stream))))
 }
@@ -161,17 +162,31 @@ mod tests {
     use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
     use containerd_shim_protos::shim_async::{Events, create_events};
     use protobuf::well_known_types::empty::Empty;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixListener;
     use ttrpc::asynchronous::transport::Listener;
     use ttrpc::asynchronous::{Server, TtrpcContext};
 
     use super::*;
 
-    struct Containerd(Mutex<Vec<Envelope>>);
+    /// Takes events; with each, how long whoever sent it waits for the answer.
+    #[derive(Default)]
+    struct Containerd(Mutex<Vec<(Envelope, i64)>>);
+
+    impl Containerd {
+        async fn serve(address: &Path) -> (Arc<Self>, Server) {
+            let containerd = Arc::new(Self::default());
+            let listener = Listener::from(UnixListener::bind(address).unwrap());
+            let mut server = Server::new().add_listener(listener).register_service(create_events(containerd.clone()));
+            server.start().await.unwrap();
+            (containerd, server)
+        }
+    }
 
     #[async_trait]
     impl Events for Containerd {
-        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
-            self.0.lock().unwrap().push(request.envelope.unwrap());
+        async fn forward(&self, context: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            self.0.lock().unwrap().push((request.envelope.unwrap(), context.timeout_nano));
             Ok(Empty::default())
         }
     }
@@ -187,13 +202,10 @@ mod tests {
         }
         tokio::time::sleep(FIRST_PAUSE).await;
 
-        let containerd = Arc::new(Containerd(Mutex::default()));
-        let listener = Listener::from(tokio::net::UnixListener::bind(&address).unwrap());
-        let mut server = Server::new().add_listener(listener).register_service(create_events(containerd.clone()));
-        server.start().await.unwrap();
+        let (containerd, _server) = Containerd::serve(&address).await;
         publisher.flush().await;
 
-        let received = containerd.0.lock().unwrap();
+        let (received, patience): (Vec<_>, Vec<_>) = containerd.0.lock().unwrap().iter().cloned().unzip();
         let topics: Vec<_> = received.iter().map(|envelope| envelope.topic.as_str()).collect();
         assert_eq!(topics, ["/tasks/oom", "/tasks/exit", "/tasks/exit", "/tasks/exit"]);
         assert_eq!(
@@ -202,5 +214,25 @@ mod tests {
         );
         let last = TaskExit::parse_from_bytes(&received[3].event.value).unwrap();
         assert_eq!(last.exit_status, 2);
+        // Were there a limit, one that takes longer would come twice.
+        assert_eq!(patience, [0; 4]);
+    }
+
+    #[tokio::test]
+    async fn what_containerd_did_not_acknowledge_before_it_was_gone_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("c.ttrpc");
+        let listener = UnixListener::bind(&address).unwrap();
+        let publisher = Publisher::new(address.clone(), "ns");
+        publisher.publish("/tasks/oom", &TaskOOM { container_id: "c1".into(), ..TaskOOM::default() });
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connection.read_u8().await.unwrap();
+
+        std::fs::remove_file(&address).unwrap();
+        let (back, _server) = Containerd::serve(&address).await;
+        drop((connection, listener));
+        publisher.flush().await;
+
+        assert_eq!(back.0.lock().unwrap().len(), 1);
     }
 }
