@@ -27,8 +27,8 @@ pub struct Exit {
     pub at: Duration,
     /// When its last output had been handed on, on CLOCK_MONOTONIC.
     pub drained_at: Duration,
-    /// Whether the kernel's OOM killer struck in the container's cgroup.
-    pub oom_killed: bool,
+    /// How often the kernel's OOM killer had struck in the container's cgroup by then.
+    pub oom_kills: u64,
 }
 
 /// A process of a container.
@@ -84,7 +84,7 @@ impl Process {
                 started_at: its_start.get().copied(),
                 at: status.at,
                 drained_at: now(),
-                oom_killed: cgroup.is_some_and(|cgroup| cgroup.oom_kills().is_some_and(|count| count > 0)),
+                oom_kills: cgroup.and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0),
             }));
         });
         Self { child, pumps, terminal: OnceLock::new(), waiting: Mutex::default(), started_at, exit, ended }

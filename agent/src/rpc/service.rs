@@ -189,7 +189,7 @@ impl Agent for AgentService {
         Ok(wire::WaitProcessResponse {
             exit_status: u32::from(exit.code),
             exited_at_ns: nanoseconds(exit.at),
-            oom_killed: exit.oom_killed,
+            oom_kills: exit.oom_kills,
             trace: to_wire(&points),
             ..Default::default()
         })

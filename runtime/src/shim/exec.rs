@@ -3,19 +3,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use containerd_shim_protos::api::{ExecProcessRequest, StateResponse};
+use containerd_shim_protos::api::{ExecProcessRequest, StateResponse, Status};
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskExit};
 use tokio::sync::watch;
 
 use super::events::Publisher;
 use super::logger::Source;
-use super::stdio::Stdio;
+use super::stdio::{Stdio, StdioError};
 use super::task::{Task, topics};
 use crate::supervisor::container::{CallError, Container, Ended};
 use crate::supervisor::execs;
 use crate::supervisor::streams::{self, Ends, GivenEnds, InputCloser, Outputs};
 use crate::supervisor::task_service::{add_exec, exec_state, timestamp};
 use crate::text;
+
+/// The status of a process that could not be started: containerd's own for one that it does not know.
+const NEVER_RAN: u8 = 255;
 
 /// The process.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(super) struct ExecProcess {
     /// Until the process is started.
     ends: Mutex<Option<GivenEnds>>,
     stdin: Mutex<Option<InputCloser>>,
-    /// Its end, once containerd has been told.
+    /// Its end, once containerd has been told, or that it could not be started.
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -43,9 +46,12 @@ impl ExecProcess {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let source = Source { namespace, id: container.id() };
-        let (ends, stdin) = stdio.open(source).await.map_err(|error| CallError::BadRequest(text::chain(&error)))?;
-        add_exec(container, request, ends.wanted())?;
+        let unusable = |error: StdioError| CallError::BadRequest(text::chain(&error));
+        // First of all the id is taken: for one that is there already, nothing is opened, and no program started.
+        add_exec(container, request, stdio.wanted().map_err(unusable)?)?;
+        let source = Source { namespace, id: &request.exec_id };
+        let opened = stdio.open(source).await;
+        let (ends, stdin) = opened.map_err(unusable).inspect_err(|_| container.execs.remove(&request.exec_id))?;
         Ok(Self {
             id: request.exec_id.clone(),
             stdio,
@@ -71,7 +77,14 @@ impl ExecProcess {
         let mut opened = None;
         let pid = loop {
             tokio::select! {
-                started = &mut starting => break started?,
+                started = &mut starting => match started {
+                    Ok(pid) => break pid,
+                    Err(error) => {
+                        self.close_stdin();
+                        self.ended.send_replace(Some(Ended::now(NEVER_RAN)));
+                        return Err(error);
+                    }
+                },
                 result = &mut opening, if opened.is_none() => opened = Some(result),
             }
         };
@@ -142,7 +155,7 @@ impl ExecProcess {
         let exec = match container.execs.get(&self.id) {
             Ok(exec) => exec,
             // Its start has failed.
-            Err(_) => return Ok(self.ended().unwrap_or_else(|| Ended::now(0))),
+            Err(_) => return Ok(self.ended().unwrap_or_else(|| Ended::now(NEVER_RAN))),
         };
         if exec.pid().is_some() && self.ended().is_none() {
             return Err(CallError::DeleteRunning(self.id.clone()));
@@ -154,7 +167,19 @@ impl ExecProcess {
 
     /// What containerd is told of it, with the streams by the names that it gave them.
     pub(super) fn state(&self, container: &Container) -> Result<StateResponse, CallError> {
-        let mut state = exec_state(container, &self.id)?;
+        let mut state = match (exec_state(container, &self.id), self.ended()) {
+            (Ok(state), _) => state,
+            // Its start has failed: until it is deleted, containerd knows of it.
+            (Err(_), Some(ended)) => StateResponse {
+                id: container.id().to_owned(),
+                exec_id: self.id.clone(),
+                status: Status::STOPPED.into(),
+                exit_status: ended.status.into(),
+                exited_at: timestamp(&ended),
+                ..StateResponse::default()
+            },
+            (Err(error), None) => return Err(error),
+        };
         self.stdio.name(&mut state);
         Ok(state)
     }

@@ -34,6 +34,7 @@ use super::task::{Task, topics};
 use crate::apart::apart;
 use crate::spec;
 use crate::supervisor::container::{CallError, Container};
+use crate::supervisor::execs;
 use crate::supervisor::pod::{Member, Pod};
 use crate::supervisor::state::Status;
 use crate::supervisor::streams::{GivenEnds, InputCloser};
@@ -473,8 +474,7 @@ impl TaskApi for ShimService {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         self.call(&request.id, |task, _| async move {
             let size = Size { rows: request.height, columns: request.width };
-            task.container.agent.resize(&request.exec_id, size).await?;
-            Ok(Empty::default())
+            execs::resize(&task.container, &request.exec_id, size).await.map(|()| Empty::default())
         })
         .await
     }

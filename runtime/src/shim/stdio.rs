@@ -48,6 +48,14 @@ impl Stdio {
         state.terminal = self.terminal;
     }
 
+    /// Which of stdin, stdout and stderr there are to be.
+    pub(super) fn wanted(&self) -> Result<[bool; 3], StdioError> {
+        let by_program = matches!(Target::parse(&self.stdout)?, Target::Program(_));
+        // One program takes both; a terminal has one output.
+        let stderr = !self.terminal && (by_program || !self.stderr.is_empty());
+        Ok([!self.stdin.is_empty(), !self.stdout.is_empty(), stderr])
+    }
+
     /// Opens what was named, while others go on. With a stdin, there is something to end it by.
     pub(super) async fn open(&self, source: Source<'_>) -> Result<(GivenEnds, Option<InputCloser>), StdioError> {
         if *self == (Self { terminal: self.terminal, ..Self::default() }) {
@@ -186,6 +194,21 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "early");
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_is_what_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = format!("file://{}", dir.path().join("log").display());
+        let names = [String::new(), file, "binary:///bin/true".to_owned()];
+        let cases = names.iter().flat_map(|stdout| names[..2].iter().map(move |stderr| (stdout, stderr)));
+        for (stdout, stderr) in cases {
+            for terminal in [false, true] {
+                let (stdout, stderr) = (stdout.clone(), stderr.clone());
+                let stdio = Stdio { stdin: "/dev/null".to_owned(), stdout, stderr, terminal };
+                assert_eq!(stdio.wanted().unwrap(), stdio.open(SOURCE).await.unwrap().0.wanted(), "{stdio:?}");
+            }
+        }
     }
 
     #[tokio::test]

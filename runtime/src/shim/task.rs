@@ -41,6 +41,8 @@ pub(super) struct Task {
     stdin: Mutex<Option<InputCloser>>,
     rootfs: Mutex<Option<Rootfs>>,
     execs: Mutex<HashMap<String, Arc<ExecProcess>>>,
+    /// Of how many times that memory ran out containerd has been told; of no more from the end on.
+    oom_told: Mutex<Option<u64>>,
     /// Held by a start until containerd has been told, and by the end.
     starting: tokio::sync::Mutex<()>,
     /// Its end, once containerd has been told.
@@ -69,6 +71,7 @@ impl Task {
             stdin: Mutex::new(stdin),
             rootfs: Mutex::new(Some(rootfs)),
             execs: Mutex::default(),
+            oom_told: Mutex::new(Some(0)),
             starting: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(None),
             gone,
@@ -84,6 +87,9 @@ impl Task {
             };
             let _not_starting = this.starting.lock().await;
             this.close_stdin();
+            // Memory may have run out while the other task paused; and who hears of the end is to know of it.
+            this.tell_oom(&publisher, this.container.oom_kills());
+            lock(&this.oom_told).take();
             let event = TaskExit {
                 container_id: this.container.id().to_owned(),
                 id: this.container.id().to_owned(),
@@ -99,10 +105,7 @@ impl Task {
         tokio::spawn(async move {
             let mut seen = 0;
             while let Ok(kills) = this.container.agent.wait_oom(seen).await {
-                if kills.count > seen {
-                    let container_id = this.container.id().to_owned();
-                    publisher.publish(topics::OOM, &TaskOOM { container_id, ..TaskOOM::default() });
-                }
+                this.tell_oom(&publisher, kills.count);
                 // The guest's word: a count that does not grow would be asked for again and again.
                 if kills.ended || kills.count <= seen {
                     return;
@@ -111,6 +114,17 @@ impl Task {
                 sleep(OOM_PAUSE).await;
             }
         });
+    }
+
+    /// Tells containerd that memory ran out, unless it has been told of so many times.
+    fn tell_oom(&self, events: &Publisher, kills: u64) {
+        // Held until it is published, so that the end comes after it.
+        let mut told = lock(&self.oom_told);
+        if told.is_some_and(|told| kills > told) {
+            *told = Some(kills);
+            let container_id = self.container.id().to_owned();
+            events.publish(topics::OOM, &TaskOOM { container_id, ..TaskOOM::default() });
+        }
     }
 
     /// Lets init execute its program; its pid.
@@ -147,10 +161,14 @@ impl Task {
                 sent => sent,
             };
         }
-        let exec = self.container.execs.get(exec_id)?;
+        self.exec(exec_id)?;
+        let not_started = || CallError::NotStarted(exec_id.to_owned());
+        // One whose start has failed is not the container's any more.
+        let exec = self.container.execs.get(exec_id).map_err(|_| not_started())?;
         if exec.ended().is_some() {
             return Err(CallError::Finished);
         }
+        exec.pid().ok_or_else(not_started)?;
         match self.container.agent.signal(exec_id, signal, all).await {
             Err(_) if exec.ended().is_some() => Err(CallError::Finished),
             sent => Ok(sent?),

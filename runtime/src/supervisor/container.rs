@@ -52,6 +52,8 @@ pub(crate) enum CallError {
     NoSuchProcess(String),
     #[error("process exists already: {0}")]
     ProcessExists(String),
+    #[error("process not created: {0}")]
+    NotStarted(String),
     #[error("container exists already: {0}")]
     ContainerExists(String),
     #[error("process already finished")]
@@ -125,6 +127,8 @@ struct Life {
     begin_ns: u64,
     /// When init has ended, as the guest says, on the same clock.
     ended_ns: Option<u64>,
+    /// How often memory had run out by then, as the guest says.
+    oom_kills: u64,
 }
 
 /// The container.
@@ -179,7 +183,14 @@ impl Container {
         dir: OwnedFd,
     ) -> Self {
         let id = record.id.clone();
-        let life = Mutex::new(Life { record, start_taken: false, started: false, begin_ns: now_ns(), ended_ns: None });
+        let life = Mutex::new(Life {
+            record,
+            start_taken: false,
+            started: false,
+            begin_ns: now_ns(),
+            ended_ns: None,
+            oom_kills: 0,
+        });
         Self {
             agent,
             execs: Execs::default(),
@@ -318,6 +329,11 @@ impl Container {
     /// How it ended, once it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended.borrow().clone()
+    }
+
+    /// How often the guest's kernel had ended a process for want of memory when init ended; 0 before, and of one that was lost.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.life().oom_kills
     }
 
     /// Waits for its end.

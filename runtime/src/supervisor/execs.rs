@@ -14,6 +14,7 @@ use super::agent::{Agent, AgentError};
 use super::container::{CallError, Container, Ended, SIGKILL};
 use super::state::Status;
 use super::streams::{FIRST_FREE, StreamIds};
+use super::terminal::Size;
 use crate::trace::now_ns;
 
 /// How long a guest may take to make a process in a container that is not frozen, and how often it is looked whether it is.
@@ -73,6 +74,30 @@ impl Exec {
     pub(crate) async fn wait(&self) -> Option<Ended> {
         let mut ended = self.ended.subscribe();
         ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its start is under way.
+    fn is_starting(&self) -> bool {
+        self.process().is_none() && self.pid().is_none() && self.ended().is_none()
+    }
+
+    /// Has it begin with a terminal of that size, if it is not started yet; whether it will. A start that is under way is
+    /// waited for.
+    async fn begins_with(&self, size: Size) -> bool {
+        if let Some(process) = self.process().as_mut() {
+            (process.terminal_rows, process.terminal_columns) = (size.rows, size.columns);
+            return true;
+        }
+        let (mut pid, mut ended) = (self.pid.subscribe(), self.ended.subscribe());
+        tokio::select! {
+            _ = pid.wait_for(Option::is_some) => {}
+            _ = ended.wait_for(Option::is_some) => {}
+        }
+        false
     }
 
     /// Somebody pumps its streams, from before it starts, and is to be given time at the end.
@@ -194,7 +219,7 @@ impl Execs {
 /// Starts a process that was added; its pid in the guest.
 pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u32, CallError> {
     let exec = container.execs.get(exec_id)?;
-    let process = exec.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let process = exec.process().take();
     let Some(process) = process else {
         return Err(CallError::ProcessExists(exec_id.to_owned()));
     };
@@ -265,10 +290,22 @@ pub(crate) async fn wait(container: &Container, exec_id: &str) -> Result<Ended, 
     ended.ok_or_else(|| CallError::NoSuchProcess(exec_id.to_owned()))
 }
 
+/// Sets the size of a terminal: of init's, whose id is empty, or of a further process', which may not have been started yet.
+pub(crate) async fn resize(container: &Container, exec_id: &str, size: Size) -> Result<(), CallError> {
+    if size.rows.max(size.columns) > u16::MAX.into() {
+        return Err(CallError::BadRequest(format!("a terminal of {} rows and {} columns", size.rows, size.columns)));
+    }
+    if !exec_id.is_empty() && container.execs.get(exec_id)?.begins_with(size).await {
+        return Ok(());
+    }
+    Ok(container.agent.resize(exec_id, size).await?)
+}
+
 /// Forgets a process that has ended, or was never started.
 pub(crate) async fn delete(container: &Container, exec_id: &str) -> Result<Ended, CallError> {
     let exec = container.execs.get(exec_id)?;
     let ended = match (exec.pid(), exec.ended()) {
+        (None, _) if exec.is_starting() => return Err(CallError::DeleteRunning(exec_id.to_owned())),
         (None, _) => Ended::now(0),
         (Some(_), Some(ended)) => {
             // The container may have ended meanwhile, and everything of it with it.
@@ -354,6 +391,24 @@ mod tests {
         assert!(matches!(execs.add("", Process::default(), [false; 3]), Err(CallError::ProcessExists(_))));
         execs.remove("e");
         assert!(matches!(execs.get("e"), Err(CallError::NoSuchProcess(_))));
+    }
+
+    #[tokio::test]
+    async fn a_size_is_kept_for_the_start() {
+        let execs = Execs::default();
+        execs.add("e", Process { terminal: true, ..Process::default() }, [true; 3]).unwrap();
+        let exec = execs.get("e").unwrap();
+
+        assert!(exec.begins_with(Size { rows: 33, columns: 77 }).await);
+
+        let process = exec.process().take().unwrap();
+        assert_eq!((process.terminal_rows, process.terminal_columns), (33, 77));
+        // From here on it is the guest's to be told.
+        assert!(exec.is_starting());
+        let (kept, ()) = tokio::join!(exec.begins_with(Size { rows: 1, columns: 2 }), async {
+            exec.pid.send_replace(Some(7));
+        });
+        assert!(!kept && !exec.is_starting());
     }
 
     #[tokio::test]

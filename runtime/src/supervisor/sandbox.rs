@@ -269,7 +269,7 @@ impl Sandbox {
         trace.add_guest(&exit.trace);
         trace.add(Track::Guest, "exit", exited_ns, exited_ns);
         trace.since("drain", begin_ns);
-        if exit.oom_killed {
+        if exit.oom_kills > 0 {
             logging::warn(format_args!("the guest's kernel killed a process of the container: out of memory"));
         }
         // The guest's word is only believed as far as an exit status goes.

@@ -161,6 +161,7 @@ pub(crate) fn status(error: CallError) -> ttrpc::Error {
         | CallError::NotPaused
         | CallError::ExecStopped
         | CallError::ExecWhileCreating
+        | CallError::NotStarted(_)
         | CallError::DeleteRunning(_) => Code::FAILED_PRECONDITION,
         CallError::BadRequest(_) | CallError::BelowUse { .. } | CallError::Memory(GrowError::TooMuch { .. }) => {
             Code::INVALID_ARGUMENT
@@ -218,6 +219,8 @@ pub(crate) fn exec_state(container: &Container, exec_id: &str) -> Result<StateRe
     let ended = exec.ended();
     let status = match (exec.pid(), &ended) {
         (_, Some(_)) => TaskStatus::STOPPED,
+        // It is frozen with its container.
+        (Some(_), None) if container.status() == Status::Paused => TaskStatus::PAUSED,
         (Some(_), None) => TaskStatus::RUNNING,
         (None, None) => TaskStatus::CREATED,
     };
@@ -349,8 +352,7 @@ impl Task for TaskService {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         self.call(&request.id, move |container| async move {
             let size = Size { rows: request.height, columns: request.width };
-            container.agent.resize(&request.exec_id, size).await?;
-            Ok(Empty::default())
+            execs::resize(&container, &request.exec_id, size).await.map(|()| Empty::default())
         })
         .await
     }

@@ -54,7 +54,10 @@ impl Container {
             never = self.agent.at_end("", || self.has_ended(streams)) => match never {},
         };
         self.has_ended(streams);
-        self.life().ended_ns = Some(self.agent.on_host_clock(exit.exited_at_ns));
+        let mut life = self.life();
+        life.ended_ns = Some(self.agent.on_host_clock(exit.exited_at_ns));
+        life.oom_kills = exit.oom_kills;
+        drop(life);
         Ok(exit)
     }
 

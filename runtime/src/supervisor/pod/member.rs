@@ -277,7 +277,7 @@ async fn live(container: Arc<Container>, held: Held) {
     let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _alive } = held;
     let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
-            if exit.oom_killed {
+            if exit.oom_kills > 0 {
                 logging::warn(format_args!("{}: the guest's kernel killed a process: out of memory", container.id()));
             }
             let drained = async {
