@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::{Case, case};
 use crate::engines::Containerd;
 use crate::env::{Env, Kind};
-use crate::failure::{Result, ensure, ensure_eq, skip};
+use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 use crate::processes;
 use crate::pty::Terminal;
 
@@ -208,8 +208,10 @@ fn refused(env: &Env) -> Result {
 
 fn restarted(env: &Env) -> Result {
     let mut containerd = Containerd::new(env, "native")?;
-    let (lasting, ending) = (env.id(), env.id());
+    let (lasting, ending, paused) = (env.id(), env.id(), env.id());
     containerd.run_detached(&lasting, &["sleep", "1000"])?;
+    containerd.run_detached(&paused, &["sleep", "1000"])?;
+    containerd.succeed(["task", "pause", &paused])?;
     containerd.run_detached(&ending, &["sh", "-c", "sleep 3; exit 6"])?;
 
     containerd.stop()?;
@@ -221,13 +223,28 @@ fn restarted(env: &Env) -> Result {
     }
     containerd.wait_for(&ending, "STOPPED")?;
     containerd.wait_for(&lasting, "RUNNING")?;
-    containerd.exec(&[], &lasting, "echo there").output()?.expect_stdout("there\n")?;
+    containerd.wait_for(&paused, "PAUSED")?;
+    containerd.succeed(["task", "resume", &paused])?;
+    for id in [&lasting, &paused] {
+        containerd.exec(&[], id, "echo there").output()?.expect_stdout("there\n")?;
+    }
     containerd.call(["task", "delete", &ending]).output()?.expect_code(0)?;
     containerd.succeed(["container", "delete", &ending])?;
-    containerd.succeed(["task", "kill", "--signal", "KILL", &lasting])?;
-    containerd.wait_for(&lasting, "STOPPED")?;
-    containerd.delete(&lasting)?;
+    for id in [&lasting, &paused] {
+        containerd.succeed(["task", "kill", "--signal", "KILL", id])?;
+        containerd.wait_for(id, "STOPPED")?;
+        containerd.delete(id)?;
+    }
     containerd.end()
+}
+
+/// The VMM's process below a shim.
+fn vmm_of(shim: i32) -> Result<i32> {
+    let below = processes::descendants(shim);
+    match below.iter().find(|process| process.name.starts_with("bulkhead-vmm")) {
+        Some(vmm) => Ok(vmm.pid),
+        None => fail!("no VMM below the shim: {below:?}"),
+    }
 }
 
 fn killed_shim(env: &Env) -> Result {
@@ -236,14 +253,21 @@ fn killed_shim(env: &Env) -> Result {
     let id = env.id();
     containerd.run_detached(&id, &["sleep", "1000"])?;
     let shim = containerd.wait_for(&id, "RUNNING")?;
-    let vmm = processes::descendants(shim).first().map_or(0, |process| process.pid);
+    let vmm = vmm_of(shim)?;
+    let mut events = containerd.events()?;
 
     kill(Pid::from_raw(shim), Signal::SIGKILL)?;
 
     let end = Instant::now() + Duration::from_secs(30);
-    while processes::Process::of(vmm).is_some_and(|process| process.state != 'Z') && Instant::now() < end {
+    while processes::Process::of(vmm).is_some_and(|process| process.state != 'Z') {
+        ensure!(Instant::now() < end, "the VMM lives on without its shim");
         std::thread::sleep(Duration::from_millis(50));
     }
+    events.wait_for("/tasks/delete")?;
+    events.signal(Signal::SIGTERM)?;
+    let told = events.finish()?.stdout();
+    let exit = told.lines().find(|line| line.contains("/tasks/exit")).unwrap_or_default();
+    ensure!(exit.contains(&id) && exit.contains("\"exit_status\":137"), "what is told of its end: {told}");
     let task = containerd.task(&id)?;
     ensure!(task.as_ref().is_none_or(|(state, _)| state == "STOPPED"), "the task of a killed shim: {task:?}");
     if task.is_some() {
@@ -259,9 +283,8 @@ fn killed_vmm(env: &Env) -> Result {
     let id = env.id();
     containerd.run_detached(&id, &["sleep", "1000"])?;
     let shim = containerd.wait_for(&id, "RUNNING")?;
-    let vmm = processes::descendants(shim).first().map_or(0, |process| process.pid);
 
-    kill(Pid::from_raw(vmm), Signal::SIGKILL)?;
+    kill(Pid::from_raw(vmm_of(shim)?), Signal::SIGKILL)?;
 
     containerd.wait_for(&id, "STOPPED")?;
     let deleted = containerd.call(["task", "delete", &id]).output()?;

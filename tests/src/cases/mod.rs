@@ -41,6 +41,8 @@ mod network_offloads;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
+mod pod_events;
+mod pod_volumes;
 mod podman;
 mod podman_networks;
 mod pods;
@@ -58,6 +60,7 @@ mod signals;
 mod stdio;
 mod streams;
 mod task;
+mod task_calls;
 mod terminal;
 mod tree;
 mod user_namespace;
@@ -156,6 +159,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_user_ends::CASES,
         podman::CASES,
         podman_networks::CASES,
+        pod_events::CASES,
+        pod_volumes::CASES,
         pods::CASES,
         port_forward::CASES,
         preserved::CASES,
@@ -171,6 +176,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         stdio::CASES,
         streams::CASES,
         task::CASES,
+        task_calls::CASES,
         terminal::CASES,
         tree::CASES,
         user_namespace::CASES,

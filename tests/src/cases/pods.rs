@@ -45,7 +45,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// What a container does that waits to be ended.
-const WAIT: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
+pub(super) const WAIT: &str = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
 
 /// The processes of that name below this one.
 fn running(name: &str) -> Vec<i32> {
@@ -137,6 +137,7 @@ fn volumes(env: &Env) -> Result {
     ];
     let id = pod.start(config)?;
 
+    ensure_eq!(pod.output(&id, "set -- $(df -k /dev/shm | tail -n 1); echo $2")?, "65536\n", "KiB of shared memory");
     ensure_eq!(pod.output(&id, "cat /map/key /sub-path-key")?, "..one..one", "the config map");
     fill("..two")?;
     fs::remove_dir_all(map.join("..one"))?;

@@ -37,7 +37,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_create_that_is_given_up),
 ];
 
-const KILL: u32 = 9;
+pub(super) const KILL: u32 = 9;
 const USR1: u32 = 10;
 const TERM: u32 = 15;
 
@@ -48,26 +48,26 @@ const WRITER: &str = "trap 'exit 4' TERM; yes & wait";
 pub(super) const MUCH: usize = 2_000_000;
 
 /// How long a call may take.
-fn limit() -> Context {
+pub(super) fn limit() -> Context {
     with_duration(Duration::from_secs(120))
 }
 
 /// A shim that is called.
-struct Tasks<'a> {
+pub(super) struct Tasks<'a> {
     env: &'a Env,
-    shim: Shim<'a>,
-    calls: TaskClient,
+    pub(super) shim: Shim<'a>,
+    pub(super) calls: TaskClient,
 }
 
 impl<'a> Tasks<'a> {
-    fn new(env: &'a Env) -> Result<Self> {
+    pub(super) fn new(env: &'a Env) -> Result<Self> {
         let shim = Shim::new(env)?;
         let calls = shim.tasks()?;
         Ok(Self { env, shim, calls })
     }
 
     /// The same with a pod's sandbox that runs.
-    fn with_pod(env: &'a Env) -> Result<Self> {
+    pub(super) fn with_pod(env: &'a Env) -> Result<Self> {
         let tasks = Self::new(env)?;
         let mut bundle = Bundle::busybox(env)?;
         bundle.annotation("io.kubernetes.cri.container-type", "sandbox");
@@ -77,7 +77,7 @@ impl<'a> Tasks<'a> {
     }
 
     /// A bundle of a container of the pod that runs a script.
-    fn member(&self, script: &str) -> Result<Bundle> {
+    pub(super) fn member(&self, script: &str) -> Result<Bundle> {
         let mut bundle = Bundle::busybox(self.env)?;
         let cri =
             json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": self.shim.id });
@@ -87,20 +87,20 @@ impl<'a> Tasks<'a> {
     }
 
     /// Runs a container of the pod.
-    fn run_member(&self, script: &str, stdout: &str) -> Result<String> {
+    pub(super) fn run_member(&self, script: &str, stdout: &str) -> Result<String> {
         let id = self.env.id();
         self.create(&id, &self.member(script)?, stdout)?;
         self.start(&id, "")?;
         Ok(id)
     }
 
-    fn create(&self, id: &str, bundle: &Bundle, stdout: &str) -> Result {
+    pub(super) fn create(&self, id: &str, bundle: &Bundle, stdout: &str) -> Result {
         bundle.write()?;
         self.calls.create(limit(), &creation(id, bundle, stdout))?;
         Ok(())
     }
 
-    fn start(&self, id: &str, exec_id: &str) -> Result {
+    pub(super) fn start(&self, id: &str, exec_id: &str) -> Result {
         let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
         self.calls.start(limit(), &StartRequest { id, exec_id, ..StartRequest::default() })?;
         Ok(())
@@ -130,12 +130,12 @@ impl<'a> Tasks<'a> {
         Ok(())
     }
 
-    fn wait(&self, id: &str, exec_id: &str) -> Result<WaitResponse> {
+    pub(super) fn wait(&self, id: &str, exec_id: &str) -> Result<WaitResponse> {
         let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
         Ok(self.calls.wait(limit(), &WaitRequest { id, exec_id, ..WaitRequest::default() })?)
     }
 
-    fn status(&self, id: &str) -> Result<Status> {
+    pub(super) fn status(&self, id: &str) -> Result<Status> {
         let request = StateRequest { id: id.to_owned(), ..StateRequest::default() };
         Ok(self.calls.state(limit(), &request)?.status.enum_value_or_default())
     }
@@ -148,12 +148,12 @@ impl<'a> Tasks<'a> {
         Ok(listed.processes.iter().filter(|process| process.pid != shim).count())
     }
 
-    fn delete(&self, id: &str) -> Result<DeleteResponse> {
+    pub(super) fn delete(&self, id: &str) -> Result<DeleteResponse> {
         Ok(self.calls.delete(limit(), &DeleteRequest { id: id.to_owned(), ..DeleteRequest::default() })?)
     }
 
     /// Ends a container and the shim, after which nothing is left.
-    fn shut_down(self, last: &str) -> Result {
+    pub(super) fn shut_down(self, last: &str) -> Result {
         if self.status(last)? != Status::STOPPED {
             self.kill(last, "", KILL, false)?;
         }
@@ -168,7 +168,7 @@ impl<'a> Tasks<'a> {
     }
 }
 
-fn creation(id: &str, bundle: &Bundle, stdout: &str) -> CreateTaskRequest {
+pub(super) fn creation(id: &str, bundle: &Bundle, stdout: &str) -> CreateTaskRequest {
     CreateTaskRequest {
         id: id.to_owned(),
         bundle: bundle.folder.display().to_string(),
@@ -321,7 +321,7 @@ fn output_is_given_up(env: &Env) -> Result {
 }
 
 /// Waits until a file has a line.
-fn wait_for_line(file: &Path, line: &str) -> Result {
+pub(super) fn wait_for_line(file: &Path, line: &str) -> Result {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let text = fs::read_to_string(file).unwrap_or_default();
