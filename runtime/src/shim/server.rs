@@ -22,6 +22,7 @@ use super::{root, rootfs, sandbox};
 use crate::logging::{self, LogFormat};
 use crate::supervisor;
 use crate::supervisor::daemon::Reporter;
+use crate::supervisor::oom_score;
 use crate::supervisor::streams::Ends;
 use crate::supervisor::task_service::{Calls, TaskServer};
 use crate::text;
@@ -78,6 +79,7 @@ fn set_up(arguments: &Arguments) -> Result<(), ServerError> {
         replaced.map_err(|error| ServerError::Streams(error.into()))?;
     }
     logging::init_with(open_log(&arguments.bundle), LogFormat::Text, arguments.debug);
+    oom_score::raise_own();
     rootfs::separate().map_err(ServerError::Namespace)?;
     start::write(&arguments.bundle, PID, &start::pid_record(process::id()))?;
     Ok(())

@@ -307,6 +307,21 @@ impl Shared {
         sandbox.ok_or_else(|| CallError::NoSuchContainer(id.to_owned()))
     }
 
+    /// The sandbox, whoever has made it, or the one container, that the machine is for.
+    pub(super) fn holder_of_machine(&self, id: &str) -> Result<Arc<Container>, CallError> {
+        if let Ok(sandbox) = self.sandbox(id) {
+            return Ok(sandbox.container());
+        }
+        let task = self.task(id)?;
+        let is_member = self.containers().pod.as_ref().is_some_and(|pod| pod.sandbox.id() != id);
+        if is_member {
+            return Err(CallError::NotSupported(
+                "what a container of a pod uses of the host: the machine is the pod's",
+            ));
+        }
+        Ok(Arc::clone(&task.container))
+    }
+
     /// Ends the server.
     pub(super) fn end(&self) {
         self.end.send_replace(true);

@@ -14,7 +14,7 @@ use crate::cgroup::{CgroupSpec, Limits, Place};
 
 /// What a sandbox needs of the host beside its guest's memory: the VMM, the supervisor, their page tables, buffers of the
 /// files that they serve, and passt's 32 MiB where that is the container's network.
-const HOST_OVERHEAD_MIB: u64 = 64;
+pub(super) const HOST_OVERHEAD_MIB: u64 = 64;
 
 /// From here on, page tables count: those of the VMM and those of its guest are a 512th each of what they map, in small pages.
 const LARGE_MIB: u64 = 4096;

@@ -11,7 +11,7 @@ use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::propagation_flags;
 use super::network_namespace;
-use super::pod::PodNamespaces;
+use super::pod::Role;
 use crate::network::NetworkNamespace;
 
 /// Sysctls of the IPC namespace, besides those under `fs.mqueue.`.
@@ -39,9 +39,10 @@ pub(crate) struct Namespaces {
 impl Namespaces {
     /// Checks the list. A container in a virtual machine always has a mount and a pid namespace.
     ///
-    /// A path that names a namespace of the `pod` that the container is in means that it has none of its own: the pod's are
-    /// the guest's.
-    pub(crate) fn translate(namespaces: &[LinuxNamespace], pod: Option<&PodNamespaces>) -> Result<Self, FieldError> {
+    /// A path that names a namespace of the pod that the container is in means that it has none of its own: the pod's are
+    /// the guest's. So a sandbox' are, whose engine may have made some on the host for it.
+    pub(crate) fn translate(namespaces: &[LinuxNamespace], role: Role<'_>) -> Result<Self, FieldError> {
+        let pod = role.pod();
         let mut kinds = Vec::with_capacity(namespaces.len() + 2);
         let (mut network, mut common_pids) = (None, false);
         for (index, namespace) in namespaces.iter().enumerate() {
@@ -51,12 +52,17 @@ impl Namespaces {
                     common_pids |= namespace.typ() == LinuxNamespaceType::Pid;
                     continue;
                 }
-                if pod.is_some() || namespace.typ() != LinuxNamespaceType::Network {
-                    let what =
-                        format!("{} is a namespace of the host's kernel; the container has its own", path.display());
-                    return Err(FieldError::unsupported(field("path"), what));
+                match (namespace.typ(), role) {
+                    (LinuxNamespaceType::Network, Role::Alone | Role::Sandbox) => {
+                        network = Some(network_namespace::open(&field("path"), path)?);
+                    }
+                    (LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts, Role::Sandbox) => {}
+                    _ => {
+                        let path = path.display();
+                        let what = format!("{path} is a namespace of the host's kernel; the container has its own");
+                        return Err(FieldError::unsupported(field("path"), what));
+                    }
                 }
-                network = Some(network_namespace::open(&field("path"), path)?);
             }
             let kind = match namespace.typ() {
                 LinuxNamespaceType::Mount => NamespaceKind::MOUNT,
@@ -302,11 +308,12 @@ pub(crate) fn rootfs_propagation(name: &str) -> Result<u64, FieldError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::PodNamespaces;
     use serde_json::{Value, json};
 
     fn namespaces(value: Value) -> Result<Namespaces, String> {
         let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
-        Namespaces::translate(&list, None).map_err(|error| error.to_string())
+        Namespaces::translate(&list, Role::Alone).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -333,13 +340,34 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_namespaces_are_shared_and_no_others() {
-        let pod = PodNamespaces { pid: 7, network: None };
+    fn a_sandbox_has_the_ones_that_its_engine_has_made_for_it() {
         let translate = |value: Value| {
             let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
-            Namespaces::translate(&list, Some(&pod)).map_err(|error| error.to_string())
+            Namespaces::translate(&list, Role::Sandbox).map_err(|error| error.to_string())
+        };
+        let pinned = |kind: &str| json!([{"type": "network"}, {"type": kind, "path": format!("/run/{kind}ns/1")}]);
+
+        for (name, kind) in [("ipc", NamespaceKind::IPC), ("uts", NamespaceKind::UTS)] {
+            assert!(translate(pinned(name)).unwrap().kinds.contains(&kind));
+        }
+        for name in ["pid", "user", "mount"] {
+            let refused = translate(pinned(name)).unwrap_err();
+            assert!(refused.starts_with("linux.namespaces[1].path: not supported"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_pods_namespaces_are_shared_and_no_others() {
+        let named = vec![(LinuxNamespaceType::Ipc, "/run/ipcns/1".into())];
+        let pod = PodNamespaces { pid: 7, named };
+        let role = Role::Member { namespaces: &pod, mounts: &[], prefix: "" };
+        let translate = |value: Value| {
+            let list: Vec<LinuxNamespace> = serde_json::from_value(value).unwrap();
+            Namespaces::translate(&list, role).map_err(|error| error.to_string())
         };
 
+        let pinned = translate(json!([{"type": "ipc", "path": "/run/ipcns/1"}, {"type": "pid"}])).unwrap();
+        assert_eq!(pinned.kinds, [NamespaceKind::PID, NamespaceKind::MOUNT]);
         let joined = translate(json!([
             {"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts"}, {"type": "network", "path": "/proc/7/ns/net"}
         ]))

@@ -80,6 +80,8 @@ pub(crate) struct Machine {
     pub(crate) kernel_args: Vec<String>,
     /// The CPUs of the host that the sandbox may use; empty for all.
     pub(crate) host_cpus: Vec<usize>,
+    /// How readily the host's kernel is to end it when the host's memory runs out.
+    pub(crate) oom_score_adj: Option<i32>,
     /// How network devices are served.
     pub(crate) net: NetSettings,
     /// A network that belongs to no namespace.
@@ -87,10 +89,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Sizes a machine.
+    /// Sizes a machine; with a limit of memory, it has at least `told_overhead_mib` besides.
     pub(crate) fn translate(
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
+        told_overhead_mib: u64,
         host: Host,
     ) -> Result<Self, FieldError> {
         let known = [&ANNOTATIONS[..], &net_device::ANNOTATIONS, &user_network::ANNOTATIONS].concat();
@@ -118,22 +121,24 @@ impl Machine {
             }
             Some(size) => (size, size),
             None => {
-                let with_limit = |limit: u64| (limit + overhead_mib(limit)).min(host_memory_mib);
+                let with_limit =
+                    |limit: u64| limit.saturating_add(overhead_mib(limit).max(told_overhead_mib)).min(host_memory_mib);
                 let size = memory_limit_mib(resources).map_or(DEFAULT_MEMORY_MIB, with_limit);
                 (size, size.max(host_memory_mib))
             }
         };
         let (kernel_args, net) = (kernel_args(annotations)?, NetSettings::translate(annotations)?);
         let user_network = UserNetwork::translate(annotations, &net)?;
-        Ok(Self { vcpus, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net, user_network })
+        let oom_score_adj = None;
+        Ok(Self { vcpus, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, oom_score_adj, net, user_network })
     }
 
     /// One with a vCPU and that much memory, for good.
     #[cfg(test)]
     pub(crate) fn for_test(mem_size_mib: u64) -> Self {
         let (kernel_args, host_cpus, net) = (Vec::new(), Vec::new(), NetSettings::default());
-        let (max_mem_size_mib, user_network) = (mem_size_mib, None);
-        Self { vcpus: 1, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, net, user_network }
+        let (max_mem_size_mib, oom_score_adj, user_network) = (mem_size_mib, None, None);
+        Self { vcpus: 1, mem_size_mib, max_mem_size_mib, kernel_args, host_cpus, oom_score_adj, net, user_network }
     }
 }
 
@@ -217,12 +222,12 @@ mod tests {
     fn sized(annotations: Value, resources: Value) -> Result<Machine, String> {
         let annotations = serde_json::from_value(annotations).unwrap();
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        Machine::translate(&annotations, Some(&resources), HOST).map_err(|error| error.to_string())
+        Machine::translate(&annotations, Some(&resources), 0, HOST).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_silent_configuration_gets_the_defaults() {
-        let machine = Machine::translate(&HashMap::new(), None, HOST).unwrap();
+        let machine = Machine::translate(&HashMap::new(), None, 200, HOST).unwrap();
 
         assert_eq!((machine.vcpus, machine.mem_size_mib), (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB));
         assert_eq!(machine.max_mem_size_mib, HOST_MEMORY_MIB);
@@ -249,6 +254,14 @@ mod tests {
             assert_eq!((machine.vcpus, machine.mem_size_mib), (vcpus, mem_size_mib), "{resources}");
             assert_eq!(machine.max_mem_size_mib, HOST_MEMORY_MIB, "{resources}");
         }
+    }
+
+    #[test]
+    fn a_told_overhead_makes_room_but_not_less_than_the_guest_needs() {
+        let limit = serde_json::from_value(json!({"memory": {"limit": 64 << 20}})).unwrap();
+        let size = |overhead| Machine::translate(&HashMap::new(), Some(&limit), overhead, HOST).unwrap().mem_size_mib;
+
+        assert_eq!((size(10), size(200), size(u64::MAX)), (64 + MEMORY_OVERHEAD_MIB, 264, HOST_MEMORY_MIB));
     }
 
     #[test]

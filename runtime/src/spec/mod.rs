@@ -50,7 +50,7 @@ use self::linux::Namespaces;
 use self::machine::Host;
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine};
 pub(crate) use self::net_device::NetSettings;
-pub(crate) use self::pod::{PodNamespaces, Role, tells_memory as tells_memory_of_pod};
+pub(crate) use self::pod::{OVERHEAD, PodNamespaces, Role, tells_memory as tells_memory_of_pod};
 pub(crate) use self::user_network::{Protocol, Published, UserNetwork};
 use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
@@ -84,8 +84,8 @@ pub(crate) struct Translated {
     pub(crate) resctrl: Option<ResctrlSpec>,
     /// The network namespace of the host whose interfaces the guest gets.
     pub(crate) network: Option<NetworkNamespace>,
-    /// Its path, as the configuration has it.
-    pub(crate) network_path: Option<PathBuf>,
+    /// The namespaces of the host that the configuration names, each by its path.
+    pub(crate) named_namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
     /// Of a sandbox: what the pod's containers inherit.
     pub(crate) inherited: Vec<Mount>,
     /// The programs to run on the host.
@@ -286,9 +286,10 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     process.seccomp = seccomp.map(seccomp::translate).transpose()?.into();
     let namespaces = list(linux.and_then(|linux| linux.namespaces().as_ref()));
     check_pids(namespaces, role)?;
-    let network_path = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    let network_path = network_path.and_then(|namespace| namespace.path().clone());
-    let namespaces = Namespaces::translate(namespaces, role.pod())?;
+    let named_namespaces = pod::named(namespaces);
+    let network_path = named_namespaces.iter().find(|(kind, _)| *kind == LinuxNamespaceType::Network);
+    let network_path = network_path.map(|(_, path)| path.as_path());
+    let namespaces = Namespaces::translate(namespaces, role)?;
     let id_mappings = namespaces.id_mappings(linux, &process)?;
     let time_offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
     let time_offsets = namespaces.time_offsets(time_offsets)?;
@@ -321,8 +322,9 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let resources = resources.map(unified::fold).transpose()?;
     let resources = resources.as_ref();
     let memory_limit_mib = machine::memory_limit_mib(resources);
-    let (machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
-    user_network::check(machine.user_network.as_ref(), network_path.as_deref(), matches!(role, Role::Alone))?;
+    let (mut machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
+    machine.oom_score_adj = process.oom_score_adj;
+    user_network::check(machine.user_network.as_ref(), network_path, matches!(role, Role::Alone))?;
 
     let mut shares = match role {
         Role::Member { prefix, .. } => Shares::of_pod(prefix),
@@ -367,7 +369,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         cgroup,
         resctrl,
         network,
-        network_path,
+        named_namespaces,
         inherited,
         hooks,
         bundle,
@@ -392,9 +394,11 @@ fn machine_and_cgroup(
     annotations: &HashMap<String, String>,
     role: Role<'_>,
 ) -> Result<(Machine, CgroupSpec), FieldError> {
-    let of_pod = matches!(role, Role::Sandbox).then(|| pod::resources(annotations)).transpose()?;
-    let resources = of_pod.as_ref().or(resources);
-    let machine = Machine::translate(annotations, resources, Host::THIS)?;
+    let of_pod = matches!(role, Role::Sandbox).then(|| pod::told(annotations)).transpose()?;
+    let overhead_mib =
+        of_pod.as_ref().map_or(0, |told| told.overhead_mib.saturating_sub(host_cgroup::HOST_OVERHEAD_MIB));
+    let resources = of_pod.as_ref().map(|told| &told.resources).or(resources);
+    let machine = Machine::translate(annotations, resources, overhead_mib, Host::THIS)?;
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
     if matches!(role, Role::Sandbox) {

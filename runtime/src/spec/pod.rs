@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, Spec,
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
+    Mount, Spec,
 };
+use serde::Deserialize;
 
 use super::error::FieldError;
 
@@ -15,6 +17,11 @@ const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+
+/// Those by which CRI-O tells the same, and what the pod may use besides, each by its older and its newer name: CRI's own
+/// messages, in JSON.
+const RESOURCES: [&str; 2] = ["io.kubernetes.cri-o.PodLinuxResources", "pod-linux-resources.crio.io"];
+pub(crate) const OVERHEAD: [&str; 2] = ["io.kubernetes.cri-o.PodLinuxOverhead", "pod-linux-overhead.crio.io"];
 
 /// Where a container of a pod has what its sandbox's configuration mounts there, unless it has something else there itself:
 /// what it is called, and how it finds others.
@@ -25,11 +32,22 @@ const INHERITED: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]
 pub(crate) struct PodNamespaces {
     /// The process that stands for the sandbox.
     pub(crate) pid: u32,
-    /// Where the sandbox has its network from.
-    pub(crate) network: Option<PathBuf>,
+    /// Those that the sandbox's own configuration names.
+    pub(crate) named: Vec<(LinuxNamespaceType, PathBuf)>,
+}
+
+/// The namespaces that a configuration names by a path.
+pub(super) fn named(namespaces: &[LinuxNamespace]) -> Vec<(LinuxNamespaceType, PathBuf)> {
+    let named = namespaces.iter().filter_map(|namespace| Some((namespace.typ(), namespace.path().clone()?)));
+    named.filter(|(_, path)| !path.as_os_str().is_empty()).collect()
 }
 
 impl PodNamespaces {
+    /// Where the sandbox has its network from.
+    pub(crate) fn network(&self) -> Option<&Path> {
+        self.named.iter().find(|(kind, _)| *kind == LinuxNamespaceType::Network).map(|(_, path)| path.as_path())
+    }
+
     /// Whether a path names the pod's namespace of that kind.
     pub(super) fn include(&self, kind: LinuxNamespaceType, path: &Path) -> bool {
         let name = match kind {
@@ -40,7 +58,7 @@ impl PodNamespaces {
             _ => return false,
         };
         path == Path::new(&format!("/proc/{}/ns/{name}", self.pid))
-            || (kind == LinuxNamespaceType::Network && self.network.as_deref() == Some(path))
+            || self.named.iter().any(|(named, place)| *named == kind && place == path)
     }
 }
 
@@ -95,49 +113,89 @@ pub(super) fn mounts(spec: &Spec, role: Role<'_>) -> Vec<Mount> {
     mounts
 }
 
-/// What a pod as a whole may use, from its sandbox's annotations; the sandbox's own limits are those of a process that
-/// does nothing.
-pub(super) fn resources(annotations: &HashMap<String, String>) -> Result<LinuxResources, FieldError> {
-    let memory = number(annotations, MEMORY)?;
-    let (quota, period) = (number(annotations, CPU_QUOTA)?, number(annotations, CPU_PERIOD)?);
-    let shares = number(annotations, CPU_SHARES)?;
-    let broken = |error: oci_spec::OciSpecError| FieldError::unsupported("annotations", error.to_string());
-    let mut cpu = LinuxCpuBuilder::default();
-    if let Some(quota) = quota {
-        cpu = cpu.quota(quota);
+/// CRI's `LinuxContainerResources`, as far as a pod is made of it; 0 says nothing.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct CriResources {
+    cpu_period: i64,
+    cpu_quota: i64,
+    cpu_shares: i64,
+    memory_limit_in_bytes: i64,
+}
+
+impl CriResources {
+    /// The sum of a pod's containers, from its sandbox's annotations.
+    fn sum(annotations: &HashMap<String, String>) -> Result<Self, FieldError> {
+        let sum = Self {
+            cpu_period: number(annotations, CPU_PERIOD)?,
+            cpu_quota: number(annotations, CPU_QUOTA)?,
+            cpu_shares: number(annotations, CPU_SHARES)?,
+            memory_limit_in_bytes: number(annotations, MEMORY)?,
+        };
+        if sum == Self::default() { Self::of_json(annotations, RESOURCES) } else { Ok(sum) }
     }
-    if let Some(period) = period.and_then(|period| u64::try_from(period).ok()) {
+
+    /// What an annotation of one of these names says; nothing where there is none.
+    fn of_json(annotations: &HashMap<String, String>, names: [&str; 2]) -> Result<Self, FieldError> {
+        let Some((key, text)) = names.iter().find_map(|name| annotations.get_key_value(*name)) else {
+            return Ok(Self::default());
+        };
+        // `null` is the pod's that says nothing.
+        let parsed: Result<Option<Self>, _> = serde_json::from_str(text);
+        let expected = "CRI's LinuxContainerResources in JSON";
+        parsed
+            .map(Option::unwrap_or_default)
+            .map_err(|_| FieldError::invalid(format!("annotations[{key:?}]"), text, expected))
+    }
+}
+
+/// What a pod as a whole may use; the sandbox's own limits are those of a process that does nothing.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// The sum of its containers'; its share of the processors with what the sandbox may use of them itself.
+    pub(super) resources: LinuxResources,
+    /// What it may use of memory besides, on the host; 0 if that is not told.
+    pub(super) overhead_mib: u64,
+}
+
+/// What a pod may use, from its sandbox's annotations.
+pub(super) fn told(annotations: &HashMap<String, String>) -> Result<Told, FieldError> {
+    let (sum, overhead) = (CriResources::sum(annotations)?, CriResources::of_json(annotations, OVERHEAD)?);
+    let broken = |error: oci_spec::OciSpecError| FieldError::unsupported("annotations", error.to_string());
+    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
+    let mut cpu = LinuxCpuBuilder::default();
+    if sum.cpu_quota != 0 {
+        cpu = cpu.quota(sum.cpu_quota);
+    }
+    if let Some(period) = positive(sum.cpu_period) {
         cpu = cpu.period(period);
     }
-    if let Some(shares) = shares.and_then(|shares| u64::try_from(shares).ok()) {
-        cpu = cpu.shares(shares);
+    if let Some(shares) = positive(sum.cpu_shares) {
+        cpu = cpu.shares(shares.saturating_add(positive(overhead.cpu_shares).unwrap_or(0)));
     }
     let mut limit = LinuxMemoryBuilder::default();
-    if let Some(memory) = memory {
-        limit = limit.limit(memory);
+    if sum.memory_limit_in_bytes != 0 {
+        limit = limit.limit(sum.memory_limit_in_bytes);
     }
-    LinuxResourcesBuilder::default()
+    let resources = LinuxResourcesBuilder::default()
         .cpu(cpu.build().map_err(broken)?)
         .memory(limit.build().map_err(broken)?)
         .build()
-        .map_err(broken)
+        .map_err(broken)?;
+    Ok(Told { resources, overhead_mib: positive(overhead.memory_limit_in_bytes).unwrap_or(0) >> 20 })
 }
 
 /// Whether the annotations tell what a pod's containers may use of memory together.
 pub(crate) fn tells_memory(annotations: &BTreeMap<String, String>) -> bool {
-    annotations.get(MEMORY).and_then(|text| text.parse::<i64>().ok()).is_some_and(|memory| memory > 0)
+    let annotations = annotations.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    // What cannot be understood has been refused before.
+    CriResources::sum(&annotations).is_ok_and(|sum| sum.memory_limit_in_bytes > 0)
 }
 
-/// A number of an annotation; 0 says nothing.
-fn number(annotations: &HashMap<String, String>, key: &str) -> Result<Option<i64>, FieldError> {
-    let Some(text) = annotations.get(key) else {
-        return Ok(None);
-    };
-    match text.parse::<i64>() {
-        Ok(0) => Ok(None),
-        Ok(number) => Ok(Some(number)),
-        Err(_) => Err(FieldError::invalid(format!("annotations[{key:?}]"), text, "a number")),
-    }
+/// A number of an annotation; 0, which says nothing, where there is none.
+fn number(annotations: &HashMap<String, String>, key: &str) -> Result<i64, FieldError> {
+    let Some(text) = annotations.get(key) else { return Ok(0) };
+    text.parse().map_err(|_| FieldError::invalid(format!("annotations[{key:?}]"), text, "a number"))
 }
 
 #[cfg(test)]
@@ -147,11 +205,17 @@ mod tests {
 
     #[test]
     fn a_pods_namespaces_are_its_sandboxs() {
-        let pod = PodNamespaces { pid: 7, network: Some("/run/netns/cni-1".into()) };
+        let named = [
+            (LinuxNamespaceType::Network, "/run/netns/cni-1".into()),
+            (LinuxNamespaceType::Uts, "/run/utsns/1".into()),
+        ];
+        let pod = PodNamespaces { pid: 7, named: named.to_vec() };
 
         assert!(pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/7/ns/ipc")));
         assert!(pod.include(LinuxNamespaceType::Network, Path::new("/proc/7/ns/net")));
         assert!(pod.include(LinuxNamespaceType::Network, Path::new("/run/netns/cni-1")));
+        assert!(pod.include(LinuxNamespaceType::Uts, Path::new("/run/utsns/1")));
+        assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/run/utsns/1")));
         assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/8/ns/ipc")));
         assert!(!pod.include(LinuxNamespaceType::Ipc, Path::new("/proc/7/ns/uts")));
         assert!(!pod.include(LinuxNamespaceType::Mount, Path::new("/proc/7/ns/mnt")));
@@ -169,7 +233,7 @@ mod tests {
             "ociVersion": "1.2.0", "root": {"path": "r", "readonly": true}, "mounts": [bind("/etc/hosts", "/own")],
         }));
         let inherited = inherited(sandbox.mounts().as_deref().unwrap());
-        let namespaces = PodNamespaces { pid: 7, network: None };
+        let namespaces = PodNamespaces { pid: 7, named: Vec::new() };
 
         let mounts = mounts(&container, Role::Member { namespaces: &namespaces, mounts: &inherited, prefix: "" });
 
@@ -188,11 +252,32 @@ mod tests {
             (CPU_SHARES.to_owned(), "0".to_owned()),
         ]);
 
-        let resources = resources(&annotations).unwrap();
+        let Told { resources, overhead_mib } = told(&annotations).unwrap();
 
+        assert_eq!(overhead_mib, 0);
         let cpu = resources.cpu().as_ref().unwrap();
         assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(268_435_456));
         assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), None));
+    }
+
+    #[test]
+    fn cri_o_tells_the_sum_and_the_overhead_in_json() {
+        for (resources, overhead) in [(RESOURCES[0], OVERHEAD[0]), (RESOURCES[1], OVERHEAD[1])] {
+            let sum = r#"{"cpu_period":100000,"cpu_quota":150000,"cpu_shares":512,"memory_limit_in_bytes":268435456}"#;
+            let besides = r#"{"cpu_shares":51,"memory_limit_in_bytes":314572800,"unified":{"x":"y"}}"#;
+            let annotations =
+                [(resources, sum), (overhead, besides)].map(|(key, text)| (key.to_owned(), text.to_owned()));
+
+            let Told { resources, overhead_mib } = told(&HashMap::from(annotations.clone())).unwrap();
+
+            let cpu = resources.cpu().as_ref().unwrap();
+            assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), Some(563)));
+            assert_eq!((resources.memory().as_ref().unwrap().limit(), overhead_mib), (Some(256 << 20), 300));
+            assert!(tells_memory(&annotations.into()));
+        }
+        let silent = [RESOURCES[0], OVERHEAD[0]].map(|key| (key.to_owned(), "null".to_owned()));
+        assert_eq!(told(&silent.clone().into()).unwrap().overhead_mib, 0);
+        assert!(!tells_memory(&silent.into()));
     }
 
     #[test]
@@ -207,8 +292,11 @@ mod tests {
     fn a_number_that_is_none_is_named() {
         let annotations = HashMap::from([(MEMORY.to_owned(), "lots".to_owned())]);
 
-        let error = resources(&annotations).unwrap_err().to_string();
+        let error = told(&annotations).unwrap_err().to_string();
 
         assert!(error.starts_with("annotations[\"io.kubernetes.cri.sandbox-memory\"]: \"lots\""), "{error}");
+        let annotations = HashMap::from([(OVERHEAD[0].to_owned(), "{\"cpu_shares\":\"2\"}".to_owned())]);
+        let error = told(&annotations).unwrap_err().to_string();
+        assert!(error.starts_with("annotations[\"io.kubernetes.cri-o.PodLinuxOverhead\"]: "), "{error}");
     }
 }

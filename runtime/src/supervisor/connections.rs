@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocol::splice::splice;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -21,11 +21,40 @@ use crate::logging;
 use crate::storage::HostSocket;
 use crate::text;
 
-/// How many there can be at once.
-const MAX_CONNECTIONS: usize = 128;
+/// How many there can be at once: of a container, and of all that are in a machine, whose supervisor has two descriptors for each.
+const MAX_OF_CONTAINER: usize = 128;
+const MAX_OF_MACHINE: usize = 256;
 
 /// How long, after the container's end, the host may take for what it was sent.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Room for the connections of all containers of a machine.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_OF_MACHINE)))
+    }
+}
+
+/// A container's part of it: what one container has does not keep the others from having some.
+struct Share {
+    own: Arc<Semaphore>,
+    machine: Arc<Semaphore>,
+}
+
+impl Share {
+    fn of(room: Room, most: usize) -> Self {
+        Self { own: Arc::new(Semaphore::new(most)), machine: room.0 }
+    }
+
+    /// Waits until there is a place, which is free again when this is dropped. Neither semaphore is ever closed.
+    async fn place(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = Arc::clone(&self.own).acquire_owned().await.ok()?;
+        Some([own, Arc::clone(&self.machine).acquire_owned().await.ok()?])
+    }
+}
 
 /// A container's connections. Dropped, they are closed.
 #[derive(Debug, Default)]
@@ -36,10 +65,10 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Makes those that a container asks for, from its creation on.
-    pub(super) fn serve(container: Arc<Container>, sockets: Vec<HostSocket>) -> Self {
+    pub(super) fn serve(container: Arc<Container>, sockets: Vec<HostSocket>, room: Room) -> Self {
         let mut task = JoinSet::new();
         if !sockets.is_empty() {
-            task.spawn(serve(container, sockets));
+            task.spawn(serve(container, sockets, Share::of(room, MAX_OF_CONTAINER)));
         }
         Self { task }
     }
@@ -50,12 +79,10 @@ impl Connections {
     }
 }
 
-async fn serve(container: Arc<Container>, sockets: Vec<HostSocket>) {
+async fn serve(container: Arc<Container>, sockets: Vec<HostSocket>, share: Share) {
     let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
-    // The semaphore is never closed.
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    while let Some(place) = share.place().await {
         while connections.try_join_next().is_some() {}
         let stream = container.execs.stream_number();
         let socket = match container.agent.next_connection(stream).await {
@@ -94,5 +121,26 @@ async fn join(socket: &HostSocket, vsock: PathBuf, stream: u32) {
         Ok((guest, Some(host))) => splice(&guest, &host).await,
         Ok((_, None)) => {}
         Err(error) => logging::debug(format_args!("cannot open the stream of a connection to the host: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn there_is_room_for_so_many_of_a_container_and_of_a_machine() {
+        let room = Room(Arc::new(Semaphore::new(3)));
+        let (first, second) = (Share::of(room.clone(), 2), Share::of(room, 2));
+        let is_full = async |share: &Share| timeout(Duration::from_millis(20), share.place()).await.is_err();
+
+        let places = [first.place().await, first.place().await];
+        assert!(is_full(&first).await);
+        let third = second.place().await;
+        assert!(third.is_some() && is_full(&second).await);
+        drop(places);
+        assert!(second.place().await.is_some());
     }
 }

@@ -539,10 +539,16 @@ impl Container {
 
     /// What it uses and has used, in the guest; or, of a pod's sandbox, what the pod as a whole does on the host.
     pub(crate) async fn stats(&self) -> Result<GetStatsResponse, CallError> {
-        self.require_alive()?;
-        if !self.is_sandbox() {
-            return Ok(self.agent.stats().await?);
+        if self.is_sandbox() {
+            return self.host_usage();
         }
+        self.require_alive()?;
+        Ok(self.agent.stats().await?)
+    }
+
+    /// What its machine uses and has used of the host.
+    pub(crate) fn host_usage(&self) -> Result<GetStatsResponse, CallError> {
+        self.require_alive()?;
         let what = "statistics of a sandbox that has no cgroup of its own on the host";
         Ok(self.cgroup.upgrade().ok_or(CallError::NotSupported(what))?.usage())
     }

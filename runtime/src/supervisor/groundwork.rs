@@ -9,7 +9,8 @@ use std::process;
 use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping};
 
 use super::error::RunError;
-use super::launch::Options;
+use super::launch::{Mode, Options};
+use super::oom_score;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, StateDir, Status};
 use crate::cgroup::{CgroupSpec, HostCgroup};
@@ -43,6 +44,11 @@ impl Groundwork {
     pub(super) fn lay(options: &Options, mut translated: Translated, passt: Option<&Path>) -> Result<Self, RunError> {
         let begin_ns = now_ns();
         let (state, cgroup) = places(options, &translated.cgroup)?;
+        if options.mode != Mode::Served
+            && let Some(score) = translated.machine.oom_score_adj
+        {
+            oom_score::set_own(score);
+        }
         let resctrl = translated.resctrl.as_ref().map(|spec| join_resctrl(options, spec, &state)).transpose()?;
         make_mount_points(&translated.request, &translated.shares)?;
         let Machine { user_network, net, .. } = &translated.machine;

@@ -52,6 +52,7 @@ mod groundwork;
 mod launch;
 mod machine_memory;
 mod network;
+pub(crate) mod oom_score;
 mod oom_service;
 mod pid_file;
 pub(crate) mod pod;

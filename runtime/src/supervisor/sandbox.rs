@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::agent::{Agent, AgentError};
 use super::caller::Caller;
-use super::connections::Connections;
+use super::connections::{Connections, Room};
 use super::container::{CallError, Container, DEFIANT, LateNetwork};
 use super::error::{Loss, Phase, RunError};
 use super::launch::Options;
@@ -223,7 +223,8 @@ impl Sandbox {
         let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
         self.create(&container.agent, start, events, parent).await?;
         self.phase = Phase::Running;
-        self.connections = Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets));
+        self.connections =
+            Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets), Room::default());
         if let Some(follower) = self.follower.take() {
             let (container, agent, control) = (Arc::clone(container), container.agent.clone(), events.control.clone());
             let task = NetworkTask { container, agent, control, forwards: true };

@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::oom_score;
 use super::vmm_control::VmmControl;
 use crate::install::{Install, OpenParts};
 use crate::logging;
@@ -157,6 +158,9 @@ impl Vmm {
             .process_group(0)
             .spawn()
             .map_err(|error| SpawnVmmError::Spawn(install.vmm.clone(), error))?;
+        if let Some(score) = options.machine.oom_score_adj {
+            oom_score::set_of(child.id(), score);
+        }
         match pidfd::open(child.id()) {
             Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report, control })),
             Err(error) => {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::generated::cri::{DNSConfig, LinuxContainerResources, NamespaceMode, PodSandboxConfig};
-use crate::spec::CONFIG_FILE;
+use crate::spec::{CONFIG_FILE, OVERHEAD};
 
 /// The messages of `proto/`.
 #[allow(
@@ -79,6 +79,11 @@ pub(in super::super) fn write(namespace: &str, request: &CreateSandboxRequest) -
     let files = write_files(&bundle.join(FILES), &config)?;
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&rootfs).map_err(|error| ConfigError::Write(rootfs, error))?;
+    let mut config = config;
+    // What containerd itself asks of a runtime comes beside; the pod's own word goes first.
+    for (key, value) in &request.annotations {
+        config.annotations.entry(key.clone()).or_insert_with(|| value.clone());
+    }
     let text = describe(&config, (namespace, &request.sandbox_id), &request.netns_path, &files)?.to_string();
     let path = bundle.join(CONFIG_FILE);
     fs::write(&path, text).map_err(|error| ConfigError::Write(path, error))
@@ -149,6 +154,14 @@ fn annotations(config: &PodSandboxConfig, id: &str) -> BTreeMap<String, String> 
     let metadata = &config.metadata;
     let LinuxContainerResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, .. } =
         config.linux.resources.clone().unwrap_or_default();
+    if let Some(overhead) = config.linux.overhead.as_ref() {
+        // containerd has no word for it, CRI-O has.
+        let told = json!({
+            "cpu_period": overhead.cpu_period, "cpu_quota": overhead.cpu_quota, "cpu_shares": overhead.cpu_shares,
+            "memory_limit_in_bytes": overhead.memory_limit_in_bytes,
+        });
+        annotations.insert(OVERHEAD[0].to_owned(), told.to_string());
+    }
     let cri = [
         ("container-type", "sandbox".to_owned()),
         ("sandbox-id", id.to_owned()),
@@ -231,6 +244,7 @@ mod tests {
         linux.cgroup_parent = "/pods".to_owned();
         linux.sysctls.insert("kernel.shmmax".to_owned(), "4096".to_owned());
         linux.resources.mut_or_insert_default().memory_limit_in_bytes = 256 << 20;
+        linux.overhead.mut_or_insert_default().memory_limit_in_bytes = 264 << 20;
         config
     }
 
@@ -240,6 +254,9 @@ mod tests {
             sandbox_id: "p1".to_owned(),
             bundle_path: bundle.display().to_string(),
             options: MessageField::some(Any { type_url: TYPE.to_owned(), value, ..Any::default() }),
+            annotations: [("io.bulkhead.vcpus", "2"), ("io.bulkhead.kernel_args", "x")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
             ..CreateSandboxRequest::default()
         }
     }
@@ -257,7 +274,9 @@ mod tests {
         assert_eq!(translated.request.hostname, "mine");
         assert_eq!(translated.request.sysctls["kernel.shmmax"], "4096");
         assert_eq!(translated.request.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
-        assert_eq!((translated.machine.vcpus, translated.machine.mem_size_mib), (3, 256 + 96));
+        // The overhead is the host's 64 and the guest's 200.
+        assert_eq!((translated.machine.vcpus, translated.machine.mem_size_mib), (3, 256 + 200));
+        assert_eq!(translated.machine.kernel_args, ["x"]);
         assert_eq!(translated.annotations["io.kubernetes.cri.sandbox-name"], "pod");
         assert!(!translated.annotations.contains_key("other"));
         let resolv = fs::read_to_string(bundle.path().join("etc/resolv.conf")).unwrap();

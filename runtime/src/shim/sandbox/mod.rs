@@ -47,6 +47,10 @@ impl Sandbox {
         self.container.id()
     }
 
+    pub(super) fn container(&self) -> Arc<Container> {
+        Arc::clone(&self.container)
+    }
+
     /// Ends it if it has not ended, and its containers with it; returns when nothing of it is left on the host.
     async fn stop(&self) -> Result<(), CallError> {
         match self.container.kill(SIGTERM, false).await {

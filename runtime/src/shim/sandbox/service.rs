@@ -143,15 +143,17 @@ impl SandboxApi for SandboxService {
         _: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
-        self.call(&request.sandbox_id, |sandbox| async move {
-            let metrics = metrics::translate(&sandbox.container.stats().await?);
-            let mut answer = SandboxMetricsResponse::default();
-            let metric = answer.metrics.mut_or_insert_default();
-            metric.timestamp = timestamp(&Ended::now(0));
-            metric.id = sandbox.container.id().to_owned();
-            metric.data = MessageField::some(any(metrics::TYPE, &metrics)?);
-            Ok(answer)
-        })
-        .await
+        let container = self.shared.holder_of_machine(&request.sandbox_id).map_err(status)?;
+        self.calls
+            .finish(async move {
+                let metrics = metrics::translate(&container.host_usage()?);
+                let mut answer = SandboxMetricsResponse::default();
+                let metric = answer.metrics.mut_or_insert_default();
+                metric.timestamp = timestamp(&Ended::now(0));
+                metric.id = container.id().to_owned();
+                metric.data = MessageField::some(any(metrics::TYPE, &metrics)?);
+                Ok(answer)
+            })
+            .await
     }
 }

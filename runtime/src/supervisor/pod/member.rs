@@ -25,6 +25,7 @@ use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
 use crate::supervisor::machine_memory::Claim;
+use crate::supervisor::oom_score::ScoreClaim;
 use crate::supervisor::sandbox::GONE_TIMEOUT;
 use crate::supervisor::state::{self, Record, StateDir, Status};
 use crate::supervisor::streams::{self, Ends, GivenEnds, Outputs};
@@ -50,6 +51,7 @@ struct Held {
     poststop: Vec<Hook>,
     gone: watch::Sender<bool>,
     _own_pids: Option<Arc<()>>,
+    _oom_score: ScoreClaim,
     _alive: mpsc::Sender<()>,
 }
 
@@ -70,7 +72,7 @@ impl Pod {
         let sockets = mem::take(&mut translated.sockets);
         for hook in translated.hooks.create.iter_mut().filter(|hook| hook.network == HookNetwork::Own) {
             // This process is not in the pod's.
-            hook.network = self.namespaces.network.clone().map_or(HookNetwork::Host, HookNetwork::Path);
+            hook.network = self.namespaces.network().map(Path::to_owned).map_or(HookNetwork::Host, HookNetwork::Path);
         }
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
@@ -79,6 +81,7 @@ impl Pod {
         if self.grows {
             memory.make_room().await?;
         }
+        let oom_score = self.oom_score.claim(translated.request.process.oom_score_adj);
         let taken = self.trees.give(&translated.shares).await?;
         let made = self.make(options, translated, &taken, memory, &state, (first_stream, ends)).await;
         let (container, outputs, server, poststop) = match made {
@@ -90,7 +93,7 @@ impl Pod {
         };
         let (gone, is_gone) = watch::channel(false);
         let pod = Arc::clone(self);
-        let connections = Connections::serve(Arc::clone(&container), sockets);
+        let connections = Connections::serve(Arc::clone(&container), sockets, pod.connections.clone());
         let held = Held {
             pod,
             taken,
@@ -101,6 +104,7 @@ impl Pod {
             poststop,
             gone,
             _own_pids: own_pids,
+            _oom_score: oom_score,
             _alive: alive,
         };
         tokio::spawn(live(Arc::clone(&container), held));
@@ -274,7 +278,8 @@ async fn delete(container: &Container, pod: &Pod) {
 
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
-    let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _alive } = held;
+    let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _oom_score, _alive } =
+        held;
     let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
             if exit.oom_kills > 0 {

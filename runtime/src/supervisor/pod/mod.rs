@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 pub(crate) use self::member::Member;
 use self::trees::PodTrees;
 use super::agent::Agent;
+use super::connections::Room;
 use super::container::Container;
 use super::error::{Loss, Phase, RunError};
 use super::execs;
@@ -36,6 +37,7 @@ use super::groundwork;
 use super::launch::{self, Booted, Options};
 use super::machine_memory::MachineMemory;
 use super::network::NetworkTask;
+use super::oom_score::VmmScore;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
 use super::task_service::TaskServer;
@@ -65,6 +67,8 @@ pub(crate) struct Pod {
     agent: Agent,
     trees: PodTrees,
     memory: Arc<MachineMemory>,
+    oom_score: Arc<VmmScore>,
+    connections: Room,
     /// Whether the machine grows for a container that comes: not where the sum of all their limits has been told.
     grows: bool,
     namespaces: PodNamespaces,
@@ -141,7 +145,7 @@ async fn make(
         control: control.clone(),
     };
     let grows = !spec::tells_memory_of_pod(&translated.annotations);
-    let namespaces = PodNamespaces { pid: process::id(), network: translated.network_path };
+    let namespaces = PodNamespaces { pid: process::id(), named: translated.named_namespaces };
     let record = Record {
         id: options.id.clone(),
         pid: process::id(),
@@ -182,6 +186,8 @@ async fn make(
         agent,
         trees: PodTrees::new(control),
         memory,
+        oom_score: VmmScore::of(vmm.pid()),
+        connections: Room::default(),
         grows,
         namespaces,
         mounts: translated.inherited,
