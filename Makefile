@@ -111,11 +111,12 @@ debug-image: setup-tests build-agent ## Make target/debug.erofs: the guest image
 .PHONY: install uninstall
 install: ## Install the built tree into DESTDIR/PREFIX
 	@for part in $(PARTS); do [ -f $(TREE)/$$part ] || { echo "$(TREE)/$$part is not built, building first"; $(MAKE) build; break; }; done
-	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/doc/bulkhead/docs
+	install -d $(DEST)/bin $(DEST)/lib/bulkhead $(DEST)/share/bulkhead $(DEST)/share/doc/bulkhead/docs
 	install -m 755 $(TREE)/bin/bulkhead $(DEST)/bin/bulkhead
 	ln -sf bulkhead $(DEST)/$(SHIM)
 	install -m 755 $(TREE)/lib/bulkhead/bulkhead-vmm $(DEST)/lib/bulkhead/bulkhead-vmm
 	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
+	install -m 644 docs/runtimeclass.yaml $(DEST)/share/bulkhead/
 	install -m 644 README.md LICENSE $(DEST)/share/doc/bulkhead/
 	install -m 644 $(wildcard docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/docs/
 	$(TREE)/bin/bulkhead man $(DEST)/share/man/man8
@@ -126,7 +127,7 @@ install: ## Install the built tree into DESTDIR/PREFIX
 
 uninstall: ## Remove what install put there
 	rm -f $(addprefix $(DEST)/,$(PARTS) $(COMPLETIONS)) $(DEST)/share/man/man8/bulkhead.8 $(DEST)/share/man/man8/bulkhead-*.8
-	rm -rf $(DEST)/share/doc/bulkhead
+	rm -rf $(DEST)/share/doc/bulkhead $(DEST)/share/bulkhead
 	-rmdir --ignore-fail-on-non-empty $(DEST)/lib/bulkhead
 
 .PHONY: deb

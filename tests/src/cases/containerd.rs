@@ -251,10 +251,11 @@ fn killed_shim(env: &Env) -> Result {
     env.only_bulkhead()?;
     let containerd = Containerd::new(env, "native")?;
     let id = env.id();
+    let mut events = containerd.events()?;
     containerd.run_detached(&id, &["sleep", "1000"])?;
     let shim = containerd.wait_for(&id, "RUNNING")?;
     let vmm = vmm_of(shim)?;
-    let mut events = containerd.events()?;
+    events.wait_for("/tasks/start")?;
 
     kill(Pid::from_raw(shim), Signal::SIGKILL)?;
 

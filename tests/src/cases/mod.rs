@@ -9,6 +9,7 @@ mod containerd;
 mod control;
 mod crash;
 mod creating;
+mod cri_o;
 mod debian;
 mod devices;
 mod docker;
@@ -19,7 +20,9 @@ mod files;
 mod growth;
 mod guest_failure;
 mod hooks;
+mod host_cost;
 mod host_sockets;
+mod install_containerd;
 mod jail;
 mod lifecycle;
 mod machine;
@@ -125,6 +128,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         control::CASES,
         crash::CASES,
         creating::CASES,
+        cri_o::CASES,
         debian::CASES,
         devices::CASES,
         docker::CASES,
@@ -135,7 +139,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         growth::CASES,
         guest_failure::CASES,
         hooks::CASES,
+        host_cost::CASES,
         host_sockets::CASES,
+        install_containerd::CASES,
         jail::CASES,
         lifecycle::CASES,
         machine::CASES,

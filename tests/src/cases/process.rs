@@ -2,12 +2,14 @@
 //! What the configuration says of the process.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use serde_json::json;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
+use crate::detached::Detached;
 use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq};
 
@@ -200,7 +202,14 @@ fn oom_score_adjustment(env: &Env) -> Result {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("cat /proc/self/oom_score_adj").set("/process/oomScoreAdj", json!(321));
 
-    env.run(&bundle)?.output()?.expect_stdout("321\n")
+    env.run(&bundle)?.output()?.expect_stdout("321\n")?;
+    // So has the process that engines know it by.
+    let container = Detached::run(env, bundle.sh("sleep 1000"))?;
+    let on_host = fs::read_to_string(format!("/proc/{}/oom_score_adj", container.pid))?;
+    ensure_eq!(on_host, "321\n", "the score on the host");
+    container.must_with(&["kill"], &["KILL"])?;
+    ensure_eq!(container.wait()?, 137, "the status");
+    Ok(())
 }
 
 fn descriptors_and_signals_are_clean(env: &Env) -> Result {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The program `containerd-shim-bulkhead-v2` as each version of containerd calls it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,7 +14,8 @@ use containerd_shim_protos::ttrpc::context::with_duration;
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::{Client, TaskClient};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use protobuf::Message;
 
 use super::{Case, case};
@@ -24,7 +27,8 @@ use crate::output::Output;
 use crate::processes::{self, Process};
 use crate::run::Run;
 
-pub(super) const CASES: &[Case] = &[case!(start_and_delete), case!(information), case!(refused), case!(root_in_a_file)];
+pub(super) const CASES: &[Case] =
+    &[case!(start_and_delete), case!(information), case!(refused), case!(root_in_a_file), case!(log)];
 
 /// `log_level` of the bootstrap parameters.
 const DEBUG: i32 = -4;
@@ -35,6 +39,7 @@ pub(super) struct Shim<'a> {
     program: PathBuf,
     pub(super) bundle: PathBuf,
     pub(super) id: String,
+    debug: bool,
 }
 
 impl<'a> Shim<'a> {
@@ -50,7 +55,7 @@ impl<'a> Shim<'a> {
         let program = env.runtime.with_file_name("containerd-shim-bulkhead-v2");
         let id = env.id();
         let bundle = env.folder(&id)?;
-        Ok(Self { env, program, bundle, id })
+        Ok(Self { env, program, bundle, id, debug: false })
     }
 
     fn call(&self, words: &[&str]) -> Run<'_> {
@@ -87,7 +92,8 @@ impl<'a> Shim<'a> {
 
     /// `start`, with those bytes on stdin.
     pub(super) fn start(&self, stdin: Vec<u8>) -> Result<Output> {
-        let output = self.call(&[self.flags().as_slice(), &["start"]].concat()).input(stdin).output()?;
+        let verb: &[&str] = if self.debug { &["-debug", "start"] } else { &["start"] };
+        let output = self.call(&[self.flags().as_slice(), verb].concat()).input(stdin).output()?;
         output.expect_code(0)?;
         output.expect_silent_stderr()?;
         Ok(output)
@@ -95,8 +101,13 @@ impl<'a> Shim<'a> {
 
     /// Starts it, unless it is there; its Task service, by a connection of its own.
     pub(super) fn tasks(&self) -> Result<TaskClient> {
+        Ok(TaskClient::new(self.connect()?))
+    }
+
+    /// The same for any of its services.
+    pub(super) fn connect(&self) -> Result<Client> {
         let address = self.start(Vec::new())?.stdout();
-        Ok(TaskClient::new(Client::connect(&address).context(|| format!("connecting to {address}"))?))
+        Client::connect(&address).context(|| format!("connecting to {address}"))
     }
 
     /// `delete` of a server at that address, after which nothing is left.
@@ -230,6 +241,41 @@ fn root_in_a_file(env: &Env) -> Result {
     }
     let bundle = killed.bundle.display().to_string();
     killed.call(&[killed.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?.expect_code(0)
+}
+
+/// What containerd reads at the named pipe in the bundle, and with `-debug`.
+fn log(env: &Env) -> Result {
+    for debug in [false, true] {
+        let shim = Shim { debug, ..Shim::new(env)? };
+        let pipe = shim.bundle.join("log");
+        mkfifo(&pipe, Mode::S_IRWXU)?;
+        let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&pipe)?;
+        let (tasks, mut bundle) = (shim.tasks()?, Bundle::busybox(env)?);
+        bundle.sh("sleep 1000").write()?;
+        let (id, limit) = (shim.id.clone(), || with_duration(Duration::from_secs(120)));
+        let folder = bundle.folder.display().to_string();
+        tasks.create(limit(), &CreateTaskRequest { id: id.clone(), bundle: folder, ..CreateTaskRequest::default() })?;
+
+        let pid = shim.pid()?;
+        for process in processes::descendants(pid) {
+            kill(Pid::from_raw(process.pid), Signal::SIGKILL)?;
+        }
+        let ended = tasks.wait(limit(), &WaitRequest { id: id.clone(), ..WaitRequest::default() })?;
+        ensure_eq!(ended.exit_status, 137, "the exit status of what was lost");
+        tasks.delete(limit(), &DeleteRequest { id: id.clone(), ..DeleteRequest::default() })?;
+        tasks.shutdown(limit(), &ShutdownRequest { id, ..ShutdownRequest::default() })?;
+        Shim::ends(pid)?;
+
+        let mut text = String::new();
+        reader.read_to_string(&mut text)?;
+        ensure!(text.contains("the sandbox's VMM was killed by signal 9"), "the log: {text:?}");
+        ensure_eq!(
+            text.contains("agent ") && text.contains(" on Linux "),
+            debug,
+            "whether details are logged: {text:?}"
+        );
+    }
+    Ok(())
 }
 
 /// How many block devices a file is.

@@ -124,7 +124,7 @@ impl<'a> Tasks<'a> {
         Ok(exec_id)
     }
 
-    fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result {
+    pub(super) fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result {
         let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
         self.calls.kill(limit(), &KillRequest { id, exec_id, signal, all, ..KillRequest::default() })?;
         Ok(())

@@ -93,7 +93,7 @@ impl<'a> Containerd<'a> {
     }
 
     /// Where its configuration is.
-    pub(super) fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.state.join("config.toml")
     }
 
