@@ -143,6 +143,15 @@ impl Env {
         Ok(())
     }
 
+    /// Binds a folder; undone likewise.
+    pub(crate) fn bind(&self, source: &Path, target: &Path) -> Result {
+        let none: Option<&str> = None;
+        mount(Some(source), target, none, MsFlags::MS_BIND, none)
+            .context(|| format!("binding {} on {}", source.display(), target.display()))?;
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).push(target.to_owned());
+        Ok(())
+    }
+
     /// Undoes [`Self::mount`]. A mount that something uses, and does not let go of soon, is an error.
     pub(crate) fn unmount_all(&self) -> Result {
         let mounts = std::mem::take(&mut *self.mounts.lock().unwrap_or_else(PoisonError::into_inner));

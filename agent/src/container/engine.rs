@@ -2,11 +2,12 @@
 //! The engine: a container from its making to its deletion. Further processes in it are in `exec.rs`, the rest of what
 //! can be done with it in `control.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +25,12 @@ use super::instance::Instance;
 use super::process::{Exit, Process, Waiting};
 use super::setup::Setup;
 use super::sockets::HostSockets;
-use super::spec::{ContainerSpec, TerminalSize};
+use super::spec::{ContainerSpec, TerminalSize, TmpfsSpec};
 use super::trees::{TreeUses, UsedTrees};
 use super::{devices, launch};
 use crate::process::stdio::AgentStdio;
 use crate::process::{Reaper, StreamTable};
-use crate::storage::{ShareError, ShareRoots, mounts};
+use crate::storage::{ShareError, ShareRoots, mounts, resolve};
 use crate::sys::{self, Child, Cloned, Parent};
 use crate::trace::{Trace, now};
 
@@ -49,8 +50,8 @@ pub struct EngineConfig {
     pub device_scratch: PathBuf,
     /// A sysfs of the agent's network namespace.
     pub sysfs: PathBuf,
-    /// An empty directory for the tmpfs that containers can share.
-    pub sandbox_shm: PathBuf,
+    /// An empty directory for what containers can have in common: a tmpfs each.
+    pub sandbox_tmpfs: PathBuf,
     /// An empty directory for the sockets at which the agent listens for the host.
     pub sockets: PathBuf,
 }
@@ -64,7 +65,8 @@ pub struct Engine {
     /// `None` for an id whose container is being made.
     containers: Mutex<HashMap<String, Option<Arc<Instance>>>>,
     tree_uses: Arc<TreeUses>,
-    has_shm: AtomicBool,
+    /// The names of those that there are.
+    tmpfs: Mutex<HashSet<String>>,
     common_pids: CommonPids,
     /// The next name of a socket.
     socket_names: AtomicU64,
@@ -95,7 +97,7 @@ impl Engine {
             streams,
             containers: Mutex::default(),
             tree_uses: Arc::default(),
-            has_shm: AtomicBool::new(false),
+            tmpfs: Mutex::default(),
             common_pids: CommonPids::default(),
             socket_names: AtomicU64::new(0),
         }
@@ -140,7 +142,7 @@ impl Engine {
         }
         devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
         let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
-        self.mount_shm(spec)?;
+        spec.sandbox_tmpfs().try_for_each(|tmpfs| self.mount_tmpfs(tmpfs))?;
         let sockets = HostSockets::listen(&spec.mounts, &self.config.sockets, &self.socket_names)?;
         let cgroup = match &self.config.cgroup_parent {
             Some(parent) => {
@@ -314,18 +316,23 @@ impl Engine {
         trees.own().into_iter().for_each(|tree| self.config.shares.leave(tree));
     }
 
-    /// Makes the tmpfs that containers share, when the first one asks for it.
-    fn mount_shm(&self, spec: &ContainerSpec) -> Result<(), CreateError> {
-        let Some(options) = spec.shm_options() else { return Ok(()) };
-        if self.has_shm.load(Ordering::Relaxed) {
-            return Ok(());
+    /// Makes a tmpfs that containers have in common, when the first one names it, and the folder in it that is wanted.
+    fn mount_tmpfs(&self, tmpfs: &TmpfsSpec) -> Result<(), CreateError> {
+        let failed = |source| CreateError::Tmpfs { name: tmpfs.name.clone(), source };
+        let place = self.config.sandbox_tmpfs.join(&tmpfs.name);
+        // Nothing panics while the lock is held.
+        let mut mounted = self.tmpfs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !mounted.contains(&tmpfs.name) {
+            let mount = || -> io::Result<()> {
+                std::fs::create_dir_all(&place)?;
+                let (flags, options) = (u32::try_from(tmpfs.flags).unwrap_or(0), CString::new(tmpfs.options.as_str())?);
+                let flags = MountFlags::from_bits_retain(flags);
+                Ok(rustix::mount::mount(tmpfs.name.as_str(), &place, "tmpfs", flags, Some(options.as_c_str()))?)
+            };
+            mount().map_err(failed)?;
+            mounted.insert(tmpfs.name.clone());
         }
-        let options = CString::new(options).unwrap_or_default();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount("shm", &self.config.sandbox_shm, "tmpfs", flags, Some(options.as_c_str()))
-            .map_err(|error| CreateError::Shm(error.into()))?;
-        self.has_shm.store(true, Ordering::Relaxed);
-        Ok(())
+        resolve::make_folder(&place, &tmpfs.folder).map_err(failed)
     }
 }
 

@@ -44,9 +44,14 @@ pub enum CreateError {
     /// A shared tree cannot be used.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// The tmpfs that containers share cannot be mounted.
-    #[error("cannot mount the sandbox's shared memory")]
-    Shm(#[source] io::Error),
+    /// A tmpfs that containers have in common cannot be had.
+    #[error("cannot make the sandbox's tmpfs {name:?}")]
+    Tmpfs {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A socket in the place of one of the host's cannot be made.
     #[error("cannot make the socket for {destination}")]
     Socket {

@@ -62,4 +62,4 @@ pub use spec::{ContainerSpec, ProcessSpec, SpecError, TerminalSize};
 
 pub(crate) use id_map::IdMappings;
 pub(crate) use sockets::HostSockets;
-pub(crate) use spec::{Capabilities, Mount, MountSource, StdioSpec};
+pub(crate) use spec::{Capabilities, Mount, MountSource, StdioSpec, TmpfsSpec};

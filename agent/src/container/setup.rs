@@ -119,7 +119,7 @@ impl Setup<'_> {
         let context = MountContext {
             root,
             shares: &self.config.shares,
-            shm: &self.config.sandbox_shm,
+            tmpfs: &self.config.sandbox_tmpfs,
             sockets: self.sockets,
             cgroup: if self.spec.namespaces.cgroup { None } else { self.cgroup },
             sysfs: (self.spec.namespaces.user && !self.spec.namespaces.network).then_some(&*self.config.sysfs),

@@ -21,6 +21,9 @@ pub enum SpecError {
     /// The id cannot name a cgroup.
     #[error("container id {0:?} is not one path component")]
     BadId(String),
+    /// A tmpfs whose name cannot be a folder's.
+    #[error("tmpfs {0:?} is not one path component")]
+    TmpfsName(String),
     /// A message that every container needs is not in the request.
     #[error("the request has no {0}")]
     Missing(&'static str),
@@ -201,12 +204,36 @@ pub(crate) enum MountSource {
     Share { place: SharedTree, is_directory: bool },
     /// A file system.
     FileSystem { fs_type: String, source: String },
-    /// The tmpfs that containers share.
-    SandboxShm,
+    /// A tmpfs that containers have in common.
+    SandboxTmpfs(TmpfsSpec),
     /// A socket at which the agent listens for the host.
     Socket(SocketSpec),
     /// What is mounted at the destination, to be changed.
     Remount,
+}
+
+/// A tmpfs that containers have in common.
+#[derive(Debug)]
+pub(crate) struct TmpfsSpec {
+    /// One component of a path.
+    pub(crate) name: String,
+    pub(crate) flags: u64,
+    pub(crate) options: String,
+    /// What is bound of it; empty for its top.
+    pub(crate) folder: String,
+}
+
+impl TmpfsSpec {
+    fn from_wire(wire: wire::SandboxTmpfs) -> Result<Self, SpecError> {
+        let wire::SandboxTmpfs { name, flags, options, folder, .. } = wire;
+        if matches!(name.as_str(), "" | "." | "..") || name.contains('/') {
+            return Err(SpecError::TmpfsName(name));
+        }
+        for value in [&name, &options, &folder] {
+            without_nul("tmpfs", value)?;
+        }
+        Ok(Self { name, flags, options, folder })
+    }
 }
 
 /// A socket in the place of one of the host's.
@@ -341,17 +368,19 @@ impl ContainerSpec {
         let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Share { place, .. } => Some(place.clone()),
             MountSource::FileSystem { .. }
-            | MountSource::SandboxShm
+            | MountSource::SandboxTmpfs(_)
             | MountSource::Socket(_)
             | MountSource::Remount => None,
         });
         std::iter::once(self.rootfs.clone()).chain(binds).collect()
     }
 
-    /// The options of the tmpfs that containers share, if this one does.
-    pub(crate) fn shm_options(&self) -> Option<&str> {
-        let shm = self.mounts.iter().find(|mount| matches!(mount.source, MountSource::SandboxShm));
-        shm.map(|mount| mount.data.as_str())
+    /// Those that it has in common with other containers.
+    pub(crate) fn sandbox_tmpfs(&self) -> impl Iterator<Item = &TmpfsSpec> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::SandboxTmpfs(tmpfs) => Some(tmpfs),
+            _ => None,
+        })
     }
 
     /// Whether any of them comes through the device that is not cached.
@@ -416,7 +445,9 @@ impl Mount {
                 is_directory: wire.source_is_dir,
             },
             None if wire.remount => MountSource::Remount,
-            None if wire.sandbox_shm => MountSource::SandboxShm,
+            None if wire.sandbox_tmpfs.is_some() => {
+                MountSource::SandboxTmpfs(TmpfsSpec::from_wire(wire.sandbox_tmpfs.unwrap_or_default())?)
+            }
             None if wire.socket.is_some() => {
                 let wire::HostSocket { number, mode, uid, gid, .. } = wire.socket.unwrap_or_default();
                 MountSource::Socket(SocketSpec { number, mode: mode & 0o777, uid, gid })

@@ -29,7 +29,7 @@ const CGROUP: &str = "/run/bulkhead/cgroup";
 const ROOTFS: &str = "/run/bulkhead/rootfs";
 const DEVICES: &str = "/run/bulkhead/devices";
 pub(crate) const SYS: &str = "/run/bulkhead/sys";
-const SHM: &str = "/run/bulkhead/shm";
+const TMPFS: &str = "/run/bulkhead/tmpfs";
 const SOCKETS: &str = "/run/bulkhead/sockets";
 
 /// The virtio-fs tags of the two share devices.
@@ -92,7 +92,7 @@ fn bring_up() -> Result<std::convert::Infallible, InitError> {
         rootfs_mount_point: ROOTFS.into(),
         device_scratch: DEVICES.into(),
         sysfs: SYS.into(),
-        sandbox_shm: SHM.into(),
+        sandbox_tmpfs: TMPFS.into(),
         sockets: SOCKETS.into(),
     };
     runtime.block_on(serve(config, trace))

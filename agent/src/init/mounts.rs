@@ -18,7 +18,7 @@ const DIRECTORIES: [&str; 8] = [
     super::ROOTFS,
     super::DEVICES,
     super::SYS,
-    super::SHM,
+    super::TMPFS,
     super::SOCKETS,
 ];
 

@@ -101,7 +101,7 @@ impl ToStatus for CreateError {
             Self::Spec(error) => error.code(),
             Self::IdInUse(_) => Code::ALREADY_EXISTS,
             Self::Launch(error) => error.code(),
-            Self::Share(_) | Self::Cgroup(_) | Self::Shm(_) | Self::Socket { .. } | Self::CommonPids(_) => {
+            Self::Share(_) | Self::Cgroup(_) | Self::Tmpfs { .. } | Self::Socket { .. } | Self::CommonPids(_) => {
                 Code::INTERNAL
             }
         }

@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, mount_remount};
 
 use super::resolve::{self, Kind};
 use super::{ShareRoots, copy_up, tree};
-use crate::container::{Failure, HostSockets, IdMappings, Mount, MountSource, Stage};
+use crate::container::{Failure, HostSockets, IdMappings, Mount, MountSource, Stage, TmpfsSpec};
 
 /// Where mounts are made, and from what.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(crate) struct MountContext<'a> {
     pub(crate) root: BorrowedFd<'a>,
     /// The shared trees.
     pub(crate) shares: &'a ShareRoots,
-    /// The tmpfs that containers share.
-    pub(crate) shm: &'a Path,
+    /// Where those are that containers have in common.
+    pub(crate) tmpfs: &'a Path,
     /// Those that stand for the host's.
     pub(crate) sockets: &'a HostSockets,
     /// The container's cgroup, if it has no cgroup namespace: it then sees its own part of the tree by a bind mount.
@@ -81,7 +81,7 @@ pub(crate) fn make(
 ) -> Result<Option<LateReadonly>, Failure> {
     match &mount.source {
         MountSource::Share { .. } => bind(context, mount, mapped).map(|()| None),
-        MountSource::SandboxShm => bind_own(context, mount, Some(context.shm)).map(|()| None),
+        MountSource::SandboxTmpfs(tmpfs) => bind_tmpfs(context, mount, tmpfs).map(|()| None),
         MountSource::Socket(socket) => bind_socket(context, mount, socket.number).map(|()| None),
         MountSource::FileSystem { fs_type, .. } if fs_type == "cgroup2" && context.cgroup.is_some() => {
             bind_own(context, mount, context.cgroup).map(|()| None)
@@ -103,7 +103,7 @@ fn describe(mount: &Mount) -> String {
             format!("{:?} of tree {:?} at {}", place.path, place.tree, mount.destination)
         }
         MountSource::FileSystem { fs_type, .. } => format!("{fs_type} at {}", mount.destination),
-        MountSource::SandboxShm => format!("the sandbox's shared memory at {}", mount.destination),
+        MountSource::SandboxTmpfs(tmpfs) => format!("the sandbox's tmpfs {:?} at {}", tmpfs.name, mount.destination),
         MountSource::Socket(_) => format!("the host's socket at {}", mount.destination),
         MountSource::Remount => format!("what is at {} anew", mount.destination),
     }
@@ -127,6 +127,16 @@ fn bind_own(context: &MountContext<'_>, mount: &Mount, directory: Option<&Path>)
     let Some(directory) = directory else { return Ok(()) };
     let make = || -> io::Result<()> {
         let source = resolve::own_directory(directory)?;
+        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::Directory)
+    };
+    make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
+}
+
+fn bind_tmpfs(context: &MountContext<'_>, mount: &Mount, tmpfs: &TmpfsSpec) -> Result<(), Failure> {
+    let make = || -> io::Result<()> {
+        let top = resolve::own_directory(&context.tmpfs.join(&tmpfs.name))?;
+        // Containers may have put links there: none of them leads out of it.
+        let source = resolve::existing_or_made(top.as_fd(), &tmpfs.folder, Kind::Directory)?;
         attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::Directory)
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))

@@ -169,6 +169,18 @@ pub(crate) fn own_directory(path: &std::path::Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// Makes a folder in a tmpfs of the agent's that containers write to, and gives it the permissions of its top; one that is there
+/// stays as it is.
+pub(crate) fn make_folder(top: &std::path::Path, folder: &str) -> io::Result<()> {
+    let top = own_directory(top)?;
+    if existing(top.as_fd(), folder).is_ok() {
+        return Ok(());
+    }
+    existing_or_made(top.as_fd(), folder, Kind::Directory)?;
+    let made = open(top.as_fd(), folder, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    Ok(rustix::fs::fchmod(&made, Mode::from_raw_mode(permissions(top.as_fd())?))?)
+}
+
 /// Permission bits of the file.
 pub(crate) fn permissions(file: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(rustix::fs::statat(file, "", AtFlags::EMPTY_PATH)?.st_mode & 0o7777)

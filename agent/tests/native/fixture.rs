@@ -86,7 +86,7 @@ impl World {
             rootfs_mount_point: folder.path().join("mount-point"),
             device_scratch: folder.path().join("devices"),
             sysfs: "/sys".into(),
-            sandbox_shm: folder.path().join("shm"),
+            sandbox_tmpfs: folder.path().join("tmpfs"),
             sockets: folder.path().join("sockets"),
         };
         // One for the whole process: each would take the children of all.

@@ -3,16 +3,17 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::path::{Component, Path, PathBuf};
 
-use bulkhead_protocol::agent::{self as wire, Device, Mount};
+use bulkhead_protocol::agent::{self as wire, Device, Mount, SandboxTmpfs};
 use libc::{MS_BIND, MS_REC, MS_REMOUNT};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::{Depth, MountOptions};
-use crate::storage::{self, BindSource, HostSocket, ShareError, Shares};
+use crate::storage::{self, BindSource, HostSocket, MemoryVolume, ShareError, Shares};
 
 /// The file systems that a container may ask for by type; `cgroup` is served as `cgroup2`, as runc does on a host that
 /// has only that.
@@ -21,6 +22,10 @@ const FILE_SYSTEMS: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue", "c
 /// Where processes look for POSIX shared memory. An engine makes a tmpfs of the host for it, and binds that into each
 /// container of a pod.
 const SHM: &str = "/dev/shm";
+const SHM_NAME: &str = "shm";
+
+/// What begins the names of a pod's volumes of memory.
+const VOLUME_PREFIX: &str = "volume-";
 
 /// The mounts in their wire form, and what is not a mount in the guest.
 #[derive(Debug, Default)]
@@ -106,7 +111,7 @@ fn translate_one(
     }
     if shares.are_of_pod() && destination == SHM && fs_type == "tmpfs" {
         // What a configuration has that nobody has made a tmpfs of the host for.
-        wire.sandbox_shm = true;
+        wire.sandbox_tmpfs = Some(shm(mem::take(&mut wire.data))).into();
         wire.flags |= MS_BIND;
         translated.mounts.push(wire);
         return Ok(());
@@ -136,8 +141,17 @@ fn bind(
         && let Some(data) = storage::tmpfs_options(&source)
     {
         // What is mapped there is memory that processes of several containers share, which no file of the host can be.
-        wire.sandbox_shm = true;
-        wire.data = data;
+        wire.sandbox_tmpfs = Some(shm(data)).into();
+        translated.mounts.push(wire);
+        return Ok(());
+    }
+    if shares.are_of_pod()
+        && mappings.is_none()
+        && let Some(MemoryVolume { name, folder, options }) = MemoryVolume::find(&source)
+    {
+        // Apart from the names of the guest's own.
+        let name = format!("{VOLUME_PREFIX}{name}");
+        wire.sandbox_tmpfs = Some(SandboxTmpfs { name, folder, options, ..SandboxTmpfs::default() }).into();
         translated.mounts.push(wire);
         return Ok(());
     }
@@ -176,6 +190,12 @@ fn bind(
         Err(error) => return Err(unusable(error)),
     }
     Ok(())
+}
+
+/// The shared memory of a pod's containers.
+fn shm(options: String) -> SandboxTmpfs {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    SandboxTmpfs { name: SHM_NAME.to_owned(), flags, options, ..SandboxTmpfs::default() }
 }
 
 /// How the ids of a mount's files are to be mapped: by its own mappings, else, where the options ask for it, by those of

@@ -3,6 +3,7 @@
 //! of a share device.
 
 mod host_socket;
+mod memory_volume;
 pub(crate) mod mount_points;
 mod mountinfo;
 
@@ -17,6 +18,7 @@ use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
 pub(crate) use self::host_socket::HostSocket;
+pub(crate) use self::memory_volume::MemoryVolume;
 pub(crate) use self::mountinfo::mounts_below;
 
 /// The name of the tree that holds the root file system.
@@ -71,17 +73,27 @@ pub(crate) enum ShareError {
 
 /// The options by which a guest's tmpfs is like the one that is mounted at `path`; `None` if none is.
 pub(crate) fn tmpfs_options(path: &Path) -> Option<String> {
-    let status = rustix::fs::statfs(path).ok()?;
-    let is_tmpfs = i128::from(status.f_type) == i128::from(libc::TMPFS_MAGIC);
-    is_tmpfs.then(|| options_of(u64::try_from(status.f_bsize).unwrap_or(0), status.f_blocks))
+    is_tmpfs(path).then(|| options_of(tmpfs_size(path)))
 }
 
-fn options_of(block_size: u64, blocks: u64) -> String {
-    match block_size.saturating_mul(blocks) {
-        // A tmpfs without a limit: the guest's memory is one.
-        0 => "mode=1777".to_owned(),
-        size => format!("mode=1777,size={size}"),
-    }
+fn options_of(size: Option<u64>) -> String {
+    let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
+    format!("mode=1777{size}")
+}
+
+/// Whether a path lies on a tmpfs.
+fn is_tmpfs(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|status| i128::from(status.f_type) == i128::from(libc::TMPFS_MAGIC))
+}
+
+/// The size of the file system at a path; `None` for one without a limit, for which the guest's memory is one.
+fn tmpfs_size(path: &Path) -> Option<u64> {
+    let status = rustix::fs::statfs(path).ok()?;
+    size_of_blocks(u64::try_from(status.f_bsize).unwrap_or(0), status.f_blocks)
+}
+
+fn size_of_blocks(block_size: u64, blocks: u64) -> Option<u64> {
+    Some(block_size.saturating_mul(blocks)).filter(|size| *size > 0)
 }
 
 impl Shares {
@@ -211,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_tmpfs_is_known_with_its_size() {
-        assert_eq!(options_of(4096, 16384), "mode=1777,size=67108864");
-        assert_eq!(options_of(4096, 0), "mode=1777");
+        assert_eq!(options_of(size_of_blocks(4096, 16384)), "mode=1777,size=67108864");
+        assert_eq!(options_of(size_of_blocks(4096, 0)), "mode=1777");
         assert_eq!(tmpfs_options(Path::new("/proc")), None);
         assert_eq!(tmpfs_options(Path::new("/no/such")), None);
     }

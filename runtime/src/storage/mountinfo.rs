@@ -19,6 +19,18 @@ pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<String>> {
     Ok(below(&fs::read_to_string("/proc/self/mountinfo")?, path))
 }
 
+/// The part of its file system that is mounted at a path without links; `None` if nothing is mounted there.
+pub(crate) fn root_of(path: &Path) -> Option<PathBuf> {
+    root(&fs::read_to_string("/proc/self/mountinfo").ok()?, path)
+}
+
+fn root(mountinfo: &str, path: &Path) -> Option<PathBuf> {
+    let mut mounts = mountinfo.lines().map(|line| line.split(' ').take(FIELDS).collect::<Vec<_>>());
+    // The last one is on top.
+    let mounted = mounts.rfind(|fields| fields.get(FIELDS - 1).is_some_and(|place| unescape(place) == path))?;
+    Some(unescape(mounted.get(FIELDS - 2)?))
+}
+
 fn below(mountinfo: &str, path: &Path) -> Vec<String> {
     let fields = mountinfo.lines().map(|line| line.split(' ').take(FIELDS).collect::<Vec<_>>());
     let is_below = |fields: &Vec<&str>| {
@@ -60,6 +72,12 @@ mod tests {
         assert_eq!(below(TEXT, Path::new("/")).len(), 3);
         assert!(below(TEXT, Path::new("/vol/a b")).is_empty());
         assert_eq!(below(TEXT, Path::new("/vol/a")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_mounted_is_a_part_of_a_file_system() {
+        assert_eq!(root(TEXT, Path::new("/vol/a b")), Some("/sub".into()));
+        assert_eq!(root(TEXT, Path::new("/vol/a")), None);
     }
 
     #[test]

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes that the node changes while a pod runs: containers that come later find what is there then, as with other runtimes.
+//! Volumes that the node changes while a pod runs, of which containers that come later find what is there then, as with other
+//! runtimes; and volumes of memory.
 
 use std::fs;
 
 use super::pods::WAIT;
 use super::{Case, case};
 use crate::engines::{Kubelet, Pod, mount};
-use crate::env::Env;
-use crate::failure::{Result, ensure_eq};
+use crate::env::{Env, Kind};
+use crate::failure::{Result, ensure, ensure_eq};
 
-pub(super) const CASES: &[Case] = &[case!(replaced), case!(mounted_into)];
+pub(super) const CASES: &[Case] = &[case!(replaced), case!(mounted_into), case!(of_memory)];
 
 /// Prints what a container has of the volumes.
 const READ: &str = "cat /folder/version /file";
@@ -73,6 +74,52 @@ fn mounted_into(env: &Env) -> Result {
 
     ensure_eq!(below(&pod, &after)?, "there\n", "what is mounted for the container that came later");
     ensure_eq!(below(&pod, &before)?, "", "what is mounted for the earlier one");
+    pod.remove()?;
+    kubelet.end()
+}
+
+/// Volumes as the kubelet lays them out: an `emptyDir` of the medium `Memory`, of which a second container has a part (`subPath`), and
+/// a secret.
+fn of_memory(env: &Env) -> Result {
+    let kubelet = Kubelet::new(env)?;
+    let volume = kubelet.volume("pods/7e57/volumes/kubernetes.io~empty-dir/cache")?;
+    let secret = kubelet.volume("pods/7e57/volumes/kubernetes.io~secret/key")?;
+    let part = kubelet.volume("pods/7e57/volume-subpaths/cache/second/0")?;
+    env.mount("tmpfs", "tmpfs", &volume, "size=1m,mode=0777,gid=1234")?;
+    env.mount("tmpfs", "tmpfs", &secret, "size=1m")?;
+    fs::create_dir(volume.join("part"))?;
+    env.bind(&volume.join("part"), &part)?;
+    fs::write(secret.join("key"), "old\n")?;
+    let pod = kubelet.pod("memory")?;
+    let start = |name: &str, attempt, source, place: &str| {
+        let mut config = pod.config(name, WAIT);
+        config.metadata.mut_or_insert_default().attempt = attempt;
+        config.mounts = vec![mount(source, place, false), mount(&secret, "/secret", true)];
+        pod.start(config)
+    };
+    let (first, second) = (start("first", 0, &volume, "/cache")?, start("second", 0, &part, "/part")?);
+
+    ensure_eq!(pod.output(&first, "stat -c '%a %g' /cache")?, "777 1234\n", "the mode and the group");
+    ensure_eq!(pod.output(&first, "set -- $(df -k /cache | tail -n 1); echo $2")?, "1024\n", "KiB of the volume");
+    pod.output(&first, "echo one > /cache/file")?;
+    pod.output(&second, "echo two > /part/file")?;
+    ensure!(
+        pod.exec(&first, "head -c 2000000 /dev/zero > /cache/large")?.exit_code != 0,
+        "a volume of 1 MiB is larger"
+    );
+    pod.output(&first, "rm /cache/large")?;
+    ensure_eq!(pod.output(&first, "cat /cache/part/file")?, "two\n", "what another has written to its part");
+    for id in [&first, &second] {
+        pod.stop(id, 0)?;
+        pod.remove_container(id)?;
+    }
+    let (first, second) = (start("first", 1, &volume, "/cache")?, start("second", 1, &part, "/part")?);
+    ensure_eq!(pod.output(&first, "cat /cache/file")?, "one\n", "what is kept while containers are restarted");
+    ensure_eq!(pod.output(&second, "cat /part/file")?, "two\n", "what is kept of a part");
+    // Memory of the guest's for the one, files of the node's for the other.
+    ensure_eq!(volume.join("file").exists(), env.kind == Kind::Other, "whether the node has the volume's files");
+    fs::write(secret.join("key"), "new\n")?;
+    ensure_eq!(pod.output(&first, "sleep 1; cat /secret/key")?, "new\n", "the secret");
     pod.remove()?;
     kubelet.end()
 }
