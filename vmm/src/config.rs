@@ -22,7 +22,7 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Guest memory, [`MIN_MEM_SIZE_MIB`] or more.
     pub mem_size_mib: u64,
-    /// How much it may become while the machine runs (see [`crate::control::Order::AddMemory`]); not to grow if it is no
+    /// How much it may become while the machine runs (see [`crate::control::Order::GrantMemory`]); not to grow if it is no
     /// more than that. Addresses cost nothing.
     #[serde(default)]
     pub max_mem_size_mib: u64,
