@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use super::address::Probed;
+use super::carrier::{self, Carrier};
 use super::join::Joiner;
 use super::link::Link;
 use super::loopback::Loopback;
@@ -68,14 +69,6 @@ pub(crate) struct Late {
     index: i32,
 }
 
-/// An interface that leads somewhere from now on, or no longer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Carrier {
-    pub(crate) id: i32,
-    pub(crate) name: String,
-    pub(crate) on: bool,
-}
-
 /// What is to be done about a change.
 #[derive(Debug)]
 pub(crate) struct Change {
@@ -116,7 +109,7 @@ impl View {
                 self.warned.push(what.clone());
             }
         }
-        let carriers = carriers(&mut self.passed, &survey.links);
+        let carriers = carrier::changes(&mut self.passed, &survey.links);
         Ok(Change { late, carriers, request: self.news(survey) })
     }
 
@@ -264,19 +257,6 @@ impl Following {
     }
 }
 
-/// Which of the machine's interfaces do not lead where they have led, or lead where they have not. They do from then on.
-fn carriers(passed: &mut [Passed], links: &[Link]) -> Vec<Carrier> {
-    let mut changed = Vec::new();
-    for passed in passed {
-        let link = links.iter().find(|link| link.index == passed.index && link.carrier != passed.carrier);
-        if let Some(Link { index, name, carrier, .. }) = link {
-            passed.carrier = *carrier;
-            changed.push(Carrier { id: *index, name: name.clone(), on: *carrier });
-        }
-    }
-    changed
-}
-
 /// Whether a message may tell of something that the guest is told. Neighbours come and go.
 fn counts(kind: u16, payload: &[u8]) -> bool {
     kind != libc::RTM_NEWNEIGH
@@ -286,17 +266,6 @@ fn counts(kind: u16, payload: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_change_of_carrier_is_told_once() {
-        let mut passed = [3, 5].map(|index| Passed { index, mac: [2; 6], carrier: true });
-        let link = |index, carrier| Link { index, name: format!("eth{index}"), carrier, ..Link::default() };
-        let lost = [link(3, true), link(4, false), link(5, false)];
-
-        assert_eq!(carriers(&mut passed, &lost), [Carrier { id: 5, name: "eth5".to_owned(), on: false }]);
-        assert_eq!(carriers(&mut passed, &lost), []);
-        assert_eq!(carriers(&mut passed, &[link(5, true)]).len(), 1);
-    }
 
     #[test]
     fn neighbours_that_are_not_for_good_do_not_count() {

@@ -8,6 +8,7 @@
 //! | `own` | the one that this process is in, and the host's |
 //! | `claim` | that a namespace is one machine's |
 //! | `survey`, `link`, `address`, `routes` | what there is in one |
+//! | `carrier` | whether an interface leads somewhere |
 //! | `join` | an interface and a tap, joined |
 //! | `tap` | interfaces whose other side is a descriptor |
 //! | `vhost` | the host's kernel in the VMM's stead |
@@ -22,6 +23,7 @@
 //! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
 
 mod address;
+mod carrier;
 mod claim;
 mod follow;
 mod join;
@@ -52,9 +54,10 @@ use bulkhead_vmm::config::{Limits, MAX_NET_PAIRS, MAX_NETS};
 use thiserror::Error;
 
 use self::address::Probed;
+pub(crate) use self::carrier::Carrier;
 use self::claim::Claim;
 use self::follow::View;
-pub(crate) use self::follow::{Carrier, Change, Follower, Following};
+pub(crate) use self::follow::{Change, Follower, Following};
 use self::join::Joiner;
 use self::link::Link;
 pub(crate) use self::loopback::{Listening, Loopback};

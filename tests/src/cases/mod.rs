@@ -41,6 +41,7 @@ mod network_limits;
 mod network_load;
 mod network_names;
 mod network_offloads;
+mod network_queues;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
@@ -160,6 +161,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_load::CASES,
         network_names::CASES,
         network_offloads::CASES,
+        network_queues::CASES,
         network_shared::CASES,
         network_user::CASES,
         network_user_ends::CASES,
