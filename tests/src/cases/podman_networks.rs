@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::network::host;
 use super::{Case, case};
-use crate::engines::Podman;
+use crate::engines::{IMAGE, Podman};
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 
-pub(super) const CASES: &[Case] =
-    &[case!(bridge_and_published_ports).limit(600), case!(the_network_of_another_container_is_refused).limit(600)];
+pub(super) const CASES: &[Case] = &[
+    case!(bridge_and_published_ports).limit(600),
+    case!(the_network_of_another_container_is_refused).limit(600),
+    case!(a_pod_is_refused_and_its_first_container_goes_on).limit(600),
+];
 
 /// How long what is waited for may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -100,6 +103,29 @@ fn the_network_of_another_container_is_refused(env: &Env) -> Result {
     ensure!(second.status.code() != Some(0), "a second container has the network: {}", second.describe());
     serves("127.0.0.1:8022")?;
     podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
+}
+
+/// The containers of podman's pods share namespaces of their first one, whose machine nobody else can enter.
+fn a_pod_is_refused_and_its_first_container_goes_on(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let podman = Podman::with_networks(env)?;
+    let create =
+        ["pod", "create", "--network", "podman", "--infra-image", IMAGE, "--infra-command", SERVER, "--name", "pod"];
+    // In a cgroup that this podman makes for a pod, where it does so itself, no device can be opened, nor a tap be made.
+    let options = ["--share-parent=false", "-p", "8023:80", "--share"];
+    for (share, word) in [("net", "network namespace"), ("ipc,net,uts", "linux.namespaces")] {
+        podman.call(create.iter().chain(&options).chain(&[share])).output()?.expect_code(0)?;
+        podman.succeed(["pod", "start", "pod"])?;
+        serves("127.0.0.1:8023")?;
+
+        let second = podman.call(["run", "--rm", "--pod", "pod", IMAGE, "true"]).output()?;
+
+        ensure!(second.status.code() != Some(0), "a second container runs in the pod: {}", second.describe());
+        refused(&second.stderr(), word)?;
+        serves("127.0.0.1:8023")?;
+        podman.succeed(["pod", "rm", "--force", "--time", "0", "pod"])?;
+    }
+    Ok(())
 }
 
 /// The engine says why.
