@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use nix::unistd::Pid;
 
 use super::network::host;
 use super::{Case, case};
-use crate::engines::{BY_NAME, Docker, SHIM};
+use crate::engines::{BY_NAME, Docker, SHIM, USAGE, expect_usage_of_busy_box};
 use crate::env::Env;
-use crate::failure::{Context as _, Result, ensure, ensure_eq};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, skip};
 use crate::pty::Terminal;
 
 /// How long what is waited for may take.
@@ -23,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) const CASES: &[Case] = &[
     case!(foreground),
+    case!(script_with_a_missing_interpreter),
+    case!(init_of_the_engine),
+    case!(usage_is_told).limit(600),
     case!(detached),
     case!(restarted),
     case!(bridge_and_published_port).limit(900),
@@ -41,10 +45,46 @@ fn foreground(env: &Env) -> Result {
     docker.run(&["--rm"], &["sh", "-c", "exit 7"]).output()?.expect_code(7)?;
     docker.run(&["--rm", "-i"], &["wc", "-c"]).input(vec![b'x'; 300_000]).output()?.expect_stdout("300000\n")?;
     docker.run(&["--rm"], &["no-such-program"]).output()?.expect_code(127)?;
-    if Path::new("/usr/bin/docker-init").exists() {
-        let output = docker.run(&["--rm", "--init"], &["sh", "-c", "cat /proc/1/comm"]).output()?;
-        output.expect_in_stdout(&["init"])?;
+    docker.end()
+}
+
+/// The engine finds the words for 127 in the runtime's log.
+fn script_with_a_missing_interpreter(env: &Env) -> Result {
+    env.only_bulkhead()?; // runc's `start` is over before its program is executed.
+    let docker = Docker::new(env)?;
+    let script = env.work.join("script");
+    fs::write(&script, "#!/no/such/interpreter\n")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let volume = format!("{}:/script", script.display());
+    docker.run(&["--rm", "-v", &volume], &["/script"]).output()?.expect_code(127)?;
+    docker.end()
+}
+
+fn init_of_the_engine(env: &Env) -> Result {
+    let init = Path::new("/usr/bin/docker-init");
+    if !init.exists() {
+        skip!("there is no {} (package docker.io)", init.display());
     }
+    let docker = Docker::new(env)?;
+
+    let script = "tr '\\0' ' ' </proc/1/cmdline; echo; exit 5";
+    let output = docker.run(&["--rm", "--init"], &["sh", "-c", script]).output()?;
+
+    output.expect_code(5)?;
+    ensure!(output.stdout().contains("init -- sh -c"), "the command line of process 1: {}", output.describe());
+    docker.end()
+}
+
+/// What it uses is that of its machine: more than nothing, and within its limits.
+fn usage_is_told(env: &Env) -> Result {
+    let docker = Docker::new(env)?;
+    let script = "i=0; while :; do i=$((i+1)); done";
+    docker.run(&["-d", "--name", "box", "--memory", "128m"], &["sh", "-c", script]).output()?.expect_code(0)?;
+
+    let told = docker.succeed(["stats", "--no-stream", "--format", USAGE, "box"])?;
+
+    expect_usage_of_busy_box(&told.stdout())?;
+    docker.succeed(["rm", "--force", "box"])?;
     docker.end()
 }
 
@@ -56,7 +96,6 @@ fn detached(env: &Env) -> Result {
     docker.call(["exec", "box", "sh", "-c", "cat /sys/fs/cgroup/memory.max; exit 9"]).output()?.expect_code(9)?;
     docker.call(["exec", "-i", "box", "cat"]).input("through").output()?.expect_stdout("through")?;
     docker.succeed(["logs", "box"])?.expect_stdout("up\n")?;
-    docker.succeed(["stats", "--no-stream", "--format", "{{.Name}}", "box"])?.expect_stdout("box\n")?;
     docker.succeed(["pause", "box"])?;
     docker.succeed(["unpause", "box"])?;
     docker.succeed(["stop", "--time", "30", "box"])?;

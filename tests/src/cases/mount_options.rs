@@ -32,8 +32,22 @@ const ROWS: &[Row] = &[
     ("/o/back", &["sync", "async", "noatime", "atime", "ro", "rw"], &["rw"], &["sync", "noatime"]),
 ];
 
-/// The optional fields of mounts in mountinfo (proc_pid_mountinfo(5)), without the groups' numbers.
-const PROPAGATION: &str = r#"awk '$5 ~ /^\/p-/ { printf "%s", $5; for (i = 7; $i != "-"; i++) printf " %s", $i; print "" }' \
+/// The same of a bind of a whole tree.
+const TREE_ROWS: &[Row] = &[
+    ("/t/none", &[], &["relatime"], &["nosuid", "nodev", "noatime", "nodiratime"]),
+    ("/t/nosuid", &["rnosuid"], &["nosuid"], &["nodev"]),
+    ("/t/suid", &["nosuid", "rsuid"], &[], &["nosuid"]),
+    ("/t/nodev", &["rnodev"], &["nodev"], &["nosuid"]),
+    ("/t/dev", &["nodev", "rdev"], &[], &["nodev"]),
+    ("/t/noatime", &["rnoatime"], &["noatime"], &["relatime"]),
+    ("/t/strictatime", &["rstrictatime"], &[], &["relatime", "noatime"]),
+    ("/t/relatime", &["noatime", "rrelatime"], &["relatime"], &["noatime"]),
+    ("/t/nodiratime", &["rnodiratime"], &["nodiratime"], &["noatime"]),
+];
+
+/// The optional fields of mounts in mountinfo (proc_pid_mountinfo(5)), without the groups' numbers, and without whom they follow:
+/// where a source is the host's own, that may be the host.
+const PROPAGATION: &str = r#"awk '$5 ~ /^\/p-/ { printf "%s", $5; for (i = 7; $i != "-"; i++) if ($i !~ /^master/) printf " %s", $i; print "" }' \
 /proc/self/mountinfo | tr -d 0-9 | sort"#;
 
 fn options_are_the_configured_ones(env: &Env) -> Result {
@@ -43,11 +57,21 @@ fn options_are_the_configured_ones(env: &Env) -> Result {
         bundle.mount("tmpfs", "tmpfs", place, options);
     }
     bundle.bind(&folder, "/o/bound", &["noatime", "nosuid", "nodev", "noexec", "exec"]);
+    let tree = folder.display().to_string();
+    for (place, options, ..) in TREE_ROWS {
+        bundle.mount("bind", &tree, place, &[&["rbind"], *options].concat());
+    }
     // Older ones of runc do not know it.
     let of_links: &[&str] = if env.kind == Kind::Bulkhead { &["nosymfollow"] } else { &[] };
     bundle.mount("tmpfs", "tmpfs", "/o/links", of_links);
+    let of_tree_links = if env.kind == Kind::Bulkhead { "rnosymfollow" } else { "rbind" };
+    bundle.mount("bind", &tree, "/t/links", &["rbind", of_tree_links]);
     bundle.bind(&folder, "/p-shared", &["shared"]).bind(&folder, "/p-private", &["rprivate"]);
     bundle.bind(&folder, "/p-unbindable", &["unbindable"]).mount("tmpfs", "tmpfs", "/p-tmpfs", &["rshared"]);
+    // What is the only one of its group, and is to follow that, is private.
+    bundle.mount("tmpfs", "tmpfs", "/p-slave", &["shared", "slave"]);
+    bundle.mount("tmpfs", "tmpfs", "/p-rslave", &["rshared", "rslave"]);
+    bundle.mount("tmpfs", "tmpfs", "/p-runbindable", &["runbindable"]);
     bundle.mount("bind", "/dev/zero", "/o/zero", &["bind"]);
     bundle.sh(&format!(
         "while read source place kind options rest; do echo \"$place $options\"; done </proc/mounts; echo --; {PROPAGATION}; \
@@ -64,13 +88,16 @@ fn options_are_the_configured_ones(env: &Env) -> Result {
     };
     let bound: Row = ("/o/bound", &[], &["noatime", "nosuid", "nodev"], &["noexec"]);
     let links: Row = ("/o/links", &[], of_links_told(of_links), &[]);
-    for (place, _, present, absent) in ROWS.iter().chain([&bound, &links]) {
+    let tree_links: Row = ("/t/links", &[], of_links_told(of_links), &[]);
+    for (place, _, present, absent) in ROWS.iter().chain(TREE_ROWS).chain([&bound, &links, &tree_links]) {
         let seen = options(place);
         let fits = present.iter().all(|name| seen.contains(name)) && !absent.iter().any(|name| seen.contains(name));
         ensure!(fits, "{place} is to have {present:?} and not {absent:?}: {seen:?}");
     }
     let rest = text.split_once("--\n").map(|(_, rest)| rest).unwrap_or_default();
-    ensure_eq!(rest, "/p-private\n/p-shared shared:\n/p-tmpfs shared:\n/p-unbindable unbindable\n3\n", "what follows");
+    let expected = "/p-private\n/p-rslave\n/p-runbindable unbindable\n/p-shared shared:\n/p-slave\n/p-tmpfs shared:\n\
+                    /p-unbindable unbindable\n3\n";
+    ensure_eq!(rest, expected, "what follows");
     Ok(())
 }
 
@@ -79,6 +106,7 @@ fn of_links_told(options: &[&str]) -> &'static [&'static str] {
 }
 
 fn options_of_a_whole_tree(env: &Env) -> Result {
+    env.only_bulkhead()?; // runc takes none of them back that was given before, and gives a tmpfs none.
     let mut bundle = Bundle::busybox(env)?;
     let folder = env.folder("folder")?;
     let below = env.folder("folder/below")?;
@@ -95,12 +123,13 @@ fn options_of_a_whole_tree(env: &Env) -> Result {
     bundle.sh(
         "for top in /closed /open; do for place in $top $top/below; do \
          $place/tool 2>/dev/null || echo \"$place: not run\"; touch $place/new 2>/dev/null || echo \"$place: not written\"; \
-         done; done; touch /sealed/new 2>&1; touch /sealed/inner/new; grep -c ' /sealed .*noexec' /proc/self/mountinfo",
+         done; done; touch /sealed/new 2>&1; touch /sealed/inner/new; grep -c ' /sealed .*noexec' /proc/self/mountinfo; \
+         grep ' /closed .*nosuid' /proc/self/mountinfo | grep -c nodev",
     );
 
     env.run(&bundle)?.output()?.expect_stdout(
         "/closed: not run\n/closed: not written\n/closed/below: not run\n/closed/below: not written\nran\nran\n\
-         touch: /sealed/new: Read-only file system\n1\n",
+         touch: /sealed/new: Read-only file system\n1\n1\n",
     )?;
 
     ensure!(folder.join("new").exists() && below.join("new").exists(), "what the container made is not on the host");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Case, case};
-use crate::engines::Podman;
+use crate::engines::{Podman, USAGE, expect_usage_of_busy_box};
 use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 use crate::pty::Terminal;
@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     case!(detached),
     case!(paused_and_killed),
     case!(limits),
+    case!(usage_is_told),
     case!(file_systems),
     case!(socket_of_the_host),
     case!(identity),
@@ -68,7 +69,6 @@ fn detached(env: &Env) -> Result {
     let source = env.work.join("file").display().to_string();
     podman.succeed(["cp", &source, "box:/tmp/file"])?;
     podman.succeed(["logs", "box"])?.expect_in_stdout(&["up"])?;
-    podman.succeed(["stats", "--no-stream", "--format", "{{.Name}}", "box"])?.expect_in_stdout(&["box"])?;
     podman.succeed(["stop", "--time", "30", "box"])?;
     ensure_eq!(exit_code(&podman, "box")?, 3, "the exit code of a container that ends at SIGTERM");
     podman.succeed(["wait", "box"])?.expect_stdout("3\n")?;
@@ -98,6 +98,17 @@ fn limits(env: &Env) -> Result {
     let output = podman.run(&options, &["sh", "-c", script]).output()?;
 
     output.expect_stdout("134217728\n50\n50000 100000\n200\n")
+}
+
+/// What it uses is that of its machine: more than nothing, and within its limits.
+fn usage_is_told(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached_with("box", &["--memory", "128m"], &["sh", "-c", "i=0; while :; do i=$((i+1)); done"])?;
+
+    let told = podman.succeed(["stats", "--no-stream", "--format", USAGE, "box"])?;
+
+    expect_usage_of_busy_box(&told.stdout())?;
+    podman.succeed(["rm", "--force", "--time", "0", "box"]).map(drop)
 }
 
 fn file_systems(env: &Env) -> Result {

@@ -24,6 +24,9 @@ pub(super) const CASES: &[Case] =
 /// The environment variable that has a sequence drawn again.
 const SEED: &str = "BULKHEAD_TEST_SEED";
 
+/// Containers at least, where all is slow.
+const FEWEST_LIVES: u32 = 4;
+
 /// Steps of a container at most.
 const STEPS: usize = 16;
 
@@ -45,7 +48,7 @@ fn drive(env: &Env, time: Duration) -> Result {
     let mut random = Random(seed);
     let end = Instant::now() + time;
     let mut lives = 0;
-    while Instant::now() < end {
+    while Instant::now() < end || lives < FEWEST_LIVES {
         let life = if random.below(6) == 0 { life_in_the_foreground } else { detached_life };
         match life(env, &mut random).and_then(|()| nothing_is_left(env)) {
             Err(Failure::Failed(reason)) => fail!("container {lives} of {SEED}={seed}: {reason}"),
@@ -53,7 +56,6 @@ fn drive(env: &Env, time: Duration) -> Result {
         }
         lives += 1;
     }
-    ensure!(lives > 3, "only {lives} containers in {time:?}");
     Ok(())
 }
 

@@ -33,6 +33,42 @@ fn unpacked() -> Option<PathBuf> {
     std::env::var_os(ENGINES).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
+/// How engines are asked for what a container uses.
+pub(crate) const USAGE: &str = "{{.Name}} {{.MemUsage}} {{.CPUPerc}} {{.PIDs}}";
+
+/// The answer for a container `box` of 128 MiB that computes without end: what its machine uses of the host, which is more than
+/// nothing, and within its limits.
+pub(crate) fn expect_usage_of_busy_box(told: &str) -> Result {
+    let words: Vec<&str> = told.split_whitespace().collect();
+    ensure!(words.len() == 6 && words[0] == "box" && words[2] == "/", "not of the form that was asked for: {told:?}");
+    let (used, limit) = (size(words[1])?, size(words[3])?);
+    // Its kernel's memory, and the VMM's, are beside what the container may use.
+    ensure!(used > 1e4 && used < limit && limit < 400e6, "memory: {told:?}");
+    let percent: f64 = words[4].trim_end_matches('%').parse().context(|| format!("parsing {told:?}"))?;
+    ensure!(percent > 5.0 && percent < 250.0, "use of processors: {told:?}");
+    let processes: u32 = words[5].parse().context(|| format!("parsing {told:?}"))?;
+    ensure!((1..200).contains(&processes), "processes: {told:?}");
+    Ok(())
+}
+
+/// A size as engines print it, in bytes.
+fn size(text: &str) -> Result<f64> {
+    const UNITS: [(&str, f64); 9] = [
+        ("KiB", 1024.0),
+        ("MiB", 1048576.0),
+        ("GiB", 1073741824.0),
+        ("kB", 1e3),
+        ("KB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("TB", 1e12),
+        ("B", 1.0),
+    ];
+    let parsed = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
+    let Some((number, factor)) = parsed else { fail!("{text:?} is no size") };
+    Ok(number.parse::<f64>().context(|| format!("parsing {text:?}"))? * factor)
+}
+
 /// The path of a program of Debian's, or a skip that names its package.
 pub(crate) fn debian_program(path: &str, package: &str) -> Result<PathBuf> {
     let unpacked = unpacked().map(|folder| folder.join(path.trim_start_matches('/')));
