@@ -168,8 +168,11 @@ pub(crate) fn run() -> ExitCode {
 fn parse(words: &[OsString]) -> Result<Cli, clap::Error> {
     let parsed = with_values_of_flags(Cli::command()).try_get_matches_from(words);
     match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
-        // The help tells of flags as people use them.
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => Cli::try_parse_from(words),
+        // The help tells of flags as people use them, unless these words use them otherwise.
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => match Cli::try_parse_from(words) {
+            Err(plain) if plain.kind() == ErrorKind::DisplayHelp => Err(plain),
+            _ => Err(error),
+        },
         result => result,
     }
 }
@@ -328,6 +331,8 @@ mod tests {
         let detached = parse_run("bulkhead run --detach true");
         assert_eq!(detached, parse_run("bulkhead run -d=true true"));
         assert_ne!(detached, parse_run("bulkhead run --detach=false true"));
+        let kind = parse("bulkhead run --detach=true --help").unwrap_err().kind();
+        assert_eq!(kind, ErrorKind::DisplayHelp);
         for line in ["bulkhead --help", "bulkhead run --help", "bulkhead run --detach -h"] {
             let help = parse(line).unwrap_err().to_string();
             assert!(help.contains("--debug\n") || help.contains("--debug  "), "{help}");
