@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
-/// The descriptor of a child that has not been reaped.
+/// The descriptor of a child that has not been reaped, or of another process that is known to be there.
 ///
 /// # Errors
 ///

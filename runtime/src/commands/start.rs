@@ -20,8 +20,14 @@ pub(crate) struct Arguments {
 /// Starts the container; returns once its program runs.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
     let found = Found::open(&global.root, &arguments.id)?;
-    client::call(&found, CallError::StartStopped, async |task, id| {
+    let supervisor = client::process(&found);
+    let started = client::call(&found, CallError::StartStopped, async |task, id| {
         task.start(Context::default(), &StartRequest { id, ..Default::default() }).await
-    })?;
+    });
+    if let (Err(_), Some(supervisor)) = (&started, supervisor) {
+        // An engine that hears of the failure takes the status of the process that stands for the container at once.
+        client::see_end(&found, supervisor);
+    }
+    started?;
     Ok(0)
 }

@@ -2,18 +2,24 @@
 //! Calls to the supervisor of a container, from another process.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use containerd_shim_protos::shim_async::TaskClient;
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
 use super::container::CallError;
 use super::state::{Found, LookupError, Status};
-use crate::text;
+use crate::{pidfd, text};
+
+/// How long a supervisor may take to end after its container.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// A call that could not be made, or was refused.
 #[derive(Debug, Error)]
@@ -48,6 +54,24 @@ impl From<ttrpc::Error> for ClientError {
 /// An event loop for a command.
 pub(crate) fn event_loop() -> Result<Runtime, ClientError> {
     Builder::new_current_thread().enable_all().build().map_err(ClientError::EventLoop)
+}
+
+/// A supervisor's process, to be waited for; `None` of a pod's, which does not end with a container.
+pub(crate) fn process(found: &Found) -> Option<OwnedFd> {
+    let record = found.record();
+    // The descriptor is taken first: as long as the supervisor's own lock is held, the id is its.
+    let process = pidfd::open(record.pid).ok().filter(|_| record.sandbox.is_none())?;
+    found.is_alive().then_some(process)
+}
+
+/// Returns when a container's supervisor has ended, if the container has: whoever is told of the one finds the other.
+pub(crate) fn see_end(found: &Found, supervisor: OwnedFd) {
+    if !matches!(found.status_now(), Ok(Status::Stopped) | Err(LookupError::NotFound(_))) {
+        return;
+    }
+    if let Ok(runtime) = event_loop() {
+        let _ = runtime.block_on(async { timeout(LAST_STEPS, pidfd::ended(supervisor)).await });
+    }
 }
 
 /// Connects to the supervisor; within an event loop.

@@ -40,6 +40,9 @@ pub(crate) const SIGKILL: u32 = 9;
 /// How long init may take to execute its program: its start hooks run before.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long the end of a container may take whose start has failed.
+const END_OF_START: Duration = Duration::from_secs(10);
+
 /// How long a start waits for the network: for a change that is on its way, and for the one that it needs.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(70);
 
@@ -344,7 +347,8 @@ impl Container {
         seen.ok().flatten().ok_or(CallError::NotRunning)
     }
 
-    /// Lets init execute its program.
+    /// Lets init execute its program. Where that fails, the container has ended, or has had the time to, when this returns:
+    /// engines look for its end at once.
     pub(crate) async fn start(&self) -> Result<Vec<TracePoint>, CallError> {
         {
             let mut life = self.life();
@@ -375,12 +379,20 @@ impl Container {
             let _ = self.kill_init().await;
             return Err(AgentError::Timeout.into());
         };
-        let started = started?;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                drop(turn);
+                let _ = timeout(END_OF_START, self.wait()).await;
+                return Err(error.into());
+            }
+        };
         self.enter(Status::Running);
         drop(turn);
         if let Err(error) = self.run_poststart_hooks().await {
             // It must not go on: whoever waits for init sees its end.
             self.kill_init().await?;
+            let _ = timeout(END_OF_START, self.wait()).await;
             return Err(error.into());
         }
         Ok(started.trace)

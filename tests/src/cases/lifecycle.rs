@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 
@@ -31,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
     case!(kept_state_outlives_a_foreground_run),
     case!(id_is_taken_until_it_is_deleted),
     case!(missing_program_leaves_nothing),
+    case!(failed_start_ends_the_container),
     case!(binds_of_a_container_that_lives_on),
     case!(killed_supervisor_leaves_a_stopped_container),
     case!(garbage_is_what_a_crash_left),
@@ -278,6 +280,22 @@ fn missing_program_leaves_nothing(env: &Env) -> Result {
     env.call(create).output()?.expect_error(&["/no/such/program"])?;
 
     env.call(["state", &id]).output()?.expect_error(&["does not exist"])
+}
+
+/// An engine that is told of the failure looks for the end of the process that stands for the container at once.
+fn failed_start_ends_the_container(env: &Env) -> Result {
+    env.only_bulkhead()?; // The `start` of others is over before the program is executed.
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.add_file("opt/script", "#!/no/such/interpreter\n", 0o755)?;
+    bundle.args(&["/opt/script"]);
+    let container = Detached::create(env, &bundle)?;
+
+    container.verb(&["start"]).output()?.expect_error(&["/no/such/interpreter", "no such file or directory"])?;
+
+    container.expect_status("stopped")?;
+    let end = waitpid(Pid::from_raw(container.pid), Some(WaitPidFlag::WNOHANG))?;
+    ensure!(matches!(end, WaitStatus::Exited(..)), "the process that stands for it: {end:?}");
+    container.must(&["delete"]).map(drop)
 }
 
 fn killed_supervisor_leaves_a_stopped_container(env: &Env) -> Result {
