@@ -18,6 +18,8 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 pub enum DeviceKind {
     /// Section 5.1.
     Net = 1,
+    /// Section 5.2.
+    Block = 2,
     /// Section 5.4.
     Rng = 4,
     /// Section 5.10.

@@ -5,7 +5,6 @@
 //! | --- | --- |
 //! | [`device`](self) | the virtio side: configuration, start and stop |
 //! | `worker` | the thread that owns the queues |
-//! | `buffers` | the buffers of a descriptor chain |
 //! | [`request`] | bytes become a typed request; the guest's lengths and names are checked there |
 //! | `server` | carries requests out on the host's files |
 //! | `reply` | an answer's bytes |
@@ -27,7 +26,6 @@
 pub mod request;
 pub mod wire;
 
-mod buffers;
 mod device;
 mod reply;
 mod server;

@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{GuestMemory as _, Permissions};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::buffers::{Buffers, MAX_BUFFERS};
 use super::server::{Server, Unanswerable};
+use crate::buffers::{Buffers, GatherError};
 use crate::device::{ActiveQueue, GuestMemory, Interrupt};
 
 /// What the thread works with.
@@ -59,12 +57,8 @@ enum WorkerError {
     Wait(#[source] io::Error),
     #[error("the driver broke a queue's rings")]
     Queue(#[from] virtio_queue::Error),
-    #[error("a descriptor chain names memory that is not the guest's")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-    #[error("a descriptor chain has a readable buffer behind a writable one")]
-    Order,
-    #[error("a descriptor chain names more than {MAX_BUFFERS} buffers")]
-    TooManyBuffers,
+    #[error(transparent)]
+    Buffers(#[from] GatherError),
     #[error(transparent)]
     Unanswerable(#[from] Unanswerable),
 }
@@ -156,7 +150,7 @@ fn drain<'m>(
             }
             is_served = true;
             let head = chain.head_index();
-            gather(chain, memory, buffers)?;
+            buffers.gather(chain, memory)?;
             let written = server.serve(buffers)?;
             buffers.clear();
             queue.add_used(memory, head, written)?;
@@ -174,30 +168,4 @@ fn drain<'m>(
             return Ok(());
         }
     }
-}
-
-/// Finds a chain's buffers in memory.
-fn gather<'m>(
-    chain: impl Iterator<Item = Descriptor>,
-    memory: &'m GuestMemory,
-    buffers: &mut Buffers<'m>,
-) -> Result<(), WorkerError> {
-    buffers.clear();
-    for descriptor in chain {
-        let (direction, access) = if descriptor.is_write_only() {
-            (&mut buffers.writable, Permissions::Write)
-        } else if buffers.writable.is_empty() {
-            (&mut buffers.readable, Permissions::Read)
-        } else {
-            return Err(WorkerError::Order);
-        };
-        let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
-        for slice in memory.get_slices(descriptor.addr(), length, access)? {
-            direction.push(slice?);
-        }
-        if buffers.count() > MAX_BUFFERS {
-            return Err(WorkerError::TooManyBuffers);
-        }
-    }
-    Ok(())
 }

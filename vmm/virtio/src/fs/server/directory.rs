@@ -7,7 +7,6 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, fstatfs};
 use rustix::io::Errno;
 
-use super::super::buffers::Buffers;
 use super::super::reply::{DIRENT_LEN, ENTRY_LEN};
 use super::super::request::{Name, Transfer};
 use super::super::wire::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, MAX_DIRECTORY_LEN, OUT_HEADER_LEN};
@@ -15,6 +14,7 @@ use super::Server;
 use super::handle::Handle;
 use super::io_requests::synchronize;
 use super::listing::{Entry, Listing};
+use crate::buffers::Buffers;
 use crate::fs::CachePolicy;
 
 /// File systems (`f_type`) whose directory offsets belong to an entry for good: ext4, XFS, Btrfs.

@@ -7,13 +7,13 @@ use std::os::fd::AsFd;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek};
 use rustix::io::Errno;
 
-use super::super::buffers::Buffers;
 use super::super::request::{CopyFileRange, Transfer};
 use super::super::wire::{
     FSYNC_FDATASYNC, IN_HEADER_LEN, MAX_IO_LEN, OUT_HEADER_LEN, WRITE_IN_LEN, WRITE_KILL_SUIDGID,
 };
 use super::inode::Access;
 use super::{Server, host};
+use crate::buffers::Buffers;
 
 /// Most bytes that one COPY_FILE_RANGE copies, so that the other requests need not wait for long; the guest asks again.
 const MAX_COPY_LEN: u64 = 16 << 20;

@@ -32,11 +32,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::handle::HandleTable;
 use self::inode::{Access, Inode, InodeTable};
-use super::buffers::Buffers;
 use super::reply::Reply;
 use super::request::{DecodeError, Header, Request, decode};
 use super::wire::{IN_HEADER_LEN, MAX_REQUEST_LEN, OUT_HEADER_LEN, ROOT_NODE, WRITE_IN_LEN, opcode};
 use super::{AddedTrees, CachePolicy};
+use crate::buffers::Buffers;
 
 mod attributes;
 mod create;

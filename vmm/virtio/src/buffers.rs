@@ -5,58 +5,98 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::VolatileSlice;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{GuestMemory as _, Permissions, VolatileSlice};
+
+use crate::device::GuestMemory;
 
 /// Most buffers that a chain may name, both directions counted; the most that one `preadv` takes (`IOV_MAX`).
 /// A guest of the negotiated sizes needs 260.
-pub(super) const MAX_BUFFERS: usize = 1024;
+pub(crate) const MAX_BUFFERS: usize = 1024;
+
+/// A chain whose buffers cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GatherError {
+    #[error("a descriptor chain names memory that is not the guest's")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("a descriptor chain has a readable buffer behind a writable one")]
+    Order,
+    #[error("a descriptor chain names more than {MAX_BUFFERS} buffers")]
+    TooMany,
+}
 
 /// A chain's buffers, in order. They are reused from request to request.
 #[derive(Debug, Default)]
-pub(super) struct Buffers<'m> {
+pub(crate) struct Buffers<'m> {
     /// What the device reads.
-    pub(super) readable: Segments<'m>,
+    pub(crate) readable: Segments<'m>,
     /// What the device writes.
-    pub(super) writable: Segments<'m>,
+    pub(crate) writable: Segments<'m>,
 }
 
-impl Buffers<'_> {
+impl<'m> Buffers<'m> {
+    /// Finds a chain's buffers in memory; those that there were are forgotten.
+    pub(crate) fn gather(
+        &mut self,
+        chain: impl Iterator<Item = Descriptor>,
+        memory: &'m GuestMemory,
+    ) -> Result<(), GatherError> {
+        self.clear();
+        for descriptor in chain {
+            let (direction, access) = if descriptor.is_write_only() {
+                (&mut self.writable, Permissions::Write)
+            } else if self.writable.is_empty() {
+                (&mut self.readable, Permissions::Read)
+            } else {
+                return Err(GatherError::Order);
+            };
+            let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
+            for slice in memory.get_slices(descriptor.addr(), length, access)? {
+                direction.push(slice?);
+            }
+            if self.count() > MAX_BUFFERS {
+                return Err(GatherError::TooMany);
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets the buffers, not their space.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.readable.slices.clear();
         self.writable.slices.clear();
     }
 
     /// How many buffers there are, both directions counted.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.readable.slices.len() + self.writable.slices.len()
     }
 }
 
 /// The buffers of one direction.
 #[derive(Debug, Default)]
-pub(super) struct Segments<'m> {
+pub(crate) struct Segments<'m> {
     slices: Vec<VolatileSlice<'m>>,
 }
 
 impl<'m> Segments<'m> {
     /// Adds a buffer at the end.
-    pub(super) fn push(&mut self, slice: VolatileSlice<'m>) {
+    pub(crate) fn push(&mut self, slice: VolatileSlice<'m>) {
         self.slices.push(slice);
     }
 
     /// Whether there are no buffers.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.slices.is_empty()
     }
 
     /// Bytes of all buffers together; a chain has less than 4 GiB.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slices.iter().map(VolatileSlice::len).sum()
     }
 
     /// Fills `bytes` with what lies `offset` bytes into the buffers, and says how many bytes there were.
-    pub(super) fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> usize {
+    pub(crate) fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         for slice in self.from(offset) {
             let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
@@ -66,9 +106,14 @@ impl<'m> Segments<'m> {
     }
 
     /// Writes `bytes` to the start of the buffers, and says how many of them there was room for.
-    pub(super) fn copy_from(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn copy_from(&self, bytes: &[u8]) -> usize {
+        self.copy_from_at(0, bytes)
+    }
+
+    /// The same to what lies `offset` bytes into the buffers.
+    pub(crate) fn copy_from_at(&self, offset: usize, bytes: &[u8]) -> usize {
         let mut done = 0;
-        for slice in self.from(0) {
+        for slice in self.from(offset) {
             let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) else { break };
             let count = slice.len().min(rest.len());
             slice.copy_from(rest.get(..count).unwrap_or_default());
@@ -82,7 +127,7 @@ impl<'m> Segments<'m> {
     /// # Errors
     ///
     /// Those of `preadv`.
-    pub(super) fn read_from(&self, file: BorrowedFd<'_>, skip: usize, length: usize, offset: i64) -> io::Result<usize> {
+    pub(crate) fn read_from(&self, file: BorrowedFd<'_>, skip: usize, length: usize, offset: i64) -> io::Result<usize> {
         let iovecs = self.iovecs(skip, length);
         transfer(|| {
             // SAFETY: each iovec is a part of guest memory that stays mapped while `self` borrows it. The guest may
@@ -96,7 +141,7 @@ impl<'m> Segments<'m> {
     /// # Errors
     ///
     /// Those of `pwritev`.
-    pub(super) fn write_to(&self, file: BorrowedFd<'_>, skip: usize, length: usize, offset: i64) -> io::Result<usize> {
+    pub(crate) fn write_to(&self, file: BorrowedFd<'_>, skip: usize, length: usize, offset: i64) -> io::Result<usize> {
         let iovecs = self.iovecs(skip, length);
         transfer(|| {
             // SAFETY: as in `read_from`; the kernel only reads.
