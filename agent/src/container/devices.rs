@@ -126,8 +126,10 @@ fn make_device(root: BorrowedFd<'_>, device: &Device, spec: &ContainerSpec, scra
 /// Makes the node. The same device that is there already is kept.
 fn make_node(directory: BorrowedFd<'_>, name: &Path, device: &Device) -> io::Result<()> {
     let number = makedev(device.major, device.minor);
-    match rustix::fs::mknodat(directory, name, device.kind, Mode::from_raw_mode(device.mode), number) {
-        Ok(()) => {}
+    let mode = Mode::from_raw_mode(device.mode);
+    match rustix::fs::mknodat(directory, name, device.kind, mode, number) {
+        // The agent's own mask may have taken something away.
+        Ok(()) => rustix::fs::chmodat(directory, name, mode, AtFlags::empty())?,
         Err(Errno::EXIST) => {
             let found = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
             let same = FileType::from_raw_mode(found.st_mode) == device.kind
