@@ -9,11 +9,13 @@
 //! | [`process`] | a container's process: stdio, credentials, limits, program, reaping |
 //! | [`storage`] | shared trees, mounts, safe destinations, hidden paths |
 //! | [`network`] | the guest's network interfaces |
+//! | [`disks`] | block devices of the host that the machine has |
 //! | [`memory`] | memory that the machine is given while it runs |
 //!
 //! The engine works without a VM as well: give it directories for the shared trees and run it as root.
 
 pub mod container;
+pub mod disks;
 pub mod init;
 pub mod log;
 pub mod memory;
@@ -23,4 +25,5 @@ pub mod rpc;
 pub mod storage;
 pub mod trace;
 
+mod late;
 mod sys;

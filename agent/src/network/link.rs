@@ -6,8 +6,9 @@ use std::io;
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 use bulkhead_protocol::agent::NetworkInterface;
 
-use super::{NetworkError, late, settings};
+use super::{NetworkError, settings};
 use crate::init::SYS;
+use crate::late;
 
 /// Longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;

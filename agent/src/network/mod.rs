@@ -4,7 +4,6 @@
 
 mod configure;
 mod connect;
-mod late;
 mod link;
 mod resolver;
 mod settings;

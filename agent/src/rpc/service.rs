@@ -16,6 +16,7 @@ use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
     TerminalSize,
 };
+use crate::disks::{Disks, Number};
 use crate::init::SYS;
 use crate::memory;
 use crate::network::{Connect, Network, Question};
@@ -31,6 +32,7 @@ pub struct AgentService {
     /// Where the host's streams arrive.
     streams: Arc<StreamTable>,
     network: Network,
+    disks: Disks,
     boot: Trace,
     /// Most sandboxes have no trees that the host changes, and no device for them: it is mounted when first named.
     mount_shared: Option<MountShared>,
@@ -46,8 +48,9 @@ impl fmt::Debug for AgentService {
 impl AgentService {
     /// The service of an engine, whose streams arrive in `streams`. `boot` is what the agent did before it could answer.
     pub fn new(engine: Engine, streams: Arc<StreamTable>, boot: Trace) -> Self {
-        let (network, mount_shared, shared_mounted) = (Network::default(), None, OnceCell::new());
-        Self { engine, streams, network, boot, mount_shared, shared_mounted }
+        let (network, disks, mount_shared, shared_mounted) =
+            (Network::default(), Disks::default(), None, OnceCell::new());
+        Self { engine, streams, network, disks, boot, mount_shared, shared_mounted }
     }
 
     /// Sets what is to be done before the shared device's trees are first used.
@@ -128,6 +131,21 @@ impl Agent for AgentService {
 
     async fn add_memory(&self, _context: &TtrpcContext, request: wire::AddMemoryRequest) -> ttrpc::Result<wire::Empty> {
         memory::add(SYS.as_ref(), request.address, request.length).await.map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn find_disks(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::DisksRequest,
+    ) -> ttrpc::Result<wire::FindDisksResponse> {
+        let found = self.disks.find(SYS.as_ref(), &request.serials).map_err(ToStatus::into_status)?;
+        let to_wire = |number: Number| wire::Disk { major: number.major, minor: number.minor, ..Default::default() };
+        Ok(wire::FindDisksResponse { disks: found.into_iter().map(to_wire).collect(), ..Default::default() })
+    }
+
+    async fn release_disks(&self, _context: &TtrpcContext, request: wire::DisksRequest) -> ttrpc::Result<wire::Empty> {
+        self.disks.release(SYS.as_ref(), &request.serials).map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

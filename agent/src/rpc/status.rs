@@ -10,6 +10,7 @@ use crate::container::{
     CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
     LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
+use crate::disks::DiskError;
 use crate::memory::MemoryError;
 use crate::network::{ConnectSpecError, NetworkError};
 
@@ -49,6 +50,12 @@ impl ToStatus for ConnectSpecError {
 }
 
 impl ToStatus for NetworkError {
+    fn code(&self) -> Code {
+        Code::INTERNAL
+    }
+}
+
+impl ToStatus for DiskError {
     fn code(&self) -> Code {
         Code::INTERNAL
     }

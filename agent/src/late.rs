@@ -2,6 +2,7 @@
 //! Devices that the machine is given while it runs. The kernel has looked at their windows when it booted, and found none:
 //! it looks at them again when it is told to.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::{fs, io};
 
@@ -11,7 +12,7 @@ const WINDOWS: &str = "bus/platform/devices";
 const WINDOW_PREFIX: &str = "virtio-mmio.";
 
 /// Has the kernel look again at each window in which it found no device.
-pub(super) fn look_again(sys: &Path) -> io::Result<()> {
+pub(crate) fn look_again(sys: &Path) -> io::Result<()> {
     for window in fs::read_dir(sys.join(WINDOWS))? {
         let window = window?;
         let name = window.file_name();
@@ -23,9 +24,29 @@ pub(super) fn look_again(sys: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel let go of the window that a device is in, so that it can be looked at again. `device` is the device's folder, or one
+/// below, with all links resolved.
+pub(crate) fn let_go(sys: &Path, device: &Path) -> io::Result<()> {
+    let is_window = |name: &&OsStr| name.to_string_lossy().starts_with(WINDOW_PREFIX);
+    let window = device.iter().find(is_window).ok_or_else(|| io::Error::other("it is in no window of the machine"))?;
+    fs::write(sys.join(DRIVER).join("unbind"), window.as_encoded_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_let_go_of_by_its_window() {
+        let sys = tempfile::tempdir().unwrap();
+        let sys = sys.path();
+        fs::create_dir_all(sys.join(DRIVER)).unwrap();
+
+        let_go(sys, Path::new("/sys/devices/platform/virtio-mmio.7/virtio5/block/vda")).unwrap();
+
+        assert_eq!(fs::read_to_string(sys.join(DRIVER).join("unbind")).unwrap(), "virtio-mmio.7");
+        assert!(let_go(sys, Path::new("/sys/devices/virtual/block/loop0")).is_err());
+    }
 
     #[test]
     fn windows_without_a_device_are_looked_at() {

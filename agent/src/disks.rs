@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Block devices of the host that the machine has: found by the serial number that the host has given them, since the kernel
+//! names them as it comes upon them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fs, io};
+
+use crate::late;
+
+/// The kernel's block devices, below a sysfs, and what those of virtio are called.
+const BLOCK: &str = "block";
+const PREFIX: &str = "vd";
+
+/// A block device that cannot be had, or let go of.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    #[error("cannot list the guest's block devices in {}", path.display())]
+    List { path: PathBuf, source: io::Error },
+    #[error("the guest's kernel has found no block device {serial:?}")]
+    Absent { serial: String },
+    #[error("cannot tell the number of the block device {serial:?}")]
+    Number { serial: String, source: io::Error },
+    #[error("cannot let go of the block device {serial:?}")]
+    Release { serial: String, source: io::Error },
+}
+
+/// A device's number in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Number {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+/// The devices that have been asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Disks {
+    /// The kernel's names of those that were found, by their serial numbers. A device is asked for its own but once: one that does
+    /// not answer any more is not to hold up the search for others.
+    names: Mutex<HashMap<String, String>>,
+}
+
+impl Disks {
+    /// The numbers of these devices, in their order; `sys` is a sysfs.
+    pub(crate) fn find(&self, sys: &Path, serials: &[String]) -> Result<Vec<Number>, DiskError> {
+        let mut names = self.names();
+        look_for(&mut names, sys)?;
+        if serials.iter().any(|serial| !names.contains_key(serial)) {
+            // What is not found is told below.
+            let _ = late::look_again(sys);
+            look_for(&mut names, sys)?;
+        }
+        let find = |serial: &String| {
+            let name = names.get(serial).ok_or_else(|| DiskError::Absent { serial: serial.clone() })?;
+            number(&sys.join(BLOCK).join(name).join("dev"))
+                .map_err(|source| DiskError::Number { serial: serial.clone(), source })
+        };
+        serials.iter().map(find).collect()
+    }
+
+    /// Has the kernel let go of these devices.
+    pub(crate) fn release(&self, sys: &Path, serials: &[String]) -> Result<(), DiskError> {
+        let mut names = self.names();
+        for serial in serials {
+            let Some(name) = names.get(serial) else { continue };
+            fs::canonicalize(sys.join(BLOCK).join(name))
+                .and_then(|device| late::let_go(sys, &device))
+                .map_err(|source| DiskError::Release { serial: serial.clone(), source })?;
+            names.remove(serial);
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        // Nothing panics while the lock is held.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds the devices that have come since the last time.
+fn look_for(names: &mut HashMap<String, String>, sys: &Path) -> Result<(), DiskError> {
+    let path = sys.join(BLOCK);
+    let failed = |source| DiskError::List { path: path.clone(), source };
+    for entry in fs::read_dir(&path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with(PREFIX) || names.values().any(|known| *known == name) {
+            continue;
+        }
+        // One without is none that is asked for.
+        if let Ok(serial) = fs::read_to_string(entry.path().join("serial")) {
+            names.insert(serial.trim_end().to_owned(), name);
+        }
+    }
+    Ok(())
+}
+
+/// The number in a file, as in `254:16`.
+fn number(path: &Path) -> io::Result<Number> {
+    let text = fs::read_to_string(path)?;
+    let parse = |number: &str| number.parse().map_err(io::Error::other);
+    let (major, minor) = text.trim_end().split_once(':').ok_or_else(|| io::Error::other(format!("it is {text:?}")))?;
+    Ok(Number { major: parse(major)?, minor: parse(minor)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A sysfs with these block devices: name, serial number, number.
+    fn sysfs(devices: &[(&str, &str, &str)]) -> tempfile::TempDir {
+        let sys = tempfile::tempdir().unwrap();
+        for folder in [BLOCK, "bus/platform/devices", "bus/platform/drivers/virtio-mmio"] {
+            fs::create_dir_all(sys.path().join(folder)).unwrap();
+        }
+        for device in devices {
+            add(sys.path(), *device);
+        }
+        sys
+    }
+
+    fn add(sys: &Path, (name, serial, number): (&str, &str, &str)) {
+        let device = sys.join(format!("devices/platform/virtio-mmio.{name}/virtio0/block/{name}"));
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("serial"), serial).unwrap();
+        fs::write(device.join("dev"), number).unwrap();
+        symlink(&device, sys.join(BLOCK).join(name)).unwrap();
+    }
+
+    fn serials(serials: &[&str]) -> Vec<String> {
+        serials.iter().map(|serial| (*serial).to_owned()).collect()
+    }
+
+    #[test]
+    fn devices_are_found_by_their_serial_numbers() {
+        let sys = sysfs(&[("vda", "disk-1\n", "254:0\n"), ("vdb", "disk-0\n", "254:16\n"), ("loop0", "disk-2", "7:0")]);
+        let disks = Disks::default();
+
+        let found = disks.find(sys.path(), &serials(&["disk-0", "disk-1"])).unwrap();
+
+        assert_eq!(found, [Number { major: 254, minor: 16 }, Number { major: 254, minor: 0 }]);
+        let error = disks.find(sys.path(), &serials(&["disk-0", "disk-2"])).unwrap_err().to_string();
+        assert_eq!(error, "the guest's kernel has found no block device \"disk-2\"");
+    }
+
+    #[test]
+    fn a_device_is_asked_for_its_serial_number_once() {
+        let sys = sysfs(&[("vda", "disk-0\n", "254:0\n")]);
+        let disks = Disks::default();
+        disks.find(sys.path(), &serials(&["disk-0"])).unwrap();
+
+        fs::write(sys.path().join(BLOCK).join("vda/serial"), "other\n").unwrap();
+        add(sys.path(), ("vdb", "disk-1\n", "254:16\n"));
+
+        assert_eq!(disks.find(sys.path(), &serials(&["disk-0", "disk-1"])).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_let_go_of_may_come_back_under_its_name() {
+        let sys = sysfs(&[("vda", "disk-0\n", "254:0\n")]);
+        let disks = Disks::default();
+        disks.find(sys.path(), &serials(&["disk-0"])).unwrap();
+
+        disks.release(sys.path(), &serials(&["disk-0", "never-there"])).unwrap();
+
+        let unbind = sys.path().join("bus/platform/drivers/virtio-mmio/unbind");
+        assert_eq!(fs::read_to_string(unbind).unwrap(), "virtio-mmio.vda");
+        fs::write(sys.path().join(BLOCK).join("vda/serial"), "disk-1\n").unwrap();
+        assert!(disks.find(sys.path(), &serials(&["disk-1"])).is_ok());
+        assert!(matches!(disks.find(sys.path(), &serials(&["disk-0"])), Err(DiskError::Absent { .. })));
+    }
+
+    #[test]
+    fn a_guest_without_block_devices_has_none() {
+        let sys = tempfile::tempdir().unwrap();
+        assert!(matches!(Disks::default().find(sys.path(), &serials(&["x"])), Err(DiskError::List { .. })));
+    }
+}
