@@ -14,6 +14,7 @@ mod env;
 mod failure;
 mod images;
 mod leftovers;
+mod loop_device;
 mod messages;
 mod options;
 mod output;

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use bulkhead_kvm::ReserveLayout;
+pub use bulkhead_virtio::blk::MAX_SERIAL_LEN;
 pub use bulkhead_virtio::fs::PART_PREFIX;
 pub use bulkhead_virtio::net::{Limits, MacAddress, Rate, VhostNet};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,12 @@ pub struct MachineConfig {
     /// How many network devices can be added while the machine runs; with those of the beginning, at most [`MAX_NETS`].
     #[serde(default)]
     pub spare_nets: usize,
+    /// The block devices, at most [`MAX_DISKS`].
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// How many block devices there can be besides while the machine runs; with those of the beginning, at most [`MAX_DISKS`].
+    #[serde(default)]
+    pub spare_disks: usize,
     /// Whether the machine is to end rather than have the VMM move frames that vhost-net was to move.
     #[serde(default)]
     pub needs_vhost: bool,
@@ -151,6 +158,18 @@ impl NetLink {
     }
 }
 
+/// A block device of the host that the guest has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// It is open, for writing too unless it is `read_only`.
+    pub fd: RawFd,
+    /// Whether the guest may not write to it.
+    pub read_only: bool,
+    /// By which the agent knows the device; 1 to [`MAX_SERIAL_LEN`] bytes, and no other device's.
+    pub serial: String,
+}
+
 /// A directory or a file of the host that the guest sees at the top of a share device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,6 +193,9 @@ pub const MIN_MEM_SIZE_MIB: u64 = 64;
 
 /// Most network devices: as many interrupt lines as the other devices leave.
 pub const MAX_NETS: usize = 8;
+
+/// Most block devices: as many interrupt lines as are left then.
+pub const MAX_DISKS: usize = 7;
 
 /// Most pairs of queues of a network device.
 pub const MAX_NET_PAIRS: usize = bulkhead_virtio::net::MAX_PAIRS as usize;

@@ -65,6 +65,19 @@ pub enum Order {
         /// How much may go; not with vhost-net.
         limits: Limits,
     },
+    /// Adds a block device, where the machine has room for one more (see [`crate::config::MachineConfig::spare_disks`]). With
+    /// one descriptor, as [`crate::config::DiskConfig`] has it.
+    AttachDisk {
+        /// By which the agent knows it; one that no other device of the machine has.
+        serial: String,
+        /// Whether the guest may not write to it.
+        read_only: bool,
+    },
+    /// Takes a block device back that was added, whatever the guest still does with it. Its place can be used again.
+    DetachDisk {
+        /// Its serial number.
+        serial: String,
+    },
     /// Takes the guest's link of a network device up or down, as that of what it hangs on is.
     SetCarrier {
         /// The device.

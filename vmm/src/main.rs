@@ -102,6 +102,7 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
         config.control_fd,
     ];
     kept.extend(config.nets.iter().flat_map(|net| net.link.descriptors()));
+    kept.extend(config.disks.iter().map(|disk| disk.fd));
     jail::close_all_but(&kept)
         .map_err(|source| machine::MachineError::Host { doing: "close leaked descriptors", source })?;
     // The file server holds a descriptor for each file that the guest knows.

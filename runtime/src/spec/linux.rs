@@ -244,7 +244,8 @@ fn dotted_sysctl(key: &str) -> String {
         .collect()
 }
 
-/// Checks the devices and brings them to their wire form; they are nodes for the guest's own devices.
+/// Checks the devices and brings them to their wire form; they are nodes for the guest's own devices, and for block devices of
+/// the host, which have another number in the guest.
 pub(crate) fn devices(devices: &[LinuxDevice]) -> Result<Vec<Device>, FieldError> {
     devices
         .iter()
@@ -254,11 +255,8 @@ pub(crate) fn devices(devices: &[LinuxDevice]) -> Result<Vec<Device>, FieldError
             let field = |name: &str| format!("linux.devices[{index}].{name}");
             absolute(|| field("path"), &path)?;
             match device.typ() {
-                LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::P => {}
-                LinuxDeviceType::B => {
-                    return Err(FieldError::unsupported(field("type"), "handing block devices of the host to a guest"));
-                }
-                LinuxDeviceType::A => return Err(FieldError::invalid(field("type"), "a", "c, u or p")),
+                LinuxDeviceType::B | LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::P => {}
+                LinuxDeviceType::A => return Err(FieldError::invalid(field("type"), "a", "b, c, u or p")),
             }
             // Linux device numbers: 12 bits of major, 20 of minor.
             for (name, number, max) in [("major", device.major(), 0xfff), ("minor", device.minor(), 0xf_ffff)] {
@@ -446,7 +444,7 @@ mod tests {
         assert_eq!((fuse.kind.as_str(), fuse.major, fuse.minor, fuse.mode), ("c", 10, 229, 0o666));
         let cases = [
             (json!({"path": "dev/x", "type": "c"}), "linux.devices[0].path: \"dev/x\" is not an absolute path"),
-            (json!({"path": "/x", "type": "b"}), "linux.devices[0].type: not supported"),
+            (json!({"path": "/x", "type": "a"}), "linux.devices[0].type: \"a\" is not b, c, u or p"),
             (json!({"path": "/x", "type": "c", "major": 4096}), "linux.devices[0].major: \"4096\" is not from 0"),
             (json!({"path": "/x", "type": "c", "minor": -1}), "linux.devices[0].minor: \"-1\" is not from 0"),
         ];

@@ -4,6 +4,7 @@
 //! Every property of the OCI runtime specification 1.2 is honoured, or refused by name; `docs/oci.md` has the list.
 //! Everything is checked before anything is created.
 
+mod block_devices;
 mod block_io;
 mod capabilities;
 mod device_filter;
@@ -37,11 +38,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::agent::{CgroupSetting, CreateContainerRequest, DescriptorKind, PreservedDescriptor, Process};
+use bulkhead_protocol::agent::{
+    CgroupSetting, CreateContainerRequest, DescriptorKind, Device, PreservedDescriptor, Process,
+};
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process as OciProcess, Spec,
 };
 
+pub(crate) use self::block_devices::BlockDevice;
+pub(crate) use self::device_filter::{DeviceRules, GuestDisk};
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
 pub(crate) use self::host_cgroup::host_memory_bytes;
@@ -72,6 +77,10 @@ pub(crate) struct Translated {
     pub(crate) request: CreateContainerRequest,
     /// What the guest gets to see of the host's files.
     pub(crate) shares: Shares,
+    /// The block devices of the host that it has; the request has their numbers on the host.
+    pub(crate) block_devices: Vec<BlockDevice>,
+    /// What decides over them, and over other devices.
+    pub(crate) device_rules: DeviceRules,
     /// The host's sockets that it may connect to, by their numbers in the request.
     pub(crate) sockets: Vec<HostSocket>,
     /// The machine.
@@ -148,6 +157,12 @@ pub(crate) fn capability_names() -> Vec<&'static str> {
     capabilities::names()
 }
 
+/// The rules of a container that has none of its own.
+#[cfg(test)]
+pub(crate) fn no_device_rules() -> DeviceRules {
+    device_filter::translate(&[], &[]).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Whether that is a `linux.seccomp` that is honoured.
 #[cfg(test)]
 pub(crate) fn is_seccomp_filter(json: &serde_json::Value) -> bool {
@@ -203,8 +218,8 @@ impl PreservedKind {
 pub(crate) struct NewLimits {
     /// For its cgroup in the guest.
     pub(crate) cgroup_settings: Vec<CgroupSetting>,
-    /// The same, over its access to devices; empty where they say nothing of it.
-    pub(crate) device_filter: Vec<u8>,
+    /// The same, over its access to devices; absent where they say nothing of it.
+    pub(crate) device_rules: Option<DeviceRules>,
     /// Of memory, in bytes: what the machine is to have room for. Negative for none.
     pub(crate) memory: Option<i64>,
     /// What the container may not use as much of already, if there is such a condition: memory, by a limit of that name.
@@ -220,15 +235,15 @@ pub(crate) struct NewLimits {
 /// Names the field.
 pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> {
     let resources: LinuxResources = serde_json::from_slice(json)?;
-    let device_filter = match list(resources.devices().as_ref()) {
-        [] => Vec::new(),
-        rules => device_filter::translate(rules, &[])?,
+    let device_rules = match list(resources.devices().as_ref()) {
+        [] => None,
+        rules => Some(device_filter::translate(rules, &[])?),
     };
     let cgroup_settings = resources::translate(&resources)?;
     let resources = unified::fold(&resources)?;
     let memory = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit != 0);
     let host = host_cgroup::new_limits(&resources)?;
-    Ok(NewLimits { cgroup_settings, device_filter, memory, above_use: resources::above_use(&resources), host })
+    Ok(NewLimits { cgroup_settings, device_rules, memory, above_use: resources::above_use(&resources), host })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {
@@ -305,11 +320,8 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     linux::check_paths("readonlyPaths", &readonly_paths)?;
     let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).unwrap_or_default();
     let rootfs_propagation = linux::rootfs_propagation(propagation)?;
-    let oci_devices = list(linux.and_then(|linux| linux.devices().as_ref()));
-    let mut devices = linux::devices(oci_devices)?;
     let resources = linux.and_then(|linux| linux.resources().as_ref());
-    let device_rules = list(resources.and_then(|resources| resources.devices().as_ref()));
-    let device_filter = device_filter::translate(device_rules, oci_devices)?;
+    let (mut devices, device_rules, block_devices) = translate_devices(linux, role)?;
     let cgroup_settings = resources.map(resources::translate).transpose()?.unwrap_or_default();
 
     let (hooks, start_hooks) = spec.hooks().as_ref().map(hooks::translate).transpose()?.unwrap_or_default();
@@ -344,7 +356,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         domainname,
         mounts: mounts.mounts,
         devices,
-        device_filter,
+        device_filter: device_rules.compile(&[]),
         namespaces: namespaces.to_wire(),
         common_pids: namespaces.common_pids(),
         uid_mappings,
@@ -363,6 +375,8 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     Ok(Translated {
         request,
         shares,
+        block_devices,
+        device_rules,
         sockets: mounts.sockets,
         machine,
         memory_limit_mib,
@@ -375,6 +389,23 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         bundle,
         annotations,
     })
+}
+
+/// The nodes, what decides over their use, and the block devices of the host among them.
+fn translate_devices(
+    linux: Option<&Linux>,
+    role: Role<'_>,
+) -> Result<(Vec<Device>, DeviceRules, Vec<BlockDevice>), FieldError> {
+    let devices = list(linux.and_then(|linux| linux.devices().as_ref()));
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let rules = list(resources.and_then(|resources| resources.devices().as_ref()));
+    let (nodes, rules) = (linux::devices(devices)?, device_filter::translate(rules, devices)?);
+    let block_devices = match role {
+        // Nothing runs there that could use them.
+        Role::Sandbox => Vec::new(),
+        Role::Alone | Role::Member { .. } => block_devices::open(devices, &rules)?,
+    };
+    Ok((nodes, rules, block_devices))
 }
 
 /// Refuses a pod that is to see the processes of the host.

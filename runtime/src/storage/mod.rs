@@ -2,6 +2,7 @@
 //! Which files of the host a guest gets to see: its root file system and the sources of its bind mounts, each a tree
 //! of a share device.
 
+pub(crate) mod block_device;
 mod host_socket;
 mod memory_volume;
 pub(crate) mod mount_points;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::{
     AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, ConnectPortRequest,
-    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, Empty,
+    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, DisksRequest, Empty,
     ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
     ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, Question, ReadProcessesResponse,
     ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
@@ -29,6 +29,7 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
 use super::terminal::Size;
+use crate::storage::block_device::Number;
 use crate::text;
 use crate::trace::now_ns;
 
@@ -143,6 +144,25 @@ impl Agent {
     pub(super) async fn add_memory(&self, address: u64, length: u64) -> Result<(), AgentError> {
         let request = AddMemoryRequest { address, length, ..Default::default() };
         within(MEMORY_TIMEOUT, self.client.add_memory(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// The numbers that the guest's kernel has given to the machine's block devices with these serial numbers.
+    pub(super) async fn find_disks(&self, serials: Vec<String>) -> Result<Vec<Number>, AgentError> {
+        let count = serials.len();
+        let request = DisksRequest { serials, ..Default::default() };
+        let found = self.client.find_disks(Context::default(), &request).await?;
+        if found.disks.len() != count {
+            let message = format!("the guest's agent tells of {} block devices, not {count}", found.disks.len());
+            return Err(AgentError::Refused { message, kind: Refusal::Other });
+        }
+        Ok(found.disks.iter().map(|disk| Number { major: disk.major, minor: disk.minor }).collect())
+    }
+
+    /// Has the guest let go of block devices that the machine is to lose.
+    pub(super) async fn release_disks(&self, serials: Vec<String>) -> Result<(), AgentError> {
+        let request = DisksRequest { serials, ..Default::default() };
+        self.client.release_disks(Context::default(), &request).await?;
         Ok(())
     }
 

@@ -32,6 +32,7 @@ use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::hooks::{self, Hook, HookError};
 use crate::logging;
+use crate::spec::GuestDisk;
 use crate::trace::now_ns;
 
 /// The number of the signal that nothing survives.
@@ -157,6 +158,8 @@ pub(crate) struct Container {
     network: OnceLock<Settler>,
     /// Further devices of the network that the machine has been given, for the trace.
     late_networks: Mutex<Vec<LateNetwork>>,
+    /// The block devices of the host that it has.
+    disks: OnceLock<Vec<GuestDisk>>,
     /// The sandbox's, as long as it has one.
     cgroup: Weak<HostCgroup>,
     /// What it may use of the machine's memory; none of a pod's sandbox.
@@ -208,6 +211,7 @@ impl Container {
             poststart,
             network: OnceLock::new(),
             late_networks: Mutex::default(),
+            disks: OnceLock::new(),
             cgroup,
             memory: None,
             sandbox_end: None,
@@ -229,6 +233,11 @@ impl Container {
     /// It uses the machine's memory as that tells.
     pub(super) fn claiming(self, memory: Claim) -> Self {
         Self { memory: Some(memory), ..self }
+    }
+
+    /// It has these block devices of the host; told once.
+    pub(super) fn has_disks(&self, disks: Vec<GuestDisk>) {
+        let _ = self.disks.set(disks);
     }
 
     /// Whether it is a pod's sandbox.

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::agent::{AgentError, Refusal};
 use super::console::ConsoleError;
 use super::machine_memory::GrowError;
+use super::pod::DiskError;
 use super::signals::Received;
 use super::state::StateDirError;
 use super::streams::{OpenStreamError, PreservedError};
@@ -101,6 +102,10 @@ pub(crate) enum RunError {
     ConfigureNetwork(#[source] AgentError),
     #[error("cannot set up what the pod's containers share")]
     ConfigureSandbox(#[source] AgentError),
+    #[error("cannot find the host's block devices in the guest")]
+    FindDisks(#[source] AgentError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
@@ -172,6 +177,7 @@ impl RunError {
             self,
             Self::Create(AgentError::Lost)
                 | Self::ConfigureNetwork(AgentError::Lost)
+                | Self::FindDisks(AgentError::Lost)
                 | Self::Delete(AgentError::Lost)
                 | Self::Agent(AgentError::Lost)
                 | Self::OpenStream(_)

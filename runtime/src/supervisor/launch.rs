@@ -11,6 +11,7 @@ use bulkhead_protocol::agent::{
 use super::caller::Caller;
 use super::console;
 use super::daemon::{self, DetachError};
+use super::disks::Disks;
 use super::error::RunError;
 use super::face::Face;
 use super::groundwork::Groundwork;
@@ -26,7 +27,7 @@ use crate::install::{Install, OpenParts};
 use crate::logging;
 use crate::network::user::{Passt, Started};
 use crate::network::{self, Connected, Device, DeviceOptions, Follower, Network, NetworkError, NetworkNamespace};
-use crate::spec::{self, Translated};
+use crate::spec::{self, BlockDevice, Translated};
 use crate::storage::Shares;
 use crate::text;
 use crate::trace::{Trace, now_ns};
@@ -282,9 +283,30 @@ fn launch(
     trace: &mut Trace,
 ) -> Result<(Sandbox, Launched), RunError> {
     let Groundwork { translated, state, cgroup, resctrl, mut record, user_network, begin_ns, .. } = ground;
-    let Translated { mut request, shares, machine, network, hooks, sockets: host_sockets, .. } = translated;
-    let of_one = Machine { spec: &machine, shares: &shares, network, user_network, trees_grow: false };
+    let Translated {
+        mut request,
+        shares,
+        block_devices,
+        device_rules,
+        machine,
+        network,
+        hooks,
+        sockets: host_sockets,
+        ..
+    } = translated;
+    let of_one = Machine {
+        spec: &machine,
+        shares: &shares,
+        network,
+        user_network,
+        trees_grow: false,
+        disks: &block_devices,
+        spare_disks: 0,
+    };
     let booted = boot(options, &install, parts, of_one, &state, trace)?;
+    let disks = Disks::new(&block_devices, device_rules);
+    // From here on, they are open in the VMM alone.
+    drop(block_devices);
     let Booted { vmm, network, passt, net_backend, network_request, follower, sockets } = booted;
     let shared = if network_request.is_some() { share_network(&mut request) } else { None };
     record.net_backend = net_backend;
@@ -313,7 +335,7 @@ fn launch(
     let task = state.bind_task()?;
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
-    let start = Start { request, network: network_request, shared, hooks, hook_state, boot_timeout };
+    let start = Start { request, disks, network: network_request, shared, hooks, hook_state, boot_timeout };
     let launched =
         Launched { start, record, machine, sockets, host_sockets, resctrl, signals, task, ends, follower, passt };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
@@ -342,6 +364,9 @@ pub(super) struct Machine<'a> {
     pub(super) user_network: Option<Started>,
     /// Whether it can be given further trees.
     pub(super) trees_grow: bool,
+    /// The block devices of the host that it has, and how many it can be given besides.
+    pub(super) disks: &'a [BlockDevice],
+    pub(super) spare_disks: usize,
 }
 
 /// A machine whose guest boots, in the order in which it is undone.
@@ -367,7 +392,7 @@ pub(super) fn boot(
     state: &StateDir,
     trace: &mut Trace,
 ) -> Result<Booted, RunError> {
-    let Machine { spec, shares, network, user_network, trees_grow } = machine;
+    let Machine { spec, shares, network, user_network, trees_grow, disks, spare_disks } = machine;
     let wiring = match (user_network, network) {
         (Some(started), namespace) => Wiring::of_user_network(started, namespace.as_ref())?,
         (None, Some(namespace)) => connect(namespace, DeviceOptions::new(spec.net, spec.vcpus), state, trace)?.into(),
@@ -381,6 +406,8 @@ pub(super) fn boot(
         trees_grow,
         nets: &nets,
         spare_nets,
+        disks,
+        spare_disks,
         vsock: state.bind_vsock()?,
         console: state.create_console_log()?,
         trace: trace.enabled(),

@@ -15,6 +15,7 @@
 //! | `connections` | what it connects to on the host |
 //! | `questions` | what it asks a resolver on the host |
 //! | `machine_memory` | what its containers may use of its memory together, and giving it more |
+//! | `disks` | the host's block devices that it has, by the guest's numbers |
 //! | `agent`, `vmm`, `vmm_control`, `streams`, `terminal`, `signals`, `pid_file` | one thing each |
 //!
 //! ```text
@@ -44,6 +45,7 @@ mod console;
 pub(crate) mod container;
 pub(crate) mod daemon;
 mod delete;
+mod disks;
 mod error;
 pub(crate) mod execs;
 mod face;

@@ -20,6 +20,7 @@ use super::agent::{Agent, AgentError};
 use super::caller::Caller;
 use super::connections::{Connections, Room};
 use super::container::{CallError, Container, DEFIANT, LateNetwork};
+use super::disks::Disks;
 use super::error::{Loss, Phase, RunError};
 use super::launch::Options;
 use super::machine_memory::{Claim, MachineMemory};
@@ -38,6 +39,7 @@ use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
 use crate::network::user::Passt;
 use crate::network::{Follower, Network};
+use crate::pidfd;
 use crate::resctrl::ResctrlGroup;
 use crate::spec::Machine;
 use crate::storage::HostSocket;
@@ -67,7 +69,10 @@ pub(super) struct Launched {
 
 /// What is to be made.
 pub(super) struct Start {
+    /// Where it has block devices, with the numbers that they have on the host.
     pub(super) request: CreateContainerRequest,
+    /// The block devices of the host that it has.
+    pub(super) disks: Disks,
     /// What the guest's network is to be; `None` for a loopback of the container's own.
     pub(super) network: Option<ConfigureNetworkRequest>,
     /// What is to be set in the guest's own namespaces before, if anything.
@@ -192,9 +197,14 @@ impl Sandbox {
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
+        let vmm_end = (!start.disks.is_empty()).then(|| self.vmm.watch());
         let Self { raw, vmm, passt, cgroup, resctrl, network, state, tasks, .. } = self;
         // In this order: a cgroup is removed when it has no process.
         drop((raw, vmm, passt, cgroup, resctrl, network, tasks));
+        if let Some(Ok(end)) = vmm_end {
+            // Until then it has block devices of the host open, which their owner may be about to take apart.
+            let _ = timeout(GONE_TIMEOUT, pidfd::ended(end)).await;
+        }
         let kept = state.is_kept();
         // What is kept is let go of when it says how the container ended: without its supervisor it is taken for stopped.
         let state = kept.then_some(state);
@@ -221,7 +231,7 @@ impl Sandbox {
         let Start { hooks, hook_state, .. } = start;
         self.run_hooks(&hooks.create, hook_state, None, events).await?;
         let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
-        self.create(&container.agent, start, events, parent).await?;
+        self.create(container, start, events, parent).await?;
         self.phase = Phase::Running;
         self.connections =
             Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets), Room::default());
@@ -280,13 +290,13 @@ impl Sandbox {
     /// From a booting machine to a container that waits for its start, or whose program runs.
     async fn create(
         &mut self,
-        agent: &Agent,
+        container: &Container,
         start: &Start,
         events: &mut Events<'_>,
         parent: Option<UnixStream>,
     ) -> Result<(), RunError> {
-        let Start { request, network, shared, boot_timeout, .. } = start;
-        let boot_timeout = *boot_timeout;
+        let Start { request, disks, network, shared, boot_timeout, .. } = start;
+        let (agent, boot_timeout) = (&container.agent, *boot_timeout);
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
@@ -310,7 +320,13 @@ impl Sandbox {
                 if let Some(shared) = shared {
                     agent.configure_sandbox(shared).await.map_err(RunError::ConfigureNetwork)?;
                 }
-                agent.create(request).await.map_err(RunError::Create)
+                if disks.is_empty() {
+                    return agent.create(request).await.map_err(RunError::Create);
+                }
+                let found = disks.find(agent).await.map_err(RunError::FindDisks)?;
+                let request = disks.localized(request, &found);
+                container.has_disks(found);
+                agent.create(&request).await.map_err(RunError::Create)
             };
             let create = async { tokio::try_join!(answer, created) };
             let caller_gone = hang_up(parent);

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use bulkhead_protocol::AGENT_PORT;
-use bulkhead_vmm::config::{MacAddress, MachineConfig, NetConfig, NetLink, VsockConfig};
+use bulkhead_vmm::config::{DiskConfig, MacAddress, MachineConfig, NetConfig, NetLink, VsockConfig};
 use bulkhead_vmm::control;
 use bulkhead_vmm::report::{End, Report};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::disks;
 use super::oom_score;
 use super::vmm_control::VmmControl;
 use crate::install::{Install, OpenParts};
@@ -29,8 +30,9 @@ use crate::logging;
 use crate::network::{Device, DeviceLink};
 use crate::pidfd;
 use crate::said::Said;
-use crate::spec::Machine;
+use crate::spec::{BlockDevice, Machine};
 use crate::storage::Shares;
+use crate::storage::block_device::Opened;
 use crate::text;
 
 /// Longest line of the report.
@@ -61,6 +63,10 @@ pub(crate) struct VmmOptions<'a> {
     pub(crate) nets: &'a [Device],
     /// How many network devices can be added later.
     pub(crate) spare_nets: usize,
+    /// The block devices of the host that it has.
+    pub(crate) disks: &'a [BlockDevice],
+    /// How many there can be besides later.
+    pub(crate) spare_disks: usize,
     pub(crate) vsock: UnixListener,
     pub(crate) console: File,
     pub(crate) trace: bool,
@@ -120,6 +126,8 @@ impl Vmm {
             trees_grow: options.trees_grow,
             nets: options.nets.iter().map(net_config).collect(),
             spare_nets: options.spare_nets,
+            disks: options.disks.iter().enumerate().map(disk_config).collect(),
+            spare_disks: options.spare_disks,
             needs_vhost: options.machine.net.vhost == Some(true),
             console_fd: options.console.as_raw_fd(),
             report_fd: vmm_report.as_raw_fd(),
@@ -139,6 +147,7 @@ impl Vmm {
             vmm_control.as_fd(),
         ];
         inherited.extend(options.nets.iter().flat_map(Device::descriptors));
+        inherited.extend(options.disks.iter().map(|disk| disk.opened.file.as_fd()));
         // All of these are this function's own, or its caller's for this, and are closed soon. Nothing else in the process starts
         // programs meanwhile, so no other child inherits them.
         for fd in inherited {
@@ -220,6 +229,11 @@ fn net_config(device: &Device) -> NetConfig {
     };
     let Device { limits, mac, id, carrier, .. } = *device;
     NetConfig { id: id.cast_unsigned(), link, limits, mac: MacAddress(mac), carrier }
+}
+
+fn disk_config((index, device): (usize, &BlockDevice)) -> DiskConfig {
+    let Opened { file, read_only } = &device.opened;
+    DiskConfig { fd: file.as_raw_fd(), read_only: *read_only, serial: disks::serial(index) }
 }
 
 /// The last `max` bytes of a file; what cannot be read is left out.

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::apart::apart;
 use crate::logging;
 use crate::network::{Carrier, Device};
+use crate::spec::BlockDevice;
 use crate::text;
 
 /// How long the VMM may take to answer; in the unit tests, none that is to answer waits.
@@ -93,15 +94,18 @@ impl VmmControl {
         doing: String,
     ) -> Result<(), ControlError> {
         let added = self.ask(Order::AddTree { device, name: name.to_owned() }, mount, doing).await;
-        if matches!(added, Err(ControlError::NoAnswer { .. }))
-            && let Some((sequence, _)) = self.expect()
-        {
-            // What may still come to be is taken back right after, since orders are carried out in turn. Nobody waits for it.
-            let order = Order::RemoveTree { device, name: name.to_owned() };
+        if matches!(added, Err(ControlError::NoAnswer { .. })) {
+            self.order_without_answer(Order::RemoveTree { device, name: name.to_owned() });
+        }
+        added
+    }
+
+    /// Takes back what may still come to be of an order that was not answered: orders are carried out in turn. Nobody waits for it.
+    fn order_without_answer(&self, order: Order) {
+        if let Some((sequence, _)) = self.expect() {
             let _ = control::send(&self.0.socket, &Request { sequence, order }, &[]);
             self.waiting().answers.remove(&sequence);
         }
-        added
     }
 
     /// Takes a tree back that was added. What the guest still has of it is void.
@@ -120,6 +124,24 @@ impl VmmControl {
         };
         let descriptors: Vec<_> = device.descriptors().collect();
         self.ask(order, &descriptors, format!("attach the network interface {name}")).await
+    }
+
+    /// Gives the machine a block device of the host, which the guest knows by that serial number.
+    pub(crate) async fn attach_disk(&self, serial: &str, device: &BlockDevice) -> Result<(), ControlError> {
+        let BlockDevice { path, number, opened } = device;
+        let order = Order::AttachDisk { serial: serial.to_owned(), read_only: opened.read_only };
+        let doing = format!("attach the block device {number} of the host for {path}");
+        let attached = self.ask(order, &[opened.file.as_fd()], doing).await;
+        if matches!(attached, Err(ControlError::NoAnswer { .. })) {
+            self.order_without_answer(Order::DetachDisk { serial: serial.to_owned() });
+        }
+        attached
+    }
+
+    /// Takes a block device back that was added.
+    pub(crate) async fn detach_disk(&self, serial: &str) -> Result<(), ControlError> {
+        let order = Order::DetachDisk { serial: serial.to_owned() };
+        self.ask(order, &[], format!("take back the block device {serial}")).await
     }
 
     /// Takes the guest's link of an interface up or down.

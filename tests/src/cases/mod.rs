@@ -3,6 +3,7 @@
 
 mod bad_config;
 mod bad_host;
+mod block_devices;
 mod cleanup;
 mod command_line;
 mod containerd;
@@ -123,6 +124,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         bad_config::CASES,
         bad_host::CASES,
+        block_devices::CASES,
         cleanup::CASES,
         command_line::CASES,
         containerd::CASES,

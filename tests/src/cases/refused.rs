@@ -152,8 +152,13 @@ fn fields_of_the_rest(env: &Env) -> Result {
         env,
         &[
             (
-                json!({ "/linux/devices": [{ "path": "/dev/x", "type": "b", "major": 7, "minor": 0 }] }),
-                "linux.devices[0].type",
+                json!({ "/linux/devices": [{ "path": "/dev/x", "type": "b", "major": 4095, "minor": 0 }] }),
+                "linux.devices[0]: cannot use /dev/x: this host has no block device 4095:0",
+            ),
+            (
+                // A character device, taken for a block device.
+                json!({ "/linux/devices": [{ "path": "/dev/tty", "type": "b", "major": 5, "minor": 0 }] }),
+                "linux.devices[0]: cannot use /dev/tty: this host has no block device 5:0",
             ),
             (
                 json!({ "/linux/devices": [{ "path": "dev/x", "type": "c", "major": 1, "minor": 3 }] }),

@@ -202,6 +202,26 @@ impl Vm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(cannot("register a notification"))
     }
+
+    /// Takes [`Self::register_irqfd`] back.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn unregister_irqfd(&self, event: &EventFd, irq: u32) -> Result<(), KvmError> {
+        self.fd.unregister_irqfd(event, irq).map_err(cannot("give an interrupt up"))
+    }
+
+    /// Takes [`Self::register_ioevent`] back.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn unregister_ioevent(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(cannot("give a notification up"))
+    }
 }
 
 fn memory_region(slot: u32, guest_phys_addr: u64, memory_size: u64, address: *mut u8) -> kvm_userspace_memory_region {

@@ -35,7 +35,7 @@ enum Window {
     Device(Box<MmioTransport>),
     /// For a device to come.
     Empty,
-    /// For one that KVM refused.
+    /// For one that KVM refused, or is being taken out.
     Unusable,
 }
 
@@ -96,6 +96,22 @@ impl Bus {
         registered
     }
 
+    /// Takes the device out of a window, which is empty then; also while the machine runs. Returns when nothing of the device
+    /// is left, which waits for what it has under way.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses: the window is of no use then.
+    pub fn vacate(&self, vm: &Vm, index: usize) -> Result<(), KvmError> {
+        let Some(window) = self.virtio.get(index) else { return Ok(()) };
+        // Not under the lock, for which vCPUs wait.
+        let Window::Device(transport) = std::mem::replace(&mut *lock(window), Window::Unusable) else { return Ok(()) };
+        Self::unregister(vm, index, &transport)?;
+        drop(transport);
+        *lock(window) = Window::Empty;
+        Ok(())
+    }
+
     fn register(vm: &Vm, index: usize, transport: &MmioTransport) -> Result<(), KvmError> {
         let (address, irq) = Self::window(index);
         for (queue, event) in transport.queue_events() {
@@ -105,6 +121,17 @@ impl Bus {
             vm.register_ioevent(event, address + INTERRUPT_ACK_OFFSET, INTERRUPT_USED_RING)?;
         }
         vm.register_irqfd(transport.interrupt_event(), irq)
+    }
+
+    fn unregister(vm: &Vm, index: usize, transport: &MmioTransport) -> Result<(), KvmError> {
+        let (address, irq) = Self::window(index);
+        for (queue, event) in transport.queue_events() {
+            vm.unregister_ioevent(event, address + QUEUE_NOTIFY_OFFSET, queue.into())?;
+        }
+        if let Some(event) = transport.acknowledged_event() {
+            vm.unregister_ioevent(event, address + INTERRUPT_ACK_OFFSET, INTERRUPT_USED_RING)?;
+        }
+        vm.unregister_irqfd(transport.interrupt_event(), irq)
     }
 
     fn virtio_at(&self, address: u64) -> Option<(&Mutex<Window>, u64)> {

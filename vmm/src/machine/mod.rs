@@ -7,11 +7,13 @@
 //!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
 //!   vcpu-N          runs a vCPU; answers its accesses
 //!   fs-TAG, vsock   a device's worker, from its activation on
+//!   blk             as above, of a block device
 //!   net-N           that of a pair of queues, as long as the guest uses it
 //! ```
 
 pub mod bus;
 pub mod console;
+mod disks;
 mod nets;
 mod orders;
 mod run;
@@ -23,7 +25,7 @@ use bulkhead_kvm::{Kvm, KvmError, MemoryError, Vcpu, Vm};
 use bulkhead_virtio::net::{Notice, Port};
 
 use crate::arch::x86_64::boot::BootError;
-use crate::config::{MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
+use crate::config::{MAX_DISKS, MAX_NET_PAIRS, MAX_NETS, MAX_VCPUS, MIN_MEM_SIZE_MIB, MachineConfig};
 use crate::jail::JailError;
 use bus::Bus;
 use console::Console;
@@ -73,8 +75,20 @@ pub enum MachineError {
         reason: String,
     },
     /// There is no window for one more device.
-    #[error("the machine has no room for one more network device")]
-    NoRoom,
+    #[error("the machine has no room for one more {0} device")]
+    NoRoom(&'static str),
+    /// Two devices are not to be taken for each other.
+    #[error("there is a disk {serial:?} already")]
+    DiskThere {
+        /// Its serial number.
+        serial: String,
+    },
+    /// There is no such device, or it is there for good.
+    #[error("there is no disk {serial:?} that was added")]
+    NoDisk {
+        /// Its serial number.
+        serial: String,
+    },
     /// A device could not be made.
     #[error("cannot make the {device} device")]
     Device {
@@ -133,6 +147,11 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         let value = nets as u64;
         let allowed = format!("at most {MAX_NETS}");
         return Err(MachineError::Config { what: "the number of network devices", value, allowed });
+    }
+    let disks = config.disks.len().saturating_add(config.spare_disks);
+    if disks > MAX_DISKS {
+        let (value, allowed) = (disks as u64, format!("at most {MAX_DISKS}"));
+        return Err(MachineError::Config { what: "the number of block devices", value, allowed });
     }
     if let Some(net) = config.nets.iter().find(|net| !(1..=MAX_NET_PAIRS).contains(&net.link.pairs())) {
         let value = net.link.pairs() as u64;

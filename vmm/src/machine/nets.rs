@@ -38,14 +38,14 @@ impl Nets {
         // Nothing panics while the lock is held.
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         if empty.is_empty() {
-            return Err(MachineError::NoRoom);
+            return Err(MachineError::NoRoom("network"));
         }
         let device = net(config, backend)?;
         let port = device.port().clone();
         let transport = MmioTransport::new(Box::new(device), self.memory.clone())
             .map_err(|source| MachineError::Device { device: name(config), source: source.into() })?;
         // One that KVM refuses has used its window up.
-        let index = empty.next().ok_or(MachineError::NoRoom)?;
+        let index = empty.next().ok_or(MachineError::NoRoom("network"))?;
         self.bus.fill(&self.vm, index, transport)?;
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).push((id, port));
         Ok(())

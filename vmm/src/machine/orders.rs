@@ -10,6 +10,7 @@ use bulkhead_virtio::fs::{AddedTrees, TreeError};
 use bulkhead_virtio::net::{Backend, LinkKind, MAX_PAIRS, NetConfig};
 
 use super::MachineError;
+use super::disks::Disks;
 use super::nets::Nets;
 
 use crate::control::{self, Order, Received, ShareDevice};
@@ -30,10 +31,12 @@ enum OrderError {
     NoNets,
     #[error("there is no network device {0}")]
     NoNet(u32),
+    #[error("no block devices can be added to this machine")]
+    NoDisks,
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
-    Net(#[from] MachineError),
+    Device(#[from] MachineError),
     #[error(transparent)]
     Memory(#[from] GrantError),
 }
@@ -46,6 +49,8 @@ pub(super) struct Changeable {
     pub(super) shared: Option<AddedTrees>,
     /// The network devices, and where further ones go.
     pub(super) nets: Option<Nets>,
+    /// Where further block devices go.
+    pub(super) disks: Option<Disks>,
     /// Whose memory grows.
     pub(super) vm: Option<Arc<Vm>>,
 }
@@ -96,6 +101,14 @@ impl Changeable {
                 let backend = Backend::Tap { taps, vhosts, fallback: nets.fallback.clone() };
                 Ok(nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?)
             }
+            Order::AttachDisk { serial, read_only } => {
+                let [device] = exactly(descriptors)?;
+                Ok(self.disks()?.attach(&serial, device, read_only)?)
+            }
+            Order::DetachDisk { serial } => {
+                let [] = exactly(descriptors)?;
+                Ok(self.disks()?.detach(&serial)?)
+            }
             Order::SetCarrier { id, on } => {
                 let [] = exactly(descriptors)?;
                 let port = self.nets.as_ref().and_then(|nets| nets.port(id)).ok_or(OrderError::NoNet(id))?;
@@ -108,6 +121,10 @@ impl Changeable {
                 Ok(vm.grant_memory(total_mib)?)
             }
         }
+    }
+
+    fn disks(&self) -> Result<&Disks, OrderError> {
+        self.disks.as_ref().ok_or(OrderError::NoDisks)
     }
 
     fn trees(&self, device: ShareDevice) -> Result<&AddedTrees, OrderError> {
@@ -213,6 +230,21 @@ mod tests {
         let failures = answers(Changeable::default(), vec![(Order::SetCarrier { id: 3, on: false }, 0)]);
 
         assert_eq!(failures[0].as_deref(), Some("there is no network device 3"));
+    }
+
+    #[test]
+    fn a_disk_needs_its_descriptor_and_room() {
+        let attach = || Order::AttachDisk { serial: "disk-1".to_owned(), read_only: false };
+        let detach = || Order::DetachDisk { serial: "disk-1".to_owned() };
+        let orders = vec![(attach(), 0), (attach(), 2), (detach(), 1), (attach(), 1), (detach(), 0)];
+
+        let failures = answers(Changeable::default(), orders);
+
+        assert_eq!(failures[0].as_deref(), Some("the request has 0 descriptors, and needs 1"));
+        assert_eq!(failures[1].as_deref(), Some("the request has 2 descriptors, and needs 1"));
+        assert_eq!(failures[2].as_deref(), Some("the request has 1 descriptors, and needs 0"));
+        let no_room = Some("no block devices can be added to this machine");
+        assert_eq!([failures[3].as_deref(), failures[4].as_deref()], [no_room, no_room]);
     }
 
     #[test]

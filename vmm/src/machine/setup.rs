@@ -21,6 +21,7 @@ use bulkhead_virtio::vsock::{Vsock, VsockConfig};
 
 use super::bus::Bus;
 use super::console::Console;
+use super::disks::{self, Disks};
 use super::nets::{self, Nets};
 use super::orders::{Changeable, Orders};
 use super::{Machine, MachineError, NetworkWatch, Parts, StreamWatch, check};
@@ -90,7 +91,7 @@ fn load_guest(config: &MachineConfig) -> Result<LoadedGuest, MachineError> {
 
 fn device_count(config: &MachineConfig) -> u64 {
     let shares = u64::from(config.has_private()) + u64::from(config.has_shared());
-    2 + shares + (config.nets.len() + config.spare_nets) as u64
+    2 + shares + (config.nets.len() + config.disks.len() + config.spare_nets + config.spare_disks) as u64
 }
 
 fn command_line(config: &MachineConfig) -> String {
@@ -117,12 +118,15 @@ fn assemble(
             .map_err(|source| MachineError::Device { device: name, source: source.into() })?;
         bus.attach(&vm, transport)?;
     }
-    let first_spare = device_count(config) as usize - config.spare_nets;
-    for _ in 0..config.spare_nets {
+    let end = device_count(config) as usize;
+    let (first_disk, first_net) = (end - config.spare_disks, end - config.spare_disks - config.spare_nets);
+    for _ in first_net..end {
         bus.reserve()?;
     }
     let vm = Arc::new(vm);
-    let empty = Mutex::new(first_spare..first_spare + config.spare_nets);
+    let boot_disks = config.disks.iter().map(|disk| disk.serial.clone()).collect();
+    changeable.disks = Some(Disks::new(Arc::clone(&vm), memory.clone(), bus.clone(), first_disk..end, boot_disks));
+    let empty = Mutex::new(first_net..first_disk);
     changeable.nets = Some(Nets {
         ports: Mutex::new(ports),
         vm: Arc::clone(&vm),
@@ -194,6 +198,12 @@ fn devices(
         device.port().set_carrier(net.carrier);
         ports.push((net.id, device.port().clone()));
         devices.push((format!("{} network", net.mac), Box::new(device)));
+    }
+    for disk in &config.disks {
+        devices.push((
+            disks::disk_name(&disk.serial),
+            Box::new(disks::disk(&disk.serial, owned(disk.fd), disk.read_only)?),
+        ));
     }
     Ok(devices)
 }

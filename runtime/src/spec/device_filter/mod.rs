@@ -3,6 +3,9 @@
 //!
 //! Nothing is allowed that no rule allows; of those that speak of a device, the last decides, for each kind of access by
 //! itself. The devices that every container has come last, so that no rule takes them away, as with runc.
+//!
+//! Rules name block devices by the host's numbers, and the guest's kernel knows them by its own: a rule for some of them becomes
+//! one for each of the container's that it speaks of.
 
 mod program;
 
@@ -11,6 +14,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::error::FieldError;
+use crate::storage::block_device::Number;
 
 /// Most rules of a configuration: an engine's privileged container has one for each device of its host.
 const MAX_RULES: usize = 4096;
@@ -56,17 +60,63 @@ const DEFAULT: &[(&str, u32, Option<u32>)] = &[
     ("", 5, Some(2)),
 ];
 
-/// Checks the rules and compiles them for the container's cgroup: instructions of eBPF, as they are in memory.
+/// A block device of the host that the guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GuestDisk {
+    pub(crate) host: Number,
+    pub(crate) guest: Number,
+}
+
+/// The rules of a container, and those that hold for all.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceRules(Vec<Rule>);
+
+impl DeviceRules {
+    /// Whether a block device of the host may be written to.
+    pub(crate) fn allow_writing(&self, number: Number) -> bool {
+        let speaks = |rule: &&Rule| rule.access & WRITE != 0 && rule.speaks_of_block(number);
+        self.0.iter().rev().find(speaks).is_some_and(|rule| rule.allow)
+    }
+
+    /// Compiles them for the container's cgroup in a guest where its block devices are these: instructions of eBPF, as they are
+    /// in memory.
+    pub(crate) fn compile(&self, disks: &[GuestDisk]) -> Vec<u8> {
+        let rules: Vec<Rule> = self.0.iter().flat_map(|rule| rule.in_guest(disks)).collect();
+        program::compile(&rules)
+    }
+}
+
+impl Rule {
+    /// Whether it speaks of that block device.
+    fn speaks_of_block(&self, number: Number) -> bool {
+        self.kind != Kind::Character
+            && self.major.is_none_or(|major| major == number.major)
+            && self.minor.is_none_or(|minor| minor == number.minor)
+    }
+
+    /// The rules that say the same by the guest's numbers.
+    fn in_guest(self, disks: &[GuestDisk]) -> Vec<Self> {
+        if self.kind == Kind::Character || (self.major, self.minor) == (None, None) {
+            return vec![self];
+        }
+        let characters = (self.kind == Kind::Any).then_some(Self { kind: Kind::Character, ..self });
+        let of = |guest: Number| Self { kind: Kind::Block, major: Some(guest.major), minor: Some(guest.minor), ..self };
+        let blocks = disks.iter().filter(|disk| self.speaks_of_block(disk.host)).map(|disk| of(disk.guest));
+        characters.into_iter().chain(blocks).collect()
+    }
+}
+
+/// Checks the rules.
 ///
 /// `devices` are those that the container has nodes of: one in the place of a default device goes without its rule.
-pub(crate) fn translate(rules: &[LinuxDeviceCgroup], devices: &[LinuxDevice]) -> Result<Vec<u8>, FieldError> {
+pub(crate) fn translate(rules: &[LinuxDeviceCgroup], devices: &[LinuxDevice]) -> Result<DeviceRules, FieldError> {
     if rules.len() > MAX_RULES {
         let expected = format!("at most {MAX_RULES} rules");
         return Err(FieldError::invalid("linux.resources.devices", format!("{} rules", rules.len()), expected));
     }
     let mut all = rules.iter().enumerate().map(|(index, rule)| parse(index, rule)).collect::<Result<Vec<_>, _>>()?;
     all.extend(default_rules(devices));
-    Ok(program::compile(&all))
+    Ok(DeviceRules(all))
 }
 
 fn parse(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, FieldError> {
@@ -121,7 +171,7 @@ mod tests {
     fn translated(rules: Value, devices: Value) -> Result<Vec<u8>, String> {
         let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules).unwrap();
         let devices: Vec<LinuxDevice> = serde_json::from_value(devices).unwrap();
-        translate(&rules, &devices).map_err(|error| error.to_string())
+        translate(&rules, &devices).map(|rules| rules.compile(&[])).map_err(|error| error.to_string())
     }
 
     /// Whether the filter lets a character device be used.
@@ -164,6 +214,35 @@ mod tests {
 
         assert!(allows(&translated(deny.clone(), json!([])).unwrap(), 1, 3, WRITE));
         assert!(!allows(&translated(deny, null).unwrap(), 1, 3, WRITE));
+    }
+
+    /// The container has 8:16 as 254:0 and 8:32 as 254:16; another one of the guest's has 254:32.
+    #[test]
+    fn block_devices_are_named_by_the_hosts_numbers() {
+        let number = |major, minor| Number { major, minor };
+        let disks =
+            [(16, 0), (32, 16)].map(|(host, guest)| GuestDisk { host: number(8, host), guest: number(254, guest) });
+        let translated = |rules: Value| translate(&serde_json::from_value::<Vec<_>>(rules).unwrap(), &[]).unwrap();
+        let block = |filter: &[u8], minor, access| program::tests::run(filter, 1, access, 254, minor);
+
+        let one = translated(json!([{"allow": true, "type": "b", "major": 8, "minor": 16, "access": "rw"}]));
+        let filter = one.compile(&disks);
+        assert!(block(&filter, 0, READ | WRITE) && !block(&filter, 16, READ) && !block(&filter, 32, READ));
+        assert!(one.allow_writing(number(8, 16)) && !one.allow_writing(number(8, 32)));
+
+        let driver = translated(json!([
+            {"allow": true, "type": "a", "major": 8, "access": "r"},
+            {"allow": false, "type": "b", "major": 8, "minor": 32, "access": "r"},
+            {"allow": true, "type": "b", "major": 254, "access": "rwm"},
+        ]));
+        let filter = driver.compile(&disks);
+        assert!(block(&filter, 0, READ) && !block(&filter, 0, WRITE));
+        assert!(!block(&filter, 16, READ) && !block(&filter, 32, READ));
+        assert!(allows(&filter, 8, 1, READ) && !allows(&filter, 8, 1, WRITE));
+        assert!(!driver.allow_writing(number(8, 16)));
+
+        let all = translated(json!([{"allow": true, "access": "rwm"}]));
+        assert!(block(&all.compile(&disks), 32, WRITE) && all.allow_writing(number(9, 9)));
     }
 
     #[test]

@@ -34,7 +34,9 @@ impl Container {
     /// The host goes first: the guest is not changed where it refuses, and where the guest does it has what it had.
     async fn change_on_both_sides(&self, limits: NewLimits) -> Result<(), CallError> {
         let former = self.cgroup.upgrade().map(|cgroup| cgroup.update(&limits.host)).transpose()?;
-        let changed = self.agent.update(limits.cgroup_settings, limits.device_filter).await;
+        let disks = self.disks.get().map_or(&[][..], Vec::as_slice);
+        let filter = limits.device_rules.map(|rules| rules.compile(disks)).unwrap_or_default();
+        let changed = self.agent.update(limits.cgroup_settings, filter).await;
         if let (Err(_), Some(former)) = (&changed, former) {
             former.restore();
         }

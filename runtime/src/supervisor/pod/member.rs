@@ -12,6 +12,7 @@ use bulkhead_protocol::agent::{CreateContainerRequest, ShareDevice, WaitProcessR
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::disks::TakenDisks;
 use super::trees::Taken;
 use super::{LOST, Pod};
 use crate::apart::apart;
@@ -21,6 +22,7 @@ use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
 use crate::supervisor::connections::Connections;
 use crate::supervisor::container::{Container, DEFIANT};
+use crate::supervisor::disks::localize;
 use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
@@ -44,6 +46,7 @@ pub(crate) struct Member {
 struct Held {
     pod: Arc<Pod>,
     taken: Taken,
+    disks: TakenDisks,
     state: StateDir,
     outputs: Outputs,
     connections: Connections,
@@ -82,11 +85,22 @@ impl Pod {
             memory.make_room().await?;
         }
         let oom_score = self.oom_score.claim(translated.request.process.oom_score_adj);
-        let taken = self.trees.give(&translated.shares).await?;
-        let made = self.make(options, translated, &taken, memory, &state, (first_stream, ends)).await;
+        // Closed here in any case: they are open in the VMM from then on.
+        let block_devices = mem::take(&mut translated.block_devices);
+        let disks = self.disks.give(&block_devices).await?;
+        drop(block_devices);
+        let taken = match self.trees.give(&translated.shares).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.disks.take_back(disks).await;
+                return Err(error.into());
+            }
+        };
+        let made = self.make(options, translated, (&taken, &disks), memory, &state, (first_stream, ends)).await;
         let (container, outputs, server, poststop) = match made {
             Ok(made) => made,
             Err(error) => {
+                self.disks.take_back(disks).await;
                 self.trees.take_back(taken).await;
                 return Err(error);
             }
@@ -97,6 +111,7 @@ impl Pod {
         let held = Held {
             pod,
             taken,
+            disks,
             state,
             outputs,
             connections,
@@ -137,12 +152,12 @@ impl Pod {
         &self,
         options: &Options,
         translated: Translated,
-        taken: &Taken,
+        (taken, disks): (&Taken, &TakenDisks),
         memory: Claim,
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
     ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
-        let Translated { mut request, shares, hooks, bundle, annotations, .. } = translated;
+        let Translated { mut request, shares, device_rules, hooks, bundle, annotations, .. } = translated;
         let ends = Ends::Given(ends);
         let terminal = request.process.terminal;
         let ids = ends.ids(terminal).shifted(first_stream - 1);
@@ -151,6 +166,7 @@ impl Pod {
             ids.name_in(process);
         }
         rename(&mut request, &taken.renamed);
+        localize(&mut request, &device_rules, &disks.disks);
         let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
         let creating = hook_state.at(hooks::Status::Creating, Some(process::id()));
         if !request.start_hooks.is_empty() {
@@ -202,6 +218,7 @@ impl Pod {
         };
         let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
         let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory));
+        container.has_disks(disks.disks.clone());
         let server = match TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop) {
             Ok(server) => server,
             Err(error) => {
@@ -278,8 +295,20 @@ async fn delete(container: &Container, pod: &Pod) {
 
 /// From a created container to its end.
 async fn live(container: Arc<Container>, held: Held) {
-    let Held { pod, taken, state, mut outputs, mut connections, server, poststop, gone, _own_pids, _oom_score, _alive } =
-        held;
+    let Held {
+        pod,
+        taken,
+        disks,
+        state,
+        mut outputs,
+        mut connections,
+        server,
+        poststop,
+        gone,
+        _own_pids,
+        _oom_score,
+        _alive,
+    } = held;
     let status = match until_exit(&container, &pod, &outputs).await {
         Some(exit) => {
             if exit.oom_kills > 0 {
@@ -302,6 +331,7 @@ async fn live(container: Arc<Container>, held: Held) {
         }
         None => LOST,
     };
+    pod.disks.take_back(disks).await;
     pod.trees.take_back(taken).await;
     let hook_state = container.record().hook_state();
     drop(state);

@@ -6,10 +6,12 @@
 //! | this | the machine's life, from its start to the sandbox's end |
 //! | `member` | the life of one container in it |
 //! | `trees` | which of the host's files the machine has been given, and for whom |
+//! | `disks` | which of its block devices |
 //!
 //! The sandbox is a container that no process in the guest stands for: it is created with the machine, and its end is the
 //! machine's. A container's end is its own.
 
+mod disks;
 mod member;
 mod trees;
 
@@ -25,6 +27,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+pub(crate) use self::disks::DiskError;
+use self::disks::{MAX_POD_DISKS, PodDisks};
 pub(crate) use self::member::Member;
 use self::trees::PodTrees;
 use super::agent::Agent;
@@ -66,6 +70,7 @@ pub(crate) struct Pod {
     root: PathBuf,
     agent: Agent,
     trees: PodTrees,
+    disks: PodDisks,
     memory: Arc<MachineMemory>,
     oom_score: Arc<VmmScore>,
     connections: Room,
@@ -127,7 +132,9 @@ async fn make(
     let request = translated.request;
     let (spec, shares, network) = (&translated.machine, &Shares::default(), translated.network);
     // It has a namespace's, and no other.
-    let machine = launch::Machine { spec, shares, network, user_network: None, trees_grow: true };
+    let spare_disks = MAX_POD_DISKS;
+    let machine =
+        launch::Machine { spec, shares, network, user_network: None, trees_grow: true, disks: &[], spare_disks };
     let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
     let (state, cgroup) = groundwork::places(options, &translated.cgroup)?;
     let cgroup = cgroup.map(Arc::new);
@@ -183,6 +190,7 @@ async fn make(
     let pod = Arc::new(Pod {
         sandbox: Arc::clone(&sandbox),
         root: options.root.clone(),
+        disks: PodDisks::new(control.clone(), agent.clone()),
         agent,
         trees: PodTrees::new(control),
         memory,

@@ -9,6 +9,8 @@
 //! 0x0002_0000  command line            0xd000_0000  virtio windows, 4 KiB each
 //! ```
 
+use crate::config::{MAX_DISKS, MAX_NETS};
+
 /// The descriptor table.
 pub const GDT: u64 = 0x500;
 /// The `boot_params` ("zero page").
@@ -37,6 +39,8 @@ pub const VIRTIO_WINDOW_LEN: u64 = 0x1000;
 pub const FIRST_IRQ: u32 = 5;
 /// The last line of the IO-APIC.
 pub const LAST_IRQ: u32 = 23;
+/// Besides the network's and block devices, a machine has vsock, two shares, and rng.
+const _: () = assert!(4 + MAX_NETS + MAX_DISKS <= (LAST_IRQ - FIRST_IRQ + 1) as usize);
 /// The IO-APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// The local APICs' registers.
