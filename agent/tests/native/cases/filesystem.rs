@@ -305,6 +305,6 @@ pub(crate) async fn memory_limit_kills_and_is_told() {
         .collect();
     world.start(request).await.unwrap();
     let exit = world.engine.wait("case", "").await.unwrap();
-    assert_eq!((exit.code, exit.oom_kills), (137, 1));
+    assert_eq!((exit.code, exit.oom_kills > 0), (137, true));
     world.engine.delete("case", false).await.unwrap();
 }
