@@ -118,7 +118,7 @@ install: ## Install the built tree into DESTDIR/PREFIX
 	install -m 644 $(TREE)/lib/bulkhead/vmlinux $(TREE)/lib/bulkhead/initramfs.cpio $(DEST)/lib/bulkhead/
 	install -m 644 docs/runtimeclass.yaml $(DEST)/share/bulkhead/
 	install -m 644 README.md LICENSE $(DEST)/share/doc/bulkhead/
-	install -m 644 $(wildcard docs/*.md docs/*.svg) $(DEST)/share/doc/bulkhead/docs/
+	install -m 644 $(wildcard docs/*.md docs/*.svg docs/*.yaml) $(DEST)/share/doc/bulkhead/docs/
 	$(TREE)/bin/bulkhead man $(DEST)/share/man/man8
 	install -d $(dir $(addprefix $(DEST)/,$(COMPLETIONS)))
 	$(TREE)/bin/bulkhead completion bash >$(DEST)/share/bash-completion/completions/bulkhead
