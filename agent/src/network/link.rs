@@ -85,13 +85,16 @@ pub(super) fn set_up(
     let links = present(socket, wanted, &before)?;
     let found = find(&links, wanted, &before)?;
     // A name that is wanted may still be another's: such a one gets out of the way first.
-    for (link, interface) in found.iter().zip(wanted) {
-        let is_wanted = wanted.iter().any(|other| other.name == link.name);
-        if link.name != interface.name && is_wanted {
-            rename(socket, link.index, &link.name, &format!("aside{}", link.index))?;
+    let mut names: Vec<String> = found.iter().map(|link| link.name.clone()).collect();
+    for ((link, interface), name) in found.iter().zip(wanted).zip(&mut names) {
+        let is_wanted = wanted.iter().any(|other| other.name == *name);
+        if *name != interface.name && is_wanted {
+            let aside = format!("aside{}", link.index);
+            rename(socket, link.index, name, &aside)?;
+            *name = aside;
         }
     }
-    for (link, interface) in found.iter().zip(wanted) {
+    for ((link, interface), name) in found.iter().zip(wanted).zip(&names) {
         let old = before.by_index(link.index);
         if old.is_some_and(|old| is_same(old, interface)) {
             continue;
@@ -100,11 +103,11 @@ pub(super) fn set_up(
             turn_off(socket, link.index, &interface.name)?;
         }
         // Before it is on: what a router says may come at once.
-        let settled = settings::follow(SETTINGS.as_ref(), &link.name, old, interface);
+        let settled = settings::follow(SETTINGS.as_ref(), name, old, interface);
         settled
             .map_err(|error| NetworkError::new(format!("set up IP on network interface {}", interface.name), error))?;
         let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
-        if link.name != interface.name {
+        if *name != interface.name {
             message = message.with_text(libc::IFLA_IFNAME, &interface.name);
         }
         // One that a container has given it stays until the host's changes.
