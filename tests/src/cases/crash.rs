@@ -151,12 +151,7 @@ fn callers_that_are_killed(env: &Env) -> Result {
         let _ = kill(Pid::from_raw(create.pid()), Signal::SIGKILL);
         create.finish()?;
 
-        let end = Instant::now() + LIMIT;
-        while status(env, &id)?.is_some_and(|status| status == "creating") {
-            ensure!(Instant::now() < end, "killed after {delay} ms: the container is being created for ever");
-            thread::sleep(Duration::from_millis(50));
-        }
-        match status(env, &id)?.as_deref() {
+        match settled(env, &id)?.as_deref() {
             None => {}
             Some("created") => env.call(["start", &id]).output()?.expect_code(0)?,
             Some(other) => fail!("killed after {delay} ms: the container is {other}"),
@@ -165,6 +160,19 @@ fn callers_that_are_killed(env: &Env) -> Result {
         ensure_eq!(status(env, &id)?, None, "the status after the deletion");
     }
     Ok(())
+}
+
+/// What a container is that somebody makes whose caller was killed: when that is no longer so, and stays, since it may not have begun.
+fn settled(env: &Env, id: &str) -> Result<Option<String>> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let seen = status(env, id)?;
+        thread::sleep(Duration::from_millis(500));
+        if seen.as_deref() != Some("creating") && status(env, id)? == seen {
+            return Ok(seen);
+        }
+        ensure!(Instant::now() < end, "container {id} is being created for ever");
+    }
 }
 
 /// What `state` says of a container, unless it does not exist.
