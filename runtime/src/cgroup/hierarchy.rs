@@ -26,9 +26,10 @@ pub(crate) struct Hierarchies(Vec<Hierarchy>);
 
 impl Hierarchies {
     pub(crate) fn of_host() -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        // Some mount of somebody else's may have a name that is no UTF-8.
+        let mounts = fs::read("/proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
-        Ok(Self(find(&mounts, &own)))
+        Ok(Self(find(&String::from_utf8_lossy(&mounts), &own)))
     }
 
     pub(crate) fn list(&self) -> &[Hierarchy] {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mounts of the configuration.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use serde_json::json;
@@ -24,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     case!(bind_makes_its_destination),
     case!(bind_inside_a_bind),
     case!(bind_with_and_without_what_is_mounted_below),
+    case!(mounts_whose_names_are_no_text),
     case!(bind_of_a_relative_source),
     case!(bind_through_a_symlink_at_the_source),
     case!(host_changes_are_seen),
@@ -215,6 +218,18 @@ fn bind_with_and_without_what_is_mounted_below(env: &Env) -> Result {
     bundle.sh("ls /with/below /without/below");
 
     env.run(&bundle)?.output()?.expect_stdout("/with/below:\nmounted\n\n/without/below:\nhidden\n")
+}
+
+fn mounts_whose_names_are_no_text(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let folder = env.folder("folder")?;
+    let below = folder.join(OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&below)?;
+    env.mount("tmpfs", "tmpfs", &below, "size=1m")?;
+    fs::write(below.join("file"), "content\n")?;
+    bundle.mount("bind", &folder.display().to_string(), "/data", &["rbind"]).sh("cat /data/caf*/file");
+
+    env.run(&bundle)?.output()?.expect_stdout("content\n")
 }
 
 fn bind_of_a_relative_source(env: &Env) -> Result {

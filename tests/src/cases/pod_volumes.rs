@@ -2,7 +2,9 @@
 //! Volumes that the node changes while a pod runs, of which containers that come later find what is there then, as with other
 //! runtimes; and volumes of memory.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use super::pods::WAIT;
 use super::{Case, case};
@@ -90,6 +92,10 @@ fn of_memory(env: &Env) -> Result {
     fs::create_dir(volume.join("part"))?;
     env.bind(&volume.join("part"), &part)?;
     fs::write(secret.join("key"), "old\n")?;
+    // What else is mounted on the node is none of the pod's business.
+    let other = secret.join(OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&other)?;
+    env.mount("tmpfs", "tmpfs", &other, "size=1m")?;
     let pod = kubelet.pod("memory")?;
     let start = |name: &str, attempt, source, place: &str| {
         let mut config = pod.config(name, WAIT);

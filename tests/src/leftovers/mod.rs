@@ -69,8 +69,9 @@ impl Before {
 
 /// The lines of this mount namespace, without what changes by itself.
 fn mounts() -> BTreeSet<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table
+    // A mount's name need not be UTF-8.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    String::from_utf8_lossy(&table)
         .lines()
         .map(|line| {
             let fields: Vec<&str> = line.split(' ').collect();

@@ -40,11 +40,11 @@ struct Identity {
     device: u64,
     inode: u64,
     /// What is mounted below, if that is shared too.
-    mounts: Vec<String>,
+    mounts: Vec<Vec<u8>>,
 }
 
 impl Identity {
-    fn of(top: impl AsFd, mounts: Vec<String>) -> io::Result<Self> {
+    fn of(top: impl AsFd, mounts: Vec<Vec<u8>>) -> io::Result<Self> {
         let status = rustix::fs::fstat(top)?;
         Ok(Self { device: status.st_dev, inode: status.st_ino, mounts })
     }
@@ -190,7 +190,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("volume");
         let identity = |mounts: &[&str]| {
-            let mounts = mounts.iter().map(|mount| (*mount).to_owned()).collect();
+            let mounts = mounts.iter().map(|mount| mount.as_bytes().to_owned()).collect();
             Identity::of(std::fs::File::open(&path).unwrap(), mounts).unwrap()
         };
         std::fs::create_dir(&path).unwrap();
