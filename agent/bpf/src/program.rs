@@ -2,7 +2,7 @@
 //! Programs, and what they are attached to.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::sys;
 
@@ -20,6 +20,8 @@ pub enum Kind {
     CgroupDevice,
     /// Which socket of a network namespace gets a connection that none has yet (Linux 5.9).
     SocketLookup,
+    /// What becomes of a frame that comes in at an interface, or goes out; it is attached by tc-bpf(8).
+    TrafficFilter,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
         match self {
             Self::CgroupDevice => 15,
             Self::SocketLookup => 30,
+            Self::TrafficFilter => 3,
         }
     }
 
@@ -34,6 +37,8 @@ impl Kind {
         match self {
             Self::CgroupDevice => 6,
             Self::SocketLookup => 36,
+            // None that tc would look at.
+            Self::TrafficFilter => 0,
         }
     }
 }
@@ -92,6 +97,12 @@ impl Program {
             flags: 0,
         };
         Ok(Link { _descriptor: sys::create_link(&args)? })
+    }
+}
+
+impl AsRawFd for Program {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
     }
 }
 

@@ -15,10 +15,13 @@ pub(crate) const R4: u8 = 4;
 pub(crate) const R5: u8 = 5;
 pub(crate) const R6: u8 = 6;
 pub(crate) const R7: u8 = 7;
+pub(crate) const R8: u8 = 8;
 pub(crate) const STACK: u8 = 10;
 
 /// Operation codes: class, source or size, operation.
 pub(crate) const LOAD_WORD: u8 = 0x61;
+pub(crate) const LOAD_HALF: u8 = 0x69;
+pub(crate) const LOAD_BYTE: u8 = 0x71;
 pub(crate) const STORE_WORD: u8 = 0x62;
 pub(crate) const LOAD_LONG: u8 = 0x18;
 pub(crate) const MOVE: u8 = 0xb7;

@@ -103,6 +103,9 @@ impl View {
                 Err(why) => self.give_up(link.index, &link.name, &why),
             }
         }
+        if survey.resolver {
+            self.junctions.let_answers_in(&mut self.socket);
+        }
         for what in &survey.left_out {
             if !self.warned.contains(what) {
                 logging::warn(format_args!("of the network namespace {}, {what}", self.joiner.path.display()));

@@ -55,7 +55,7 @@ impl Joiner {
         // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
         let was_joined = redirect::remove(socket, link.index).is_ok();
         let is_prepared = was_joined || !redirect::is_prepared(socket, link.index).map_err(self.cannot(&doing))?;
-        let begun = junctions.begin(Joined { link: link.index, tap: index, is_prepared });
+        let begun = junctions.begin(Joined { link: link.index, tap: index, is_prepared, is_answered: false });
         begun.map_err(self.cannot("note what is to be undone"))?;
         redirect::prepare(socket, link.index)
             .and_then(|()| redirect::prepare(socket, index))

@@ -14,6 +14,7 @@
 //! | `vhost` | the host's kernel in the VMM's stead |
 //! | `redirect` | filters that join two interfaces |
 //! | `resolver` | an engine's, which answers at a loopback address |
+//! | `answers` | what that asks others |
 //! | `follow` | what changes while the machine runs |
 //! | `loopback` | connections to the namespace's loopback addresses, which are meant for the guest |
 //! | `record` | what is to be undone should the supervisor be killed |
@@ -23,6 +24,7 @@
 //! out at the tap, and the other way round, so the host's own network never sees a frame that is the guest's.
 
 mod address;
+mod answers;
 mod carrier;
 mod claim;
 mod follow;
@@ -166,6 +168,8 @@ struct Joined {
     tap: i32,
     /// Whether it could not be filtered before.
     is_prepared: bool,
+    /// Whether the namespace's own stack gets answers there, or cannot.
+    is_answered: bool,
 }
 
 impl Joined {
@@ -200,6 +204,20 @@ impl Junctions {
     fn joined(&self) -> MutexGuard<'_, Vec<Joined>> {
         // Nothing panics while the lock is held.
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what a resolver there asks others answered by way of each interface.
+    fn let_answers_in(&self, socket: &mut Socket) {
+        for joined in self.joined().iter_mut().filter(|joined| !joined.is_answered) {
+            joined.is_answered = true;
+            if let Err(error) = answers::let_in(socket, joined.link, joined.tap) {
+                logging::warn(format_args!(
+                    "names that the resolver in the network namespace {} has to ask others for are not found (module cls_bpf): \
+                     {error}",
+                    self.namespace.path().display()
+                ));
+            }
+        }
     }
 
     /// Takes apart what `which` says, and writes down what is left.
@@ -382,6 +400,9 @@ impl Connector<'_> {
             let device = joiner.join(&mut socket, link, self.junctions)?;
             passed.push(Passed { index: link.index, mac: device.mac, carrier: device.carrier });
             devices.push(device);
+        }
+        if survey.resolver {
+            self.junctions.let_answers_in(&mut socket);
         }
         for what in &survey.left_out {
             logging::warn(format_args!("of the network namespace {}, {what}", path.display()));

@@ -73,8 +73,12 @@ impl Network {
     pub(crate) fn reopen(record: NetworkRecord) -> Option<Self> {
         let namespace =
             NetworkNamespace::open(&record.path).ok().filter(|namespace| namespace.inode() == record.inode)?;
-        let joined =
-            record.links.into_iter().map(|link| Joined { link: link.index, tap: link.tap, is_prepared: link.prepared });
+        let joined = record.links.into_iter().map(|link| Joined {
+            link: link.index,
+            tap: link.tap,
+            is_prepared: link.prepared,
+            is_answered: false,
+        });
         // The record goes with the folder that it is in.
         let recorder = Recorder::new(|_| Ok(()));
         Some(Self { junctions: Junctions::new(namespace, joined.collect(), recorder), claim: None })

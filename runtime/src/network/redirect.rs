@@ -3,7 +3,9 @@
 //! (tc-mirred(8), tc-matchall(8)).
 
 use std::io;
+use std::os::fd::AsRawFd;
 
+use bulkhead_bpf::Program;
 use bulkhead_netlink::{Message, Socket, TrafficHeader};
 
 /// Where filters for incoming frames hang (linux/pkt_sched.h): the queueing discipline, its number, and the place in it
@@ -14,6 +16,16 @@ const INGRESS_FILTERS: u32 = 0xffff_fff2;
 
 /// The filter's priority, by which it is found again.
 const PRIORITY: u32 = 0x6268;
+
+/// That of a program which is asked first.
+const FIRST: u32 = PRIORITY - 1;
+
+/// `TCA_BPF_FD`, `TCA_BPF_NAME`, `TCA_BPF_FLAGS`, and of the last that what the program answers is what is done with the frame
+/// (linux/pkt_cls.h).
+const TCA_BPF_FD: u16 = 6;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
 /// `TCA_MATCHALL_ACT` (linux/pkt_cls.h).
 const TCA_MATCHALL_ACT: u16 = 2;
@@ -60,7 +72,7 @@ pub(super) fn add(socket: &mut Socket, from: i32, to: i32) -> io::Result<()> {
         .flat_map(u32::to_ne_bytes)
         .collect();
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    let message = Message::new(libc::RTM_NEWTFILTER, flags, &filter(from))
+    let message = Message::new(libc::RTM_NEWTFILTER, flags, &filter(from, PRIORITY))
         .with_text(libc::TCA_KIND, "matchall")
         .with_nested(libc::TCA_OPTIONS, |options| {
             options.with_nested(TCA_MATCHALL_ACT, |actions| {
@@ -74,14 +86,31 @@ pub(super) fn add(socket: &mut Socket, from: i32, to: i32) -> io::Result<()> {
     socket.request(message)
 }
 
-/// Undoes [`add`].
+/// Has a program asked first, which may keep a frame that comes in at `from` (`TC_ACT_OK`), or leave it to what [`add`] has
+/// added (`TC_ACT_UNSPEC`).
+pub(super) fn ask_first(socket: &mut Socket, from: i32, program: &Program, name: &str) -> io::Result<()> {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let message = Message::new(libc::RTM_NEWTFILTER, flags, &filter(from, FIRST))
+        .with_text(libc::TCA_KIND, "bpf")
+        .with_nested(libc::TCA_OPTIONS, |options| {
+            options
+                .with_number(TCA_BPF_FD, program.as_raw_fd().cast_unsigned())
+                .with_text(TCA_BPF_NAME, name)
+                .with_number(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+        });
+    socket.request(message)
+}
+
+/// Undoes [`add`] and [`ask_first`].
 pub(super) fn remove(socket: &mut Socket, from: i32) -> io::Result<()> {
-    socket.request(Message::new(libc::RTM_DELTFILTER, 0, &filter(from)))
+    // Mostly there is none.
+    let _ = socket.request(Message::new(libc::RTM_DELTFILTER, 0, &filter(from, FIRST)));
+    socket.request(Message::new(libc::RTM_DELTFILTER, 0, &filter(from, PRIORITY)))
 }
 
 /// The filter: of all protocols, in network order.
-fn filter(link: i32) -> TrafficHeader {
+fn filter(link: i32, priority: u32) -> TrafficHeader {
     let every_protocol = (libc::ETH_P_ALL as u16).to_be();
-    let info = PRIORITY << 16 | u32::from(every_protocol);
+    let info = priority << 16 | u32::from(every_protocol);
     TrafficHeader { index: link, handle: 0, parent: INGRESS_FILTERS, info }
 }

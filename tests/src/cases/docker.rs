@@ -2,8 +2,8 @@
 //! Containers under docker, with the runtime's path, as its users type it.
 
 use std::fs;
-use std::io::Write;
-use std::net::{IpAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::network::host;
+use super::network::{answer_name, answer_to, host};
 use super::{Case, case};
 use crate::engines::{BY_NAME, Docker, SHIM, USAGE, expect_usage_of_busy_box};
 use crate::env::Env;
@@ -32,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
     case!(bridge_and_published_port).limit(900),
     case!(connected_and_disconnected).limit(900),
     case!(names_on_a_network_of_ones_own).limit(900),
+    case!(names_from_elsewhere).limit(900),
     case!(restarted_always).limit(600),
     case!(files_and_limits).limit(600),
     case!(terminals_and_logs).limit(600),
@@ -212,6 +213,37 @@ fn names_on_a_network_of_ones_own(env: &Env) -> Result {
     let client = docker.run_on_bridge(&["--rm", "--network", "own"], &["sh", "-c", ask]).output()?;
     client.expect_in_stdout(&["nameserver 127.0.0.11\n", "from the container\n"])?;
     docker.succeed(["rm", "--force", "server"])?;
+    docker.succeed(["network", "rm", "own"])?;
+    docker.end()
+}
+
+/// Asks for example.test, by a datagram and over TCP.
+const ASK: &str = r#"nslookup -type=a example.test
+printf '\000\036\022\064\001\000\000\001\000\000\000\000\000\000\007example\004test\000\000\001\000\001' |
+    nc 127.0.0.11 53 | hexdump -v -e '/1 "%02x"'"#;
+
+/// Names that docker does not know it asks others for, from within the container's namespace.
+fn names_from_elsewhere(env: &Env) -> Result {
+    const SERVER: &str = "10.88.0.1:53";
+    let docker = Docker::with_bridge(env)?;
+    docker.succeed(["network", "create", "--subnet", "10.88.0.0/24", "own"])?;
+    let (datagrams, connections) = (UdpSocket::bind(SERVER)?, TcpListener::bind(SERVER)?);
+    datagrams.set_read_timeout(Some(LIMIT))?;
+
+    let options = ["--rm", "--network", "own", "--dns", "10.88.0.1", "--name", "box"];
+    let asking = docker.run_on_bridge(&options, &["sh", "-c", &format!("{ASK}; nslookup -type=a box")]).spawn()?;
+    answer_name(&datagrams)?;
+    let (mut asked, _) = connections.accept()?;
+    asked.set_read_timeout(Some(LIMIT))?;
+    let mut len = [0; 2];
+    asked.read_exact(&mut len)?;
+    let mut question = vec![0; u16::from_be_bytes(len).into()];
+    asked.read_exact(&mut question)?;
+    let answer = answer_to(question);
+    asked.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat())?;
+
+    // The last is what docker knows.
+    asking.finish()?.expect_in_stdout(&["Address: 1.2.3.4\n", "000401020304", "Name:\tbox\nAddress: 10.88.0.2\n"])?;
     docker.succeed(["network", "rm", "own"])?;
     docker.end()
 }

@@ -229,12 +229,17 @@ pub(super) fn answer_name(socket: &UdpSocket) -> Result {
     let mut message = vec![0; 512];
     let (len, from) = socket.recv_from(&mut message).context(|| "waiting for a question".to_owned())?;
     message.truncate(len);
+    socket.send_to(&answer_to(message), from)?;
+    Ok(())
+}
+
+/// Such an answer to a question.
+pub(super) fn answer_to(mut message: Vec<u8>) -> Vec<u8> {
     // It is an answer, with one record: to the question's name, of kind A and class IN, for 60 s, 4 bytes.
     message[2..4].copy_from_slice(&[0x81, 0x80]);
     message[6..8].copy_from_slice(&[0, 1]);
     message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 1, 2, 3, 4]);
-    socket.send_to(&message, from)?;
-    Ok(())
+    message
 }
 
 fn large_frames(env: &Env) -> Result {

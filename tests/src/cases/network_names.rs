@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::network::{Namespace, answer_name, any_container, container};
+use super::network::{Namespace, answer_name, answer_to, any_container, container};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 
-pub(super) const CASES: &[Case] =
-    &[case!(names_by_a_resolver_on_the_host), case!(long_answers_over_tcp), case!(nobody_to_ask)];
+pub(super) const CASES: &[Case] = &[
+    case!(names_by_a_resolver_on_the_host),
+    case!(names_that_the_resolver_asks_others_for),
+    case!(long_answers_over_tcp),
+    case!(nobody_to_ask),
+];
 
 /// Where it is.
 const PLACE: &str = "127.0.0.11:53";
@@ -26,7 +30,7 @@ fn inside<T: Send>(namespace: &Namespace, make: impl FnOnce() -> std::io::Result
     let made = thread::scope(|scope| {
         let thread = scope.spawn(|| -> Result<T> {
             setns(File::open(&namespace.path)?, CloneFlags::CLONE_NEWNET)?;
-            make().context(|| format!("making a socket at {PLACE}"))
+            make().context(|| "making a socket in the namespace".to_owned())
         });
         thread.join()
     });
@@ -43,6 +47,77 @@ fn names_by_a_resolver_on_the_host(env: &Env) -> Result {
     answer_name(&socket)?;
 
     running.finish()?.expect_in_stdout(&["Name:\texample.test\n", "Address: 1.2.3.4\n"])
+}
+
+/// How a server is asked.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Datagrams,
+    Connection,
+}
+
+/// The answer of the server at `address` to a question that is asked from within a namespace.
+fn ask(namespace: &Namespace, address: &str, way: Way, question: &[u8]) -> Result<Vec<u8>> {
+    let mut answer = vec![0; 512];
+    let len = match way {
+        Way::Datagrams => {
+            let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let server = UdpSocket::bind(address)?;
+            let asking = inside(namespace, || UdpSocket::bind(any))?;
+            asking.connect(address)?;
+            asking.set_read_timeout(Some(Duration::from_secs(30)))?;
+            asking.send(question)?;
+            answer_name(&server)?;
+            asking.recv(&mut answer).context(|| format!("waiting for the answer of {address}"))?
+        }
+        Way::Connection => {
+            let server = TcpListener::bind(address)?;
+            let to = address.parse().context(|| format!("the address {address}"))?;
+            let mut asking = inside(namespace, || TcpStream::connect_timeout(&to, Duration::from_secs(30)))?;
+            asking.set_read_timeout(Some(Duration::from_secs(30)))?;
+            asking.write_all(question)?;
+            let (mut served, _) = server.accept()?;
+            let mut taken = vec![0; question.len()];
+            served.read_exact(&mut taken)?;
+            served.write_all(&answer_to(taken))?;
+            drop(served);
+            answer.clear();
+            asking.read_to_end(&mut answer).context(|| format!("waiting for the answer of {address}"))?
+        }
+    };
+    answer.truncate(len);
+    Ok(answer)
+}
+
+/// As docker's does, from within the namespace: its answers come in where the guest's frames do, and the guest has its own.
+fn names_that_the_resolver_asks_others_for(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "askn")?.with_addresses(83)?;
+    let before = namespace.leftovers()?;
+    let socket = inside(&namespace, || UdpSocket::bind(PLACE))?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let script = "for name in one two three; do nslookup -type=a $name.test 127.0.0.11; done; \
+                  nslookup -type=a four.test 10.9.83.1; ping -c 1 -w 20 10.9.83.1 >/dev/null && echo reached";
+    let bundle = any_container(env, &namespace, script)?;
+
+    let running = env.run(&bundle)?.spawn()?;
+    for (address, way) in
+        [("10.9.83.1:53", Way::Datagrams), ("[fd09:83::1]:53", Way::Datagrams), ("10.9.83.1:53", Way::Connection)]
+    {
+        let mut question = vec![0; 512];
+        let (len, from) = socket.recv_from(&mut question).context(|| "waiting for a question".to_owned())?;
+        socket.send_to(&ask(&namespace, address, way, &question[..len])?, from)?;
+    }
+    let server = UdpSocket::bind("10.9.83.1:53")?;
+    server.set_read_timeout(Some(Duration::from_secs(60)))?;
+    answer_name(&server)?;
+
+    let output = running.finish()?;
+    for name in ["one", "two", "three", "four"] {
+        output.expect_in_stdout(&[&format!("Name:\t{name}.test\nAddress: 1.2.3.4\n")])?;
+    }
+    output.expect_in_stdout(&["reached\n"])?;
+    ensure_eq!(namespace.leftovers()?, before, "what is in the namespace");
+    Ok(())
 }
 
 /// Asks over TCP, twice on one connection.
