@@ -143,6 +143,13 @@ impl Env {
         Ok(())
     }
 
+    /// Gives a mount of this case other flags.
+    pub(crate) fn remount(&self, target: &Path, flags: MsFlags) -> Result {
+        let none: Option<&str> = None;
+        mount(none, target, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none)
+            .context(|| format!("mounting {} again", target.display()))
+    }
+
     /// Binds a folder; undone likewise.
     pub(crate) fn bind(&self, source: &Path, target: &Path) -> Result {
         let none: Option<&str> = None;

@@ -2,6 +2,7 @@
 //! What every process of a container, its init or an exec'd one, does to itself before it executes its program. The
 //! order matters: each step needs what later ones take away.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -97,9 +98,13 @@ fn install_stdio(process: &ProcessSpec, pipes: &stdio::ChildStdio, terminal: Opt
     }
 }
 
-/// The process's environment, with HOME if the spec has none.
+/// The process's environment: of several entries of a name the last, as programs would else find the first; and HOME, if the spec
+/// has none.
 fn environment(process: &ProcessSpec) -> Result<Vec<CString>, Failure> {
-    let mut env = process.env.clone();
+    let mut names = HashSet::new();
+    let name = |entry: &CString| entry.to_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    let mut env: Vec<CString> = process.env.iter().rev().filter(|entry| names.insert(name(entry))).cloned().collect();
+    env.reverse();
     if !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
         let home = CString::new(format!("HOME={}", users::home(process.uid))).map_err(|_| {
             Failure::explained(Stage::Process, "the home directory in /etc/passwd has a NUL byte in it")

@@ -20,8 +20,8 @@ pub(crate) const MEMORY_EVENTS: &str = "memory.events";
 const REMOVE_ATTEMPTS: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(2);
 
-/// Nesting of cgroups that a container may have made and that is cleaned up after it.
-const MAX_DEPTH: usize = 32;
+/// How deep a container may nest cgroups below its own.
+pub(crate) const MAX_CGROUP_DEPTH: usize = 32;
 
 /// Why a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +233,7 @@ impl Cgroup {
     /// The pids in it and below it.
     pub(crate) fn processes(&self) -> Result<Vec<i32>, CgroupError> {
         let mut pids = Vec::new();
-        list(&self.path, &mut pids, MAX_DEPTH)
+        list(&self.path, &mut pids, MAX_CGROUP_DEPTH)
             .map_err(|source| CgroupError::List { path: self.path.clone(), source })?;
         Ok(pids)
     }
@@ -247,7 +247,7 @@ impl Cgroup {
     pub(crate) async fn remove(&self) -> Result<(), CgroupError> {
         let mut attempt = 0;
         loop {
-            match remove_tree(&self.path, MAX_DEPTH) {
+            match remove_tree(&self.path, MAX_CGROUP_DEPTH) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(source) => {

@@ -7,11 +7,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::mount::MountFlags;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
@@ -62,14 +64,32 @@ pub struct Engine {
     config: EngineConfig,
     pub(super) reaper: Arc<Reaper>,
     pub(super) streams: Arc<StreamTable>,
-    /// `None` for an id whose container is being made.
-    containers: Mutex<HashMap<String, Option<Arc<Instance>>>>,
+    containers: Mutex<HashMap<String, Slot>>,
+    /// Tells of containers that are not being made any more.
+    made: Notify,
     tree_uses: Arc<TreeUses>,
     /// The names of those that there are.
     tmpfs: Mutex<HashSet<String>>,
     common_pids: CommonPids,
     /// The next name of a socket.
     socket_names: AtomicU64,
+}
+
+/// What an id stands for.
+#[derive(Debug)]
+enum Slot {
+    /// A container that is being made, and that has been deleted meanwhile if it is `unwanted`.
+    Making {
+        unwanted: bool,
+    },
+    Made(Arc<Instance>),
+}
+
+/// What a container's first process needs.
+struct Prepared {
+    mapped: Vec<Option<OwnedFd>>,
+    sockets: HostSockets,
+    cgroup: Option<Arc<Cgroup>>,
 }
 
 /// Keeps an id from being used twice while its container is being made, and gives it back if that fails.
@@ -85,6 +105,7 @@ impl Drop for Reservation<'_> {
         if !self.kept {
             self.engine.containers().remove(self.id);
         }
+        self.engine.made.notify_waiters();
     }
 }
 
@@ -96,6 +117,7 @@ impl Engine {
             reaper,
             streams,
             containers: Mutex::default(),
+            made: Notify::new(),
             tree_uses: Arc::default(),
             tmpfs: Mutex::default(),
             common_pids: CommonPids::default(),
@@ -103,14 +125,17 @@ impl Engine {
         }
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Instance>>>> {
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
         // Nothing panics while the lock is held.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The container of this id.
     pub(super) fn find(&self, id: &str) -> Result<Arc<Instance>, NoSuchContainer> {
-        self.containers().get(id).cloned().flatten().ok_or_else(|| NoSuchContainer(id.to_owned()))
+        match self.containers().get(id) {
+            Some(Slot::Made(instance)) => Ok(Arc::clone(instance)),
+            _ => Err(NoSuchContainer(id.to_owned())),
+        }
     }
 
     /// Makes a container, and with `start` starts it. Returns its first process's pid. On failure nothing is left of it.
@@ -118,7 +143,7 @@ impl Engine {
         if self.containers().contains_key(&spec.id) {
             return Err(CreateError::IdInUse(spec.id.clone()));
         }
-        self.containers().insert(spec.id.clone(), None);
+        self.containers().insert(spec.id.clone(), Slot::Making { unwanted: false });
         let mut reservation = Reservation { engine: self, id: &spec.id, kept: false };
         let instance = self.make(spec, trace).await?;
         if start
@@ -128,27 +153,30 @@ impl Engine {
             self.undo(&instance).await;
             return Err(error.into());
         }
+        if self.is_unwanted(&spec.id) {
+            self.undo(&instance).await;
+            return Err(CreateError::Deleted(spec.id.clone()));
+        }
         let pid = instance.init.pid();
-        self.containers().insert(spec.id.clone(), Some(Arc::new(instance)));
+        self.containers().insert(spec.id.clone(), Slot::Made(Arc::new(instance)));
         reservation.kept = true;
         Ok(pid)
+    }
+
+    /// Whether a container that is being made has been deleted meanwhile.
+    fn is_unwanted(&self, id: &str) -> bool {
+        matches!(self.containers().get(id), Some(Slot::Making { unwanted: true }))
     }
 
     async fn make(&self, spec: &ContainerSpec, trace: &mut Trace) -> Result<Instance, CreateError> {
         let begin = now();
         let trees = self.tree_uses.begin(spec.shared_trees());
-        for tree in trees.all() {
-            self.config.shares.enter(tree)?;
-        }
-        devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
-        let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
-        spec.sandbox_tmpfs().try_for_each(|tmpfs| self.mount_tmpfs(tmpfs))?;
-        let sockets = HostSockets::listen(&spec.mounts, &self.config.sockets, &self.socket_names)?;
-        let cgroup = match &self.config.cgroup_parent {
-            Some(parent) => {
-                Some(Arc::new(Cgroup::create(parent, &spec.id, &spec.cgroup_settings, &spec.device_filter)?))
+        let Prepared { mapped, sockets, cgroup } = match self.prepare(spec, &trees) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.release(&trees);
+                return Err(error);
             }
-            None => None,
         };
         let begin = trace.add("prepare", begin);
         let spawned = self.spawn(spec, &mapped, &sockets, cgroup.as_deref());
@@ -181,6 +209,18 @@ impl Engine {
         let streams = launch::expect_streams(&self.streams, &spec.process);
         instance.init.set_waiting(Waiting { channel, stdio, streams });
         Ok(instance)
+    }
+
+    /// Makes what a container's first process needs. On failure the trees are still to be released.
+    fn prepare(&self, spec: &ContainerSpec, trees: &UsedTrees) -> Result<Prepared, CreateError> {
+        trees.all().iter().try_for_each(|tree| self.config.shares.enter(tree))?;
+        devices::prepare(spec, &self.config.device_scratch).map_err(LaunchError::from)?;
+        let mapped = mounts::map_sources(&self.config.shares, &spec.mounts).map_err(LaunchError::from)?;
+        spec.sandbox_tmpfs().try_for_each(|tmpfs| self.mount_tmpfs(tmpfs))?;
+        let sockets = HostSockets::listen(&spec.mounts, &self.config.sockets, &self.socket_names)?;
+        let make = |parent: &PathBuf| Cgroup::create(parent, &spec.id, &spec.cgroup_settings, &spec.device_filter);
+        let cgroup = self.config.cgroup_parent.as_ref().map(make).transpose()?.map(Arc::new);
+        Ok(Prepared { mapped, sockets, cgroup })
     }
 
     /// Makes the process and its ends of things.
@@ -282,14 +322,28 @@ impl Engine {
     }
 
     /// Kills what is left of a container, writes its files back to the host, and forgets it. With `release`, trees that no
-    /// other container uses are unmounted: the guest lives on without them.
+    /// other container uses are unmounted: the guest lives on without them. One that is being made is taken back by those who make
+    /// it, which this waits for.
     pub async fn delete(&self, id: &str, release: bool) -> Result<(), DeleteError> {
+        loop {
+            let mut made = pin!(self.made.notified());
+            made.as_mut().enable();
+            match self.containers().get_mut(id) {
+                Some(Slot::Making { unwanted }) => *unwanted = true,
+                _ => break,
+            }
+            made.await;
+            if !self.containers().contains_key(id) {
+                return Ok(());
+            }
+        }
         let instance = self.find(id)?;
         kill_and_wait(&instance).await?;
+        // First, as nothing of this may keep the host from what the container has written.
+        self.write_back(&instance)?;
         if let Some(cgroup) = &instance.cgroup {
             cgroup.remove().await?;
         }
-        self.write_back(&instance)?;
         if release {
             self.release(&instance.trees);
         }

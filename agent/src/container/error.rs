@@ -41,6 +41,9 @@ pub enum CreateError {
     /// Another container has the id.
     #[error("container id {0:?} is in use")]
     IdInUse(String),
+    /// Somebody wanted it gone before it was there.
+    #[error("container {0} has been deleted while it was being made")]
+    Deleted(String),
     /// A shared tree cannot be used.
     #[error(transparent)]
     Share(#[from] ShareError),

@@ -49,6 +49,7 @@ mod trees;
 mod update;
 
 pub use cgroup::CgroupError;
+pub(crate) use cgroup::MAX_CGROUP_DEPTH;
 pub use control::OomKills;
 pub use engine::{Engine, EngineConfig};
 pub use error::{

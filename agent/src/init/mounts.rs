@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 
+use crate::container::MAX_CGROUP_DEPTH;
 use crate::log;
 
 /// Directories that are made, beside those in the image.
@@ -36,6 +37,8 @@ pub(super) enum MountError {
     Directory { path: PathBuf, source: io::Error },
     #[error("cannot enable the controllers of cgroup {}", path.display())]
     Controllers { path: PathBuf, source: io::Error },
+    #[error("cannot limit by {} how deep cgroups are nested", path.display())]
+    Depth { path: PathBuf, source: io::Error },
 }
 
 /// Mounts /dev and /proc and makes the agent's directories. From the first of these on, the agent can log.
@@ -103,6 +106,9 @@ pub(super) fn mount_cgroup(place: &Path) -> Result<PathBuf, MountError> {
     let containers = place.join(CONTAINERS);
     fs::create_dir(&containers).map_err(|source| MountError::Directory { path: containers.clone(), source })?;
     enable_controllers(&containers)?;
+    // So that what a container makes below its own can be cleaned up after it; it does not see this one.
+    let (limit, depth) = (containers.join("cgroup.max.depth"), MAX_CGROUP_DEPTH + 1);
+    fs::write(&limit, depth.to_string()).map_err(|source| MountError::Depth { path: limit, source })?;
     Ok(containers)
 }
 

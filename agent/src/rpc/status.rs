@@ -107,6 +107,7 @@ impl ToStatus for CreateError {
         match self {
             Self::Spec(error) => error.code(),
             Self::IdInUse(_) => Code::ALREADY_EXISTS,
+            Self::Deleted(_) => Code::ABORTED,
             Self::Launch(error) => error.code(),
             Self::Share(_) | Self::Cgroup(_) | Self::Tmpfs { .. } | Self::Socket { .. } | Self::CommonPids(_) => {
                 Code::INTERNAL

@@ -54,6 +54,7 @@ cases![
     confinement::bad_seccomp_filter_is_refused,
     confinement::scheduling_is_the_specs,
     confinement::clocks_have_the_specs_offsets,
+    confinement::container_that_is_deleted_while_it_is_made_does_not_come,
     confinement::start_hooks_run_in_the_container_before_its_program,
     filesystem::only_the_containers_mounts_are_there,
     filesystem::default_devices_work,

@@ -90,6 +90,21 @@ impl BlockIo {
     }
 }
 
+/// What a file of these has to be written, beside what it had `before`, to lose a `value` again: nothing, where it had one for the
+/// same device, or has none for devices.
+pub(super) fn undoing(file: &str, value: &str, before: &str) -> Option<String> {
+    let (device, _) = value.split_once(' ').filter(|(device, _)| device.contains(':'))?;
+    if before.lines().any(|line| line.split(' ').next() == Some(device)) {
+        return None;
+    }
+    let nothing = match file {
+        "io.max" => "rbps=max wbps=max riops=max wiops=max",
+        throttle if throttle.starts_with("blkio.throttle.") => "0",
+        _ => "default",
+    };
+    Some(format!("{device} {nothing}\n"))
+}
+
 impl Throttle {
     fn version_2(&self) -> (&'static str, String) {
         let key = match self.what {
@@ -139,6 +154,19 @@ mod tests {
 
     fn told(folder: &Path, version_2: bool) -> Vec<String> {
         all().settings(folder, version_2).iter().map(|(file, value)| format!("{file}={value}")).collect()
+    }
+
+    #[test]
+    fn what_a_file_did_not_have_is_taken_away_again() {
+        let before = "8:0 rbps=5 wbps=max riops=max wiops=max\n";
+
+        assert_eq!(undoing("io.max", "8:0 wbps=7", before), None);
+        let undone = undoing("io.max", "8:16 wbps=7", before);
+        assert_eq!(undone.as_deref(), Some("8:16 rbps=max wbps=max riops=max wiops=max\n"));
+        assert_eq!(undoing("io.weight", "8:16 50", "default 100\n").as_deref(), Some("8:16 default\n"));
+        assert_eq!(undoing("blkio.throttle.read_bps_device", "8:16 5", "").as_deref(), Some("8:16 0\n"));
+        assert_eq!(undoing("io.weight", "50", "default 100\n"), None);
+        assert_eq!(undoing("cpu.max", "1000 100000", "max 100000\n"), None);
     }
 
     #[test]

@@ -230,7 +230,10 @@ impl HostCgroup {
                 if (!group.version_2 || NEWER.contains(&file)) && !path.exists() {
                     continue;
                 }
-                let before = fs::read_to_string(&path);
+                let before = fs::read_to_string(&path).map(|before| {
+                    let undoing = block_io::undoing(file, &value, &before).unwrap_or_default();
+                    before + &undoing
+                });
                 fs::write(&path, &value).map_err(|source| HostCgroupError::Limit {
                     path: path.clone(),
                     value,

@@ -11,7 +11,7 @@ use super::events::Publisher;
 use super::logger::Source;
 use super::stdio::{Stdio, StdioError};
 use super::task::{Task, topics};
-use crate::supervisor::container::{CallError, Container, Ended};
+use crate::supervisor::container::{CallError, Container, Ended, SIGKILL};
 use crate::supervisor::execs;
 use crate::supervisor::streams::{self, Ends, GivenEnds, InputCloser, Outputs};
 use crate::supervisor::task_service::{add_exec, exec_state, timestamp};
@@ -102,7 +102,12 @@ impl ExecProcess {
         let (this, task, events) = (Arc::clone(self), Arc::clone(task), Arc::clone(events));
         let opened = opened.and_then(|opened| opened.pump(Ends::Given(ends)));
         let failure = opened.as_ref().err().map(|error| CallError::Create(text::chain(error)));
+        let unserved = failure.is_some();
         tokio::spawn(async move {
+            if unserved {
+                // Where it runs, nobody has its streams; its end is told all the same.
+                let _ = task.container.agent.signal(&this.id, SIGKILL, false).await;
+            }
             let streams = opened.as_ref().map(Outputs::streams).unwrap_or_default();
             let ended = tokio::select! {
                 ended = exec.wait() => ended,

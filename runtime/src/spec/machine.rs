@@ -41,6 +41,9 @@ const ACCOUNT_SHARE: u64 = 63;
 /// Most memory of a machine: 1 TiB.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
+/// A limit of so many bytes is none.
+const NO_LIMIT: u64 = 1 << 60;
+
 /// Most bytes of added words for the kernel's command line.
 const MAX_KERNEL_ARGS: usize = 1024;
 
@@ -162,9 +165,9 @@ fn overhead_mib(limit_mib: u64) -> u64 {
 /// The limit of memory; `None` if there is none.
 pub(super) fn memory_limit_mib(resources: Option<&LinuxResources>) -> Option<u64> {
     let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-    let limit_mib = u64::try_from(limit?).ok().filter(|limit| *limit > 0)?.div_ceil(1 << 20);
-    // Whoever writes "a lot" means "no limit"; the cgroup has the exact value.
-    (limit_mib + MEMORY_OVERHEAD_MIB <= MAX_MEMORY_MIB).then_some(limit_mib)
+    // Whoever writes as much as no machine has means "no limit"; the cgroup has the exact value.
+    let limit = u64::try_from(limit?).ok().filter(|limit| (1..NO_LIMIT).contains(limit))?;
+    Some(limit.div_ceil(1 << 20))
 }
 
 fn number<T: FromStr + PartialOrd + std::fmt::Display>(
@@ -241,7 +244,9 @@ mod tests {
             (json!({"memory": {"limit": (1 << 20) + 1}}), 1, 2 + MEMORY_OVERHEAD_MIB),
             (json!({"memory": {"limit": 2_i64 << 30}}), 1, 2048 + MEMORY_OVERHEAD_MIB + 25),
             (json!({"memory": {"limit": 64_i64 << 30}}), 1, HOST_MEMORY_MIB),
+            (json!({"memory": {"limit": 2_i64 << 40}}), 1, HOST_MEMORY_MIB),
             (json!({"memory": {"limit": i64::MAX}}), 1, DEFAULT_MEMORY_MIB),
+            (json!({"memory": {"limit": i64::MAX & !4095}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"memory": {"limit": -1}}), 1, DEFAULT_MEMORY_MIB),
             (json!({"cpu": {"quota": 150_000}}), 2, DEFAULT_MEMORY_MIB),
             (json!({"cpu": {"quota": 10_000, "period": 5_000}}), 2, DEFAULT_MEMORY_MIB),

@@ -25,6 +25,8 @@ pub(crate) enum Depth {
 pub(crate) struct MountOptions {
     /// MS_* for mount(2).
     pub(crate) flags: u64,
+    /// MS_* that the last word on is that they are not set.
+    pub(crate) cleared: u64,
     /// MS_* propagation, with `MS_REC` where it is recursive; 0 for none.
     pub(crate) propagation: u64,
     /// MS_* to set on a bind and all that is mounted below it.
@@ -132,7 +134,9 @@ impl MountOptions {
         let mut parsed = Self::default();
         for option in options {
             if let Some((_, clears, flag)) = FLAGS.iter().find(|(name, ..)| *name == option) {
-                parsed.flags = if *clears { parsed.flags & !flag } else { parsed.flags | flag };
+                let (on, off) = if *clears { (0, *flag) } else { (*flag, 0) };
+                parsed.flags = parsed.flags & !off | on;
+                parsed.cleared = parsed.cleared & !on | off;
             } else if let Some((_, clears, flag)) = RECURSIVE.iter().find(|(name, ..)| *name == option) {
                 let (on, off) = if *clears { (0, *flag) } else { (*flag, 0) };
                 parsed.recursive_set = parsed.recursive_set & !off | on;
@@ -168,6 +172,7 @@ mod tests {
         let options = MountOptions::parse(["ro", "nosuid", "rw", "noexec", "exec", "noexec"]);
 
         assert_eq!(options.flags, MS_NOSUID | MS_NOEXEC);
+        assert_eq!(options.cleared, MS_RDONLY);
     }
 
     #[test]

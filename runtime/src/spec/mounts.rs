@@ -174,6 +174,8 @@ fn bind(
             if let Some(IdMappings { uids, gids }) = mappings {
                 (wire.uid_mappings, wire.gid_mappings) = (uids, gids);
             }
+            // A bind has what the mount of its source has, as far as it does not say otherwise; the share itself has none of it.
+            wire.flags |= storage::restrictions(&source) & !(options.cleared | options.recursive_clear);
             wire.share = Some(path).into();
             wire.source_is_dir = is_dir;
             translated.mounts.push(wire);

@@ -82,6 +82,14 @@ fn options_of(size: Option<u64>) -> String {
     format!("mode=1777{size}")
 }
 
+/// What the mount at a path does not allow of its files, as MS_* flags: set-user-ids, devices, programs. What cannot be found out is
+/// left to the mount itself.
+pub(crate) fn restrictions(path: &Path) -> u64 {
+    // The flags of statvfs(3) have the values of mount(2)'s.
+    let flags = rustix::fs::statvfs(path).map_or(0, |status| status.f_flag.bits());
+    flags & (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)
+}
+
 /// Whether a path lies on a tmpfs.
 fn is_tmpfs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|status| i128::from(status.f_type) == i128::from(libc::TMPFS_MAGIC))

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use nix::mount::MsFlags;
 use serde_json::json;
 
 use super::{Case, case};
@@ -23,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     case!(read_only_binds_are_enforced),
     case!(read_only_bind_against_an_administrator),
     case!(bind_options),
+    case!(binds_have_what_their_sources_mount_has),
     case!(bind_makes_its_destination),
     case!(bind_inside_a_bind),
     case!(bind_with_and_without_what_is_mounted_below),
@@ -171,6 +173,20 @@ fn bind_options(env: &Env) -> Result {
     bundle.sh("/plain/tool; /bare/tool 2>/dev/null || echo refused; grep ' /bare ' /proc/mounts | grep -o 'nosuid,nodev,noexec'");
 
     env.run(&bundle)?.output()?.expect_stdout("ran\nrefused\nnosuid,nodev,noexec\n")
+}
+
+fn binds_have_what_their_sources_mount_has(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    let volume = env.folder("volume")?;
+    env.mount("tmpfs", "tmpfs", &volume, "size=4m")?;
+    env.remount(&volume, MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID)?;
+    fs::copy(bundle.path("bin/busybox"), volume.join("true"))?;
+    let source = volume.display().to_string();
+    bundle.mount("bind", &source, "/kept", &["bind"]).mount("bind", &source, "/cleared", &["bind", "exec", "suid"]);
+    bundle.sh("/kept/true 2>/dev/null && echo executed || echo refused; /cleared/true && echo executed; \
+               grep ' /kept ' /proc/mounts | grep -c nosuid.*noexec");
+
+    env.run(&bundle)?.output()?.expect_stdout("refused\nexecuted\n1\n")
 }
 
 fn bind_makes_its_destination(env: &Env) -> Result {

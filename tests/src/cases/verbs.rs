@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Each verb in each state, word for word: statuses, and the words that engines and scripts look for.
 
+use std::fs;
+
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case!(options_of_update),
     case!(shapes_of_what_is_printed),
     case!(process_in_a_cgroup_of_the_container),
+    case!(cgroups_in_cgroups),
 ];
 
 /// A command line, in which `ID` stands for the container; the status; and what is said: on stdout where the status is 0,
@@ -215,7 +218,7 @@ fn options_of_exec(env: &Env) -> Result {
             ("exec --user root ID id", 255, "root"),
             ("exec -t=true -t=0 ID true", 0, ""),
             ("exec --tty --tty=false -u 5 -u 6:7 ID id", 0, "uid=6 gid=7"),
-            ("exec -e A=b -e A=c ID env", 0, "A=c\n"),
+            ("exec -e A=b -e A=c ID sh -c printenv${IFS}A;env|grep${IFS}-c^A=", 0, "c\n1\n"),
             ("exec --cwd /tmp ID pwd", 0, "/tmp\n"),
             ("exec --cwd rel ID true", 255, "bsolute"),
             ("exec -g 7 -g 8 ID id", 0, "7"),
@@ -390,5 +393,19 @@ fn process_in_a_cgroup_of_the_container(env: &Env) -> Result {
     chosen.expect_stdout("0::/work\n")?;
     let outside = container.verb_with(&["exec", "--cgroup", "../.."], &["cat", "/proc/self/cgroup"]).output()?;
     ensure!(!outside.stdout().contains(".."), "a cgroup beyond the container's: {}", outside.describe());
+    Ok(())
+}
+
+/// A container that nests cgroups leaves none, and what it has written is there.
+fn cgroups_in_cgroups(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.mount("cgroup", "cgroup", "/sys/fs/cgroup", &["rw"]);
+    bundle.sh("cd /sys/fs/cgroup; depth=0; while [ $depth -lt 40 ] && mkdir nested 2>/dev/null && cd nested; do \
+               depth=$((depth + 1)); done; echo $depth >/depth; exit 7");
+
+    env.run(&bundle)?.output()?.expect_code(7)?;
+
+    let depth = if env.kind == Kind::Bulkhead { "32\n" } else { "40\n" };
+    ensure_eq!(fs::read_to_string(bundle.path("depth"))?, depth, "how deep cgroups could be nested");
     Ok(())
 }

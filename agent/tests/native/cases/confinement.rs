@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! System-call filters, scheduling, I/O priority, execution domain, clocks.
 
+use std::time::Duration;
+
+use bulkhead_agent::container::{ContainerSpec, CreateError, DeleteError};
+use bulkhead_agent::trace::Trace;
 use bulkhead_protocol::agent as wire;
 
-use crate::fixture::{World, chain, process, request};
+use crate::fixture::{DEADLINE, World, chain, process, request};
 
 /// One BPF instruction.
 fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> [u8; 8] {
@@ -85,6 +89,41 @@ pub(crate) async fn clocks_have_the_specs_offsets() {
         })
         .await;
     assert!(uptime.parse::<u64>().unwrap() >= 1_000_000_000, "{uptime}");
+}
+
+pub(crate) async fn container_that_is_deleted_while_it_is_made_does_not_come() {
+    let world = World::new();
+    let mut wanted = request(&["sleep", "100"]);
+    wanted.start_hooks = vec![wire::Hook {
+        path: "/bin/sh".to_owned(),
+        args: ["sh", "-c", "echo > /tmp/began; while [ ! -e /tmp/end ]; do sleep 0.02; done"]
+            .map(str::to_owned)
+            .to_vec(),
+        env: vec!["PATH=/bin".to_owned()],
+        timeout_s: 20,
+        ..Default::default()
+    }];
+    let spec = ContainerSpec::from_wire(wanted).unwrap();
+    let mut trace = Trace::default();
+    let making = world.engine.create(&spec, true, &mut trace);
+    let deleting = async {
+        while !world.rootfs("tmp/began").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let ending = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            std::fs::write(world.rootfs("tmp/end"), "").unwrap();
+        };
+        tokio::join!(world.engine.delete("case", true), ending).0
+    };
+
+    let (made, deleted) = tokio::time::timeout(DEADLINE, async { tokio::join!(making, deleting) }).await.unwrap();
+
+    assert!(matches!(&made, Err(CreateError::Deleted(id)) if id == "case"), "{made:?}");
+    deleted.unwrap();
+    assert!(matches!(world.engine.delete("case", true).await, Err(DeleteError::NoSuchContainer(_))));
+    // Its name is free again.
+    assert_eq!(world.run(request(&["echo", "again"])).await.unwrap().stdout, "again\n");
 }
 
 pub(crate) async fn start_hooks_run_in_the_container_before_its_program() {

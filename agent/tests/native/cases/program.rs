@@ -87,6 +87,8 @@ pub(crate) async fn environment_is_the_specs_with_a_home() {
         "SHLVL=1\nHOME=/root\nA=b=c\nPATH=/bin"
     );
     assert_eq!(world.script("echo $HOME", set(&["PATH=/bin", "HOME=/elsewhere"])).await, "/elsewhere");
+    let repeated = set(&["PATH=/nowhere", "A=first", "AB=other", "PATH=/bin", "A=last"]);
+    assert_eq!(world.script("env | grep -E '^(A|AB|PATH)=' | sort", repeated).await, "A=last\nAB=other\nPATH=/bin");
     assert_eq!(world.script("echo $HOME", |request| process(request).uid = 1000).await, "/home/user");
     assert_eq!(world.script("echo $HOME", |request| process(request).uid = 4711).await, "/");
 }
