@@ -5,8 +5,27 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Controllers of version 1 whose hierarchies are joined.
-const JOINED: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "freezer", "blkio"];
+/// Controllers of version 1 whose hierarchies are joined: all, as with runc. systemd's own hierarchy has none, and a name instead.
+const JOINED: [&str; 15] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "misc",
+    "name=systemd",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
+/// What a cgroup of version 1 has to have before it can have a process.
+const NEEDED_CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
 /// Controllers of version 2 that a sandbox's cgroup is to have: those with limits, and those that engines read.
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
@@ -140,6 +159,23 @@ pub(crate) fn enable_controllers(mount_point: &Path, parent: &Path) {
     }
 }
 
+/// Gives `path`, a cgroup of version 1, and those between it and the hierarchy's root the CPUs and memory nodes of the one above
+/// where they have none. Other controllers' hierarchies have no such files.
+pub(crate) fn inherit_cpuset(mount_point: &Path, path: &Path) -> io::Result<()> {
+    let is_below = |path: &&Path| path.starts_with(mount_point) && *path != mount_point;
+    let mut chain: Vec<&Path> = path.ancestors().take_while(is_below).collect();
+    chain.reverse();
+    for (path, file) in chain.into_iter().flat_map(|path| NEEDED_CPUSET.map(|file| (path, file))) {
+        let own = path.join(file);
+        if fs::read_to_string(&own).is_ok_and(|list| list.trim().is_empty())
+            && let Some(parent) = path.parent()
+        {
+            fs::write(&own, fs::read_to_string(parent.join(file))?)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +187,7 @@ mod tests {
         32 25 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
         33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
         34 25 0:30 /docker/1 /sys/fs/cgroup/memory\\040x rw - cgroup cgroup rw,memory\n\
-        35 25 0:31 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n";
+        35 25 0:31 / /sys/fs/cgroup/debug rw - cgroup cgroup rw,debug\n";
 
     fn found(mountinfo: &str, own: &str) -> Vec<(String, String, bool)> {
         let text = |path: &Path| path.display().to_string();
@@ -169,11 +205,12 @@ mod tests {
 
     #[test]
     fn controllers_of_version_1_go_first() {
-        let own = "12:cpu,cpuacct:/user\n11:memory:/docker/1/x\n10:devices:/d\n1:name=systemd:/s\n0::/u\n";
+        let own = "12:cpu,cpuacct:/user\n11:memory:/docker/1/x\n10:debug:/d\n1:name=systemd:/s\n0::/u\n";
 
         assert_eq!(
             found(VERSION_1, own),
             [
+                ("/sys/fs/cgroup/systemd".to_owned(), "s".to_owned(), false),
                 ("/sys/fs/cgroup/cpu,cpuacct".to_owned(), "user".to_owned(), false),
                 ("/sys/fs/cgroup/memory x".to_owned(), "x".to_owned(), false),
             ]
@@ -184,6 +221,26 @@ mod tests {
     fn a_host_without_cgroups_has_none() {
         assert_eq!(found("25 1 0:22 / /proc rw - proc proc rw\nnonsense\n", "0::/\n"), []);
         assert_eq!(found(UNIFIED, ""), []);
+    }
+
+    #[test]
+    fn processors_and_nodes_are_those_of_the_cgroup_above() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        fs::create_dir_all(&path).unwrap();
+        let write = |folder: &str, cpus: &str, mems: &str| {
+            fs::write(root.path().join(folder).join("cpuset.cpus"), cpus).unwrap();
+            fs::write(root.path().join(folder).join("cpuset.mems"), mems).unwrap();
+        };
+        write("", "0-3\n", "0-1\n");
+        write("a", "2\n", "\n");
+        write("a/b", "\n", "\n");
+
+        inherit_cpuset(root.path(), &path).unwrap();
+
+        let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
+        assert_eq!((read("a/cpuset.cpus").as_str(), read("a/cpuset.mems").as_str()), ("2\n", "0-1\n"));
+        assert_eq!((read("a/b/cpuset.cpus").as_str(), read("a/b/cpuset.mems").as_str()), ("2\n", "0-1\n"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a sandbox may use of the host, and how each version of cgroups spells it.
 
+use std::fs;
+use std::path::Path;
+
 use super::block_io::BlockIo;
 
 /// Limits; what is `None` stays as it is.
@@ -19,7 +22,7 @@ pub(crate) struct Limits {
     /// Microseconds of a period; negative for no limit.
     pub(crate) cpu_quota_us: Option<i64>,
     pub(crate) cpu_period_us: Option<u64>,
-    /// What may be used beyond the quota, of what was left of it before; version 2 only, as is the next.
+    /// What may be used beyond the quota, of what was left of it before.
     pub(crate) cpu_burst_us: Option<u64>,
     /// Whether others go first.
     pub(crate) cpu_idle: Option<bool>,
@@ -68,23 +71,76 @@ impl Limits {
         settings.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
     }
 
-    /// The same for version 1. CPUs and nodes are left out there: each cgroup of that controller has to be given both
-    /// before it can have a process. The VMM's CPU affinity holds all the same.
-    pub(crate) fn version_1(&self) -> Vec<(&'static str, String)> {
-        // Version 1 counts both together.
-        let both = |(memory, swap): (i64, i64)| if memory < 0 || swap < 0 { -1 } else { memory.saturating_add(swap) };
-        let memory_and_swap = self.memory_bytes.zip(self.memory_swap_bytes).map(both);
-        let settings = [
-            ("memory.limit_in_bytes", self.memory_bytes.map(|limit| limit.max(-1).to_string())),
-            ("memory.memsw.limit_in_bytes", memory_and_swap.map(|limit| limit.to_string())),
+    /// The same for version 1, where the cgroup has had the limits `before`.
+    pub(crate) fn version_1(&self, before: MemoryLimits) -> Vec<(&'static str, String)> {
+        let idle = |wanted: bool| self.cpu_idle.filter(|idle| *idle == wanted).map(|idle| u8::from(idle).to_string());
+        let shares = self.cpu_shares.filter(|_| self.cpu_idle != Some(true));
+        let others = [
             ("memory.soft_limit_in_bytes", self.memory_low_bytes.map(|limit| limit.max(-1).to_string())),
-            ("cpu.shares", self.cpu_shares.map(|shares| shares.to_string())),
+            ("cpu.idle", idle(false)),
+            ("cpu.shares", shares.map(|shares| shares.to_string())),
+            ("cpu.idle", idle(true)),
+            ("cpu.cfs_burst_us", self.cpu_burst_us.map(|_| "0".to_owned())),
             // The period first: a quota is checked against it.
             ("cpu.cfs_period_us", self.cpu_period_us.map(|period| period.to_string())),
             ("cpu.cfs_quota_us", self.cpu_quota_us.map(|quota| quota.max(-1).to_string())),
+            ("cpu.cfs_burst_us", self.cpu_burst_us.map(|burst| burst.to_string())),
+            ("cpuset.cpus", self.cpus.clone()),
+            ("cpuset.mems", self.mems.clone()),
         ];
-        settings.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
+        let mut settings = self.memory_version_1(before);
+        settings.extend(others.into_iter().filter_map(|(file, value)| Some((file, value?))));
+        settings
     }
+
+    /// Version 1 limits memory, and memory and swap together, which may at no moment be less: what grows goes first. A limit
+    /// of memory alone leaves what may be swapped out.
+    fn memory_version_1(&self, before: MemoryLimits) -> Vec<(&'static str, String)> {
+        let memory = self.memory_bytes.map_or(before.memory, limited);
+        let swap = self.memory_swap_bytes.map_or(before.swap(), limited);
+        let both = memory.zip(swap).map(|(memory, swap)| memory.saturating_add(swap));
+        let text = |limit: Option<i64>| limit.unwrap_or(-1).to_string();
+        let mut settings = Vec::new();
+        if self.memory_bytes.is_some() {
+            settings.push(("memory.limit_in_bytes", text(memory)));
+        }
+        if both != before.both {
+            settings.push(("memory.memsw.limit_in_bytes", text(both)));
+        }
+        if before.both.is_some_and(|before| both.is_none_or(|both| both > before)) {
+            settings.reverse();
+        }
+        settings
+    }
+}
+
+/// The limits that a cgroup of version 1 has; `None` for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct MemoryLimits {
+    memory: Option<i64>,
+    /// Of memory and swap together.
+    both: Option<i64>,
+}
+
+impl MemoryLimits {
+    /// Reads them; a cgroup of another controller has none, and a kernel that does not account for swap no second one.
+    pub(super) fn of(cgroup: &Path) -> Self {
+        let read = |file: &str| {
+            let limit = fs::read_to_string(cgroup.join(file)).ok()?.trim().parse().ok()?;
+            // What the kernel shows for none: the greatest number of pages.
+            limited(limit).filter(|limit| *limit < i64::MAX & !0xfff)
+        };
+        Self { memory: read("memory.limit_in_bytes"), both: read("memory.memsw.limit_in_bytes") }
+    }
+
+    fn swap(self) -> Option<i64> {
+        Some((self.both? - self.memory?).max(0))
+    }
+}
+
+/// A limit of a configuration, where one that is negative is none.
+fn limited(limit: i64) -> Option<i64> {
+    (limit >= 0).then_some(limit)
 }
 
 #[cfg(test)]
@@ -118,10 +174,42 @@ mod tests {
         let idle = Limits { cpu_idle: Some(true), cpu_weight: Some(39), ..Limits::default() };
         assert_eq!(text(idle.version_2("max")), "cpu.idle=1");
         assert_eq!(
-            text(limits.version_1()),
-            "memory.limit_in_bytes=-1 memory.memsw.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.shares=1024 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000"
+            text(limits.version_1(MemoryLimits::default())),
+            "memory.limit_in_bytes=-1 memory.soft_limit_in_bytes=4096 cpu.idle=0 cpu.shares=1024 cpu.cfs_burst_us=0 cpu.cfs_period_us=10000 cpu.cfs_quota_us=5000 cpu.cfs_burst_us=2000 cpuset.cpus=0-1"
         );
+        assert_eq!(text(idle.version_1(MemoryLimits::default())), "cpu.idle=1");
         assert!(Limits::default().is_empty() && !limits.is_empty());
+    }
+
+    #[test]
+    fn memory_and_swap_of_version_1_are_never_less_than_memory() {
+        let limits = |memory, swap| Limits { memory_bytes: memory, memory_swap_bytes: swap, ..Limits::default() };
+        let had = MemoryLimits { memory: Some(100), both: Some(130) };
+        let (memory, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+
+        for (new, before, expected) in [
+            (limits(Some(100), Some(30)), MemoryLimits::default(), vec![(memory, "100"), (both, "130")]),
+            (limits(Some(100), None), MemoryLimits::default(), vec![(memory, "100")]),
+            (limits(Some(200), None), had, vec![(both, "230"), (memory, "200")]),
+            (limits(Some(50), None), had, vec![(memory, "50"), (both, "80")]),
+            (limits(Some(50), Some(80)), had, vec![(memory, "50")]),
+            (limits(Some(-1), None), had, vec![(both, "-1"), (memory, "-1")]),
+            (limits(Some(100), Some(-1)), had, vec![(both, "-1"), (memory, "100")]),
+            (limits(None, None), had, vec![]),
+        ] {
+            let expected: Vec<_> = expected.into_iter().map(|(file, value)| (file, value.to_owned())).collect();
+            assert_eq!(new.version_1(before), expected, "{new:?} after {before:?}");
+        }
+    }
+
+    #[test]
+    fn limits_of_version_1_are_read_and_its_greatest_number_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("memory.limit_in_bytes"), "4096\n").unwrap();
+        fs::write(folder.path().join("memory.memsw.limit_in_bytes"), "9223372036854771712\n").unwrap();
+
+        assert_eq!(MemoryLimits::of(folder.path()), MemoryLimits { memory: Some(4096), both: None });
+        assert_eq!(MemoryLimits::of(Path::new("/no/such")), MemoryLimits::default());
     }
 
     #[test]

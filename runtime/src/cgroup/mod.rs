@@ -27,6 +27,7 @@ use std::{fs, thread};
 
 use self::hierarchy::{Hierarchies, Hierarchy};
 pub(crate) use self::limits::Limits;
+use self::limits::MemoryLimits;
 pub(crate) use self::place::Place;
 use crate::logging;
 
@@ -35,7 +36,7 @@ pub(crate) const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Files of version 2 that a kernel may lack: two came with Linux 5.14 and 5.15, and without swap there is no third.
-const NEWER: [&str; 3] = ["cpu.max.burst", "cpu.idle", "memory.swap.max"];
+const OPTIONAL: [&str; 3] = ["cpu.max.burst", "cpu.idle", "memory.swap.max"];
 
 /// What a configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,7 +56,7 @@ pub(crate) enum HostCgroupError {
     Hierarchies(#[source] io::Error),
     #[error("cannot honour linux.cgroupsPath: no cgroup hierarchy is mounted on this host")]
     None,
-    #[error("cannot honour linux.resources.cpu.mems: this host's cgroups are of version 1")]
+    #[error("cannot honour linux.resources.cpu.mems: this host's cgroups have no controller for memory nodes (cpuset)")]
     NoNodes,
     #[error(
         "cannot honour linux.resources.blockIO: this host's cgroups have no controller for block devices (io, blkio)"
@@ -63,6 +64,8 @@ pub(crate) enum HostCgroupError {
     NoBlockIo,
     #[error("cannot make the cgroup {}", .0.display())]
     Create(PathBuf, #[source] io::Error),
+    #[error("cannot give the cgroup {} the processors and memory nodes of the one above it", .0.display())]
+    Inherit(PathBuf, #[source] io::Error),
     #[error("cannot note the cgroup {}", .0.display())]
     Note(PathBuf, #[source] NoteError),
     #[error("the cgroup {} has processes already", .0.display())]
@@ -134,7 +137,7 @@ impl HostCgroup {
         if cgroup.groups.is_empty() {
             return Err(HostCgroupError::None);
         }
-        if spec.limits.mems.is_some() && !cgroup.groups.iter().any(|group| group.version_2) {
+        if spec.limits.mems.is_some() && !cgroup.takes_cpus() {
             return Err(HostCgroupError::NoNodes);
         }
         cgroup.set(&spec.limits, &mut Former::default())?;
@@ -166,7 +169,11 @@ impl HostCgroup {
             result => result.map_err(failed)?,
         }
         let origin = Some(hierarchy.mount_point.join(&hierarchy.own_path));
-        self.groups.push(Group { path, origin, version_2: hierarchy.version_2 });
+        self.groups.push(Group { path: path.clone(), origin, version_2: hierarchy.version_2 });
+        if !hierarchy.version_2 {
+            hierarchy::inherit_cpuset(&hierarchy.mount_point, &path)
+                .map_err(|error| HostCgroupError::Inherit(path, error))?;
+        }
         Ok(())
     }
 
@@ -195,9 +202,9 @@ impl HostCgroup {
         self.add(std::process::id())
     }
 
-    /// Whether it says which CPUs may be used.
+    /// Whether it says which CPUs and memory nodes may be used.
     pub(crate) fn takes_cpus(&self) -> bool {
-        self.groups.iter().any(|group| group.version_2)
+        self.groups.iter().any(|group| group.version_2 || group.path.join("cpuset.cpus").exists())
     }
 
     /// Sets the limits that are given, all of them or none; what was before.
@@ -220,14 +227,16 @@ impl HostCgroup {
             return Err(HostCgroupError::NoBlockIo);
         }
         for group in &self.groups {
-            let mut settings =
-                if group.version_2 { limits.version_2(&quota_of(&group.path)) } else { limits.version_1() };
+            let mut settings = if group.version_2 {
+                limits.version_2(&quota_of(&group.path))
+            } else {
+                limits.version_1(MemoryLimits::of(&group.path))
+            };
             settings.extend(limits.block_io.settings(&group.path, group.version_2));
             for (file, value) in settings {
                 let path = group.path.join(file);
-                // In version 1 each hierarchy has its own controllers' files; and older kernels, and
-                // those without swap, do not have all of version 2's.
-                if (!group.version_2 || NEWER.contains(&file)) && !path.exists() {
+                // In version 1 each hierarchy has the files of its own controllers.
+                if (!group.version_2 || OPTIONAL.contains(&file)) && !path.exists() {
                     continue;
                 }
                 let before = fs::read_to_string(&path).map(|before| {
@@ -247,17 +256,16 @@ impl HostCgroup {
 
     /// Raises the limit of memory, if there is a lower one.
     pub(crate) fn raise_memory(&self, bytes: i64) -> Result<(), HostCgroupError> {
-        for group in &self.groups {
+        let has_less = |group: &Group| {
             // Without a limit, version 2 has a word and version 1 a number that nothing exceeds.
             let file = if group.version_2 { "memory.max" } else { "memory.limit_in_bytes" };
-            let path = group.path.join(file);
-            let limit = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
-            if limit.is_some_and(|limit| limit < bytes) {
-                let value = bytes.to_string();
-                fs::write(&path, &value).map_err(|source| HostCgroupError::Limit { path, value, source })?;
-            }
+            let limit = fs::read_to_string(group.path.join(file)).ok().and_then(|text| text.trim().parse::<i64>().ok());
+            limit.is_some_and(|limit| limit < bytes)
+        };
+        if !self.groups.iter().any(has_less) {
+            return Ok(());
         }
-        Ok(())
+        self.set(&Limits { memory_bytes: Some(bytes), ..Limits::default() }, &mut Former::default())
     }
 
     /// Removes it; what has processes still when the time is up is left, for whoever has its record, and told of.

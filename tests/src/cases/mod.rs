@@ -4,6 +4,7 @@
 mod bad_config;
 mod bad_host;
 mod block_devices;
+mod cgroup_v1;
 mod cleanup;
 mod command_line;
 mod containerd;
@@ -125,6 +126,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         bad_config::CASES,
         bad_host::CASES,
         block_devices::CASES,
+        cgroup_v1::CASES,
         cleanup::CASES,
         command_line::CASES,
         containerd::CASES,

@@ -15,7 +15,7 @@ impl Container {
             return Err(CallError::NotSupported(what));
         }
         if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
-            return Err(CallError::NotSupported("other CPUs, without a cgroup of version 2 of its own on the host"));
+            return Err(CallError::NotSupported("other CPUs, without a cgroup of its own on the host"));
         }
         let _change = self.change.lock().await;
         self.check_use(&limits).await?;
