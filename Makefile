@@ -74,9 +74,9 @@ build-kernel:
 run: setup build ## Run a busybox container and show its kernel beside the host's
 	@tests/demo/busybox $(TREE)
 
-.PHONY: test test-unit test-e2e check
+.PHONY: test test-unit test-e2e test-runc test-cgroup-v1 check
 test: setup-tests build ## Everything: format, clippy, unit tests, then end-to-end tests where KVM works
-	@tests/all fmt clippy unit deb e2e
+	@tests/all fmt clippy unit deb cgroup_v1 runc_some e2e
 
 check: ## Format and clippy
 	@tests/all fmt clippy
@@ -86,6 +86,12 @@ test-unit: ## Unit tests (neither KVM nor root)
 
 test-e2e: build ## End-to-end tests, where KVM works (E2E_ARGS="--filter NAME")
 	@tests/all e2e
+
+test-cgroup-v1: build ## Those for hosts with cgroups of version 1, in an emulated one
+	@tests/all cgroup_v1
+
+test-runc: setup-tests ## Check the end-to-end tests themselves: those that hold for any OCI runtime, with runc
+	@tests/all runc
 
 .PHONY: bench bench-icount bench-net bench-pods
 bench: setup build ## Measure starts beside QEMU, runc and crun, and draw docs/start-phases.svg

@@ -224,5 +224,9 @@ fn consoles_have_their_size(env: &Env) -> Result {
     let (mut console, screen) = engines_console(receiver)?;
     ensure_shown(&screen, "ready\r\n")?;
     console.write_all(b"hello\n")?;
-    ensure_shown(&screen, "got hello\r\n")
+    ensure_shown(&screen, "got hello\r\n")?;
+    // runc's init ends when what was executed has been reaped, and that is this process' orphan.
+    container.must_with(&["kill"], &["KILL"])?;
+    ensure_eq!(container.wait_with_orphans()?, 137, "the status of the container");
+    Ok(())
 }
