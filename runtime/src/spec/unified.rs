@@ -49,7 +49,8 @@ pub(super) fn fold(resources: &LinuxResources) -> Result<LinuxResources, FieldEr
                 cpu.set_burst(Some(number()?));
             }
             "cpu.idle" => {
-                cpu.set_idle(Some(amount(value).ok_or_else(|| invalid("0 or 1"))?));
+                let idle = value.parse().ok().filter(|idle| (0..=1).contains(idle));
+                cpu.set_idle(Some(idle.ok_or_else(|| invalid("0 or 1"))?));
             }
             "cpu.weight" => {
                 let weight = Some(number()?).filter(|weight| (1..=10_000).contains(weight));
@@ -154,6 +155,9 @@ mod tests {
             ("cpu.weight", "0"),
             ("cpu.weight", "10001"),
             ("cpu.max.burst", "x"),
+            ("cpu.idle", "max"),
+            ("cpu.idle", "2"),
+            ("cpu.idle", "-1"),
         ] {
             let error = folded(json!({ file: value })).unwrap_err();
             assert!(error.starts_with(&format!("linux.resources.unified[{file:?}]: ")), "{error}");

@@ -199,6 +199,7 @@ fn fields_of_resources(env: &Env) -> Result {
                 "hugepageLimits[0].pageSize",
             ),
             (resources(json!({ "unified": { "cgroup.procs": "1" } })), "linux.resources.unified"),
+            (resources(json!({ "unified": { "cpu.idle": "max" } })), "linux.resources.unified[\"cpu.idle\"]"),
             (resources(json!({ "devices": [{ "allow": true, "access": "x" }] })), "linux.resources.devices[0].access"),
         ],
     )
