@@ -3,12 +3,13 @@
 //!
 //! | hooks | where | when | a failure |
 //! | --- | --- | --- | --- |
-//! | `prestart`, `createRuntime` | host | before the guest boots, where they may set up its network; else while it boots | ends the start |
-//! | `createContainer` | host: its program is a file of the host, which the guest does not have | after those | ends the start |
+//! | `prestart`, `createRuntime` | host | before the guest boots, where they may set up its network, or others follow; else while it boots | ends the start |
+//! | `createContainer` | host, in namespaces of the container's: its program is a file of the host, which the guest does not have | after those, before the guest boots | ends the start |
 //! | `startContainer` | guest, in the container | right before its program | ends the start |
 //! | `poststart` | host | the container's program runs | ends the container, as with runc |
 //! | `poststop` | host | the container is gone | is a warning |
 
+mod namespaces;
 mod state;
 
 use std::fs::File;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::timeout;
 
+pub(crate) use self::namespaces::ContainerNamespaces;
 pub(crate) use self::state::{State, Status};
 use crate::{logging, network, pidfd, text};
 
@@ -33,8 +35,10 @@ const QUOTED_OUTPUT: usize = 1024;
 /// The hooks of a configuration that are run on the host, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hooks {
-    /// `prestart`, `createRuntime` and `createContainer`.
+    /// `prestart` and `createRuntime`.
     pub(crate) create: Vec<Hook>,
+    /// `createContainer`: run in namespaces of the container's.
+    pub(crate) create_container: Vec<Hook>,
     pub(crate) poststart: Vec<Hook>,
     pub(crate) poststop: Vec<Hook>,
 }
@@ -51,19 +55,6 @@ pub(crate) struct Hook {
     /// All of its environment.
     pub(crate) env: Vec<(String, String)>,
     pub(crate) timeout: Option<Duration>,
-    #[serde(default)]
-    pub(crate) network: HookNetwork,
-}
-
-/// Which network namespace a hook is run in. Its other namespaces are the host's.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum HookNetwork {
-    #[default]
-    Host,
-    /// The container's, in which this process is.
-    Own,
-    /// The container's.
-    Path(PathBuf),
 }
 
 /// A hook that failed.
@@ -81,14 +72,26 @@ fn after_colon(output: &str) -> String {
     if output.is_empty() { String::new() } else { format!(": {output}") }
 }
 
-/// Runs hooks one after the other, in the bundle's folder. What is given up meanwhile is killed.
+/// Runs hooks one after the other, in the host's namespaces and the bundle's folder. What is given up meanwhile is killed.
 ///
 /// # Errors
 ///
 /// The first that failed; those after it are not run.
 pub(crate) async fn run(hooks: &[Hook], state: &State) -> Result<(), HookError> {
     for hook in hooks {
-        run_one(hook, state).await?;
+        run_one(hook, state, None).await?;
+    }
+    Ok(())
+}
+
+/// The same in the container's namespaces.
+pub(crate) async fn run_inside(
+    namespaces: &ContainerNamespaces,
+    hooks: &[Hook],
+    state: &State,
+) -> Result<(), HookError> {
+    for hook in hooks {
+        run_one(hook, state, Some(namespaces)).await?;
     }
     Ok(())
 }
@@ -96,17 +99,17 @@ pub(crate) async fn run(hooks: &[Hook], state: &State) -> Result<(), HookError> 
 /// Runs hooks of which none may keep the others from being run: failures are warnings.
 pub(crate) async fn run_all(hooks: &[Hook], state: &State) {
     for hook in hooks {
-        if let Err(error) = run_one(hook, state).await {
+        if let Err(error) = run_one(hook, state, None).await {
             logging::warn(format_args!("{}", text::chain(&error)));
         }
     }
 }
 
-async fn run_one(hook: &Hook, state: &State) -> Result<(), HookError> {
+async fn run_one(hook: &Hook, state: &State, namespaces: Option<&ContainerNamespaces>) -> Result<(), HookError> {
     let failed = |source| HookError::Run { field: hook.field.clone(), path: hook.path.clone(), source };
     logging::debug(format_args!("running the hook {} ({})", hook.field, hook.path.display()));
     let output = File::from(memfd_create("hook-output", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?);
-    let mut running = Running(spawn(hook, state, &output).map_err(failed)?);
+    let mut running = Running(spawn(hook, state, &output, namespaces).map_err(failed)?);
     let end = running.end();
     let status = match hook.timeout {
         None => end.await,
@@ -127,7 +130,7 @@ async fn run_one(hook: &Hook, state: &State) -> Result<(), HookError> {
 }
 
 /// Starts a hook. The state comes from a file, so that nobody waits for a hook that does not read it.
-fn spawn(hook: &Hook, state: &State, output: &File) -> io::Result<Child> {
+fn spawn(hook: &Hook, state: &State, output: &File, namespaces: Option<&ContainerNamespaces>) -> io::Result<Child> {
     let mut stdin = File::from(memfd_create("container-state", MemfdFlags::CLOEXEC)?);
     stdin.write_all(state.to_text().as_bytes())?;
     stdin.seek(SeekFrom::Start(0))?;
@@ -142,11 +145,10 @@ fn spawn(hook: &Hook, state: &State, output: &File) -> io::Result<Child> {
         .stdin(stdin)
         .stdout(Stdio::from(output.try_clone()?))
         .stderr(Stdio::from(output.try_clone()?));
-    match &hook.network {
+    match namespaces {
         // Wherever this process is.
-        HookNetwork::Host => network::on_host(|| command.spawn())?,
-        HookNetwork::Own => command.spawn(),
-        HookNetwork::Path(path) => network::inside(&File::open(path)?, || command.spawn())?,
+        None => network::on_host(|| command.spawn())?,
+        Some(namespaces) => namespaces.run(move || command.spawn())?,
     }
 }
 
@@ -190,7 +192,6 @@ mod tests {
             args: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("NAME".to_owned(), "value".to_owned())],
             timeout,
-            network: HookNetwork::Host,
         }
     }
 

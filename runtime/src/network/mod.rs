@@ -64,7 +64,7 @@ use self::join::Joiner;
 use self::link::Link;
 pub(crate) use self::loopback::{Listening, Loopback};
 pub(crate) use self::namespace::NetworkNamespace;
-pub(crate) use self::own::{inside, on_host};
+pub(crate) use self::own::on_host;
 pub(crate) use self::record::Recorder;
 pub(crate) use self::resolver::Resolver;
 use self::routes::Routes;

@@ -67,7 +67,7 @@ pub(crate) fn on_host<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T>
 }
 
 /// Does `work` in a network namespace, on a thread of its own: that one ends, so it need not find the way back.
-pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub(super) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;

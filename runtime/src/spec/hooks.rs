@@ -8,7 +8,7 @@ use oci_spec::runtime::{Hook as OciHook, Hooks as OciHooks};
 
 use super::error::{FieldError, without_nul};
 use super::list;
-use crate::hooks::{Hook, HookNetwork, Hooks};
+use crate::hooks::{Hook, Hooks};
 
 /// Checks the hooks. The second part is the agent's to run.
 pub(crate) fn translate(hooks: &OciHooks) -> Result<(Hooks, Vec<WireHook>), FieldError> {
@@ -17,11 +17,10 @@ pub(crate) fn translate(hooks: &OciHooks) -> Result<(Hooks, Vec<WireHook>), Fiel
     let mut create = translate_list("prestart", list(prestart))?;
     create.extend(translate_list("createRuntime", list(hooks.create_runtime().as_ref()))?);
     let create_container = translate_list("createContainer", list(hooks.create_container().as_ref()))?;
-    create.extend(create_container.into_iter().map(|hook| Hook { network: HookNetwork::Own, ..hook }));
     let poststart = translate_list("poststart", list(hooks.poststart().as_ref()))?;
     let poststop = translate_list("poststop", list(hooks.poststop().as_ref()))?;
     let start = translate_list("startContainer", list(hooks.start_container().as_ref()))?;
-    Ok((Hooks { create, poststart, poststop }, start.into_iter().map(to_wire).collect()))
+    Ok((Hooks { create, create_container, poststart, poststop }, start.into_iter().map(to_wire).collect()))
 }
 
 fn translate_list(kind: &str, hooks: &[OciHook]) -> Result<Vec<Hook>, FieldError> {
@@ -56,7 +55,7 @@ fn translate_one(field: String, hook: &OciHook) -> Result<Hook, FieldError> {
             None => return Err(FieldError::invalid(format!("{field}.timeout"), seconds, "more than 0")),
         },
     };
-    Ok(Hook { path: hook.path().clone(), field, args, env, timeout, network: HookNetwork::Host })
+    Ok(Hook { path: hook.path().clone(), field, args, env, timeout })
 }
 
 fn to_wire(hook: Hook) -> WireHook {
@@ -88,7 +87,8 @@ mod tests {
         .unwrap();
 
         let paths: Vec<_> = hooks.create.iter().map(|hook| hook.path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["/1", "/2", "/3"]);
+        assert_eq!(paths, ["/1", "/2"]);
+        assert_eq!(hooks.create_container[0].path.to_str(), Some("/3"));
         assert_eq!(hooks.create[0].field, "hooks.prestart[0]");
         assert_eq!(hooks.create[0].env, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(hooks.poststop[0].timeout, Some(Duration::from_secs(3)));

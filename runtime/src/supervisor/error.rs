@@ -98,6 +98,8 @@ pub(crate) enum RunError {
     Passt(#[from] PasstError),
     #[error("cannot enter the container's network namespace")]
     NetworkNamespace(#[source] io::Error),
+    #[error("cannot make namespaces for the hooks of hooks.createContainer")]
+    HookNamespaces(#[source] io::Error),
     #[error("cannot set the guest's network up")]
     ConfigureNetwork(#[source] AgentError),
     #[error("cannot set up what the pod's containers share")]

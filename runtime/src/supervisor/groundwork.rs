@@ -14,7 +14,7 @@ use super::oom_score;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, StateDir, Status};
 use crate::cgroup::{CgroupSpec, HostCgroup};
-use crate::hooks::{self, Hook, State};
+use crate::hooks::{self, ContainerNamespaces, Hook, Hooks, State};
 use crate::network::NetworkNamespace;
 use crate::network::user::{self, Started};
 use crate::resctrl::{self, ResctrlGroup, ResctrlRecord, ResctrlSpec};
@@ -33,8 +33,10 @@ pub(super) struct Groundwork {
     pub(super) resctrl: Option<ResctrlGroup>,
     pub(super) state: StateDir,
     pub(super) record: Record,
-    /// Whether hooks are run before there is a machine: they may put interfaces into the namespace.
+    /// Whether hooks are run before there is a machine: they may put interfaces into the network namespace, or mount something.
     hooks_first: bool,
+    /// Those that hooks were run in; the machine has its files as they are seen there.
+    pub(super) namespaces: Option<ContainerNamespaces>,
     /// When this process' own work began.
     pub(super) begin_ns: u64,
 }
@@ -57,12 +59,15 @@ impl Groundwork {
             (Some(wanted), Some(passt)) => Some(user::start(passt, wanted, net.limits)?),
             _ => None,
         };
-        let hooks_first = translated.network.is_none() && !translated.hooks.create.is_empty();
-        // So may whoever has it created, before it is started.
-        if hooks_first || translated.network.is_none() && !options.mode.starts() {
-            translated.network = Some(NetworkNamespace::enter_new().map_err(RunError::NetworkNamespace)?);
-        } else if let Some(namespace) = &translated.network {
-            namespace.enter().map_err(RunError::NetworkNamespace)?;
+        let Hooks { create, create_container, .. } = &translated.hooks;
+        let hooks_first = !create_container.is_empty() || translated.network.is_none() && !create.is_empty();
+        match &translated.network {
+            Some(namespace) => namespace.enter().map_err(RunError::NetworkNamespace)?,
+            // Also whoever has it created may set a network up, before it is started.
+            None if hooks_first || !options.mode.starts() => {
+                translated.network = Some(NetworkNamespace::enter_new().map_err(RunError::NetworkNamespace)?);
+            }
+            None => {}
         }
         let record = Record {
             id: options.id.clone(),
@@ -78,7 +83,7 @@ impl Groundwork {
             poststop: translated.hooks.poststop.clone(),
             sandbox: None,
         };
-        Ok(Self { translated, state, cgroup, resctrl, record, user_network, hooks_first, begin_ns })
+        Ok(Self { translated, state, cgroup, resctrl, record, user_network, hooks_first, namespaces: None, begin_ns })
     }
 
     /// Whether [`Self::run_hooks`] is to be called.
@@ -92,24 +97,35 @@ impl Groundwork {
         (hooks, self.record.hook_state().at(hooks::Status::Stopped, None))
     }
 
-    /// Runs the hooks that may set the network up; within an event loop.
+    /// Runs the hooks that come before the machine; within an event loop.
     pub(super) async fn run_hooks(&mut self) -> Result<(), RunError> {
         // They may ask for the container's state.
         self.state.record(&self.record)?;
         let signals = BlockedSignals::block().and_then(BlockedSignals::into_stream).map_err(RunError::Signals)?;
-        let hooks = mem::take(&mut self.translated.hooks.create);
         let state = self.record.hook_state();
         let creating = state.at(hooks::Status::Creating, Some(self.record.pid));
-        let running = hooks::run(&hooks, &creating);
+        let hooks = mem::take(&mut self.translated.hooks.create);
+        let inside = mem::take(&mut self.translated.hooks.create_container);
+        let request = &self.translated.request;
+        let running = async {
+            hooks::run(&hooks, &creating).await?;
+            if inside.is_empty() {
+                return Ok(None);
+            }
+            let namespaces = ContainerNamespaces::make(request, None).map_err(RunError::HookNamespaces)?;
+            hooks::run_inside(&namespaces, &inside, &creating).await?;
+            Ok::<_, RunError>(Some(namespaces))
+        };
         tokio::pin!(running);
         let failed = loop {
             tokio::select! {
                 result = &mut running => match result {
-                    Ok(()) => {
+                    Ok(namespaces) => {
+                        self.namespaces = namespaces;
                         self.begin_ns = now_ns();
                         return Ok(());
                     }
-                    Err(error) => break error.into(),
+                    Err(error) => break error,
                 },
                 signal = signals.next() => match signal.map_err(RunError::Signals) {
                     Ok(signal) if signals::ends_a_start(signal) => break RunError::Interrupted(signal),

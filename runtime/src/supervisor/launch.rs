@@ -22,7 +22,7 @@ use super::state::{StateDir, check_id, sweep};
 use super::streams::{Ends, Preserved};
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions, VmmSockets};
-use crate::hooks;
+use crate::hooks::{self, ContainerNamespaces};
 use crate::install::{Install, OpenParts};
 use crate::logging;
 use crate::network::user::{Passt, Started};
@@ -282,7 +282,7 @@ fn launch(
     ends: Ends,
     trace: &mut Trace,
 ) -> Result<(Sandbox, Launched), RunError> {
-    let Groundwork { translated, state, cgroup, resctrl, mut record, user_network, begin_ns, .. } = ground;
+    let Groundwork { translated, state, cgroup, resctrl, mut record, user_network, namespaces, begin_ns, .. } = ground;
     let Translated {
         mut request,
         shares,
@@ -297,6 +297,7 @@ fn launch(
     let of_one = Machine {
         spec: &machine,
         shares: &shares,
+        namespaces,
         network,
         user_network,
         trees_grow: false,
@@ -359,6 +360,8 @@ fn share_network(request: &mut CreateContainerRequest) -> Option<ConfigureSandbo
 pub(super) struct Machine<'a> {
     pub(super) spec: &'a spec::Machine,
     pub(super) shares: &'a Shares,
+    /// Where its files are as it is to have them, if that is not here.
+    pub(super) namespaces: Option<ContainerNamespaces>,
     pub(super) network: Option<NetworkNamespace>,
     /// What its network is instead, so that nothing is to be in that namespace.
     pub(super) user_network: Option<Started>,
@@ -392,7 +395,7 @@ pub(super) fn boot(
     state: &StateDir,
     trace: &mut Trace,
 ) -> Result<Booted, RunError> {
-    let Machine { spec, shares, network, user_network, trees_grow, disks, spare_disks } = machine;
+    let Machine { spec, shares, namespaces, network, user_network, trees_grow, disks, spare_disks } = machine;
     let wiring = match (user_network, network) {
         (Some(started), namespace) => Wiring::of_user_network(started, namespace.as_ref())?,
         (None, Some(namespace)) => connect(namespace, DeviceOptions::new(spec.net, spec.vcpus), state, trace)?.into(),
@@ -403,6 +406,7 @@ pub(super) fn boot(
         id: &options.id,
         machine: spec,
         shares,
+        namespaces,
         trees_grow,
         nets: &nets,
         spare_nets,

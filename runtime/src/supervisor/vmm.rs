@@ -25,6 +25,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::disks;
 use super::oom_score;
 use super::vmm_control::VmmControl;
+use crate::hooks::ContainerNamespaces;
 use crate::install::{Install, OpenParts};
 use crate::logging;
 use crate::network::{Device, DeviceLink};
@@ -58,6 +59,8 @@ pub(crate) struct VmmOptions<'a> {
     pub(crate) id: &'a str,
     pub(crate) machine: &'a Machine,
     pub(crate) shares: &'a Shares,
+    /// Where these are to be looked for, if not here.
+    pub(crate) namespaces: Option<ContainerNamespaces>,
     /// Whether trees can be added later.
     pub(crate) trees_grow: bool,
     pub(crate) nets: &'a [Device],
@@ -80,6 +83,8 @@ pub(crate) struct Vmm {
     console: File,
     /// It writes there only when it cannot report.
     stderr: Said,
+    /// It ends with the thread that has started it.
+    _namespaces: Option<ContainerNamespaces>,
 }
 
 /// The supervisor's ends of the VMM's sockets.
@@ -154,8 +159,8 @@ impl Vmm {
             fcntl_setfd(fd, FdFlags::empty())
                 .map_err(|error| SpawnVmmError::Prepare("pass a descriptor", error.into()))?;
         }
-        restrict_cpus(&options.machine.host_cpus)?;
-        let child = Command::new(&install.vmm)
+        let mut command = Command::new(&install.vmm);
+        command
             .arg("--config-fd")
             .arg(config_file.as_raw_fd().to_string())
             .env_clear()
@@ -164,14 +169,16 @@ impl Vmm {
             .stdout(Stdio::null())
             .stderr(vmm_stderr)
             // Ctrl-C on the terminal is for the container.
-            .process_group(0)
-            .spawn()
-            .map_err(|error| SpawnVmmError::Spawn(install.vmm.clone(), error))?;
+            .process_group(0);
+        let child = start(command, &options.machine.host_cpus, options.namespaces.as_ref())?;
         if let Some(score) = options.machine.oom_score_adj {
             oom_score::set_of(child.id(), score);
         }
         match pidfd::open(child.id()) {
-            Ok(pidfd) => Ok((Self { child, pidfd, console, stderr }, VmmSockets { agent, report, control })),
+            Ok(pidfd) => {
+                let vmm = Self { child, pidfd, console, stderr, _namespaces: options.namespaces };
+                Ok((vmm, VmmSockets { agent, report, control }))
+            }
             Err(error) => {
                 let mut child = child;
                 let _ = child.kill();
@@ -253,8 +260,28 @@ fn config_memfd(config: &MachineConfig) -> io::Result<File> {
     Ok(file)
 }
 
-/// Restricts this process, and so the VMM that it starts, to some CPUs of the host.
-fn restrict_cpus(cpus: &[usize]) -> Result<(), SpawnVmmError> {
+/// Starts the VMM on those CPUs of the host, from where it is to see its files.
+fn start(
+    mut command: Command,
+    cpus: &[usize],
+    namespaces: Option<&ContainerNamespaces>,
+) -> Result<Child, SpawnVmmError> {
+    let program = PathBuf::from(command.get_program());
+    restrict_cpus(cpus).map_err(SpawnVmmError::Affinity)?;
+    let started = match namespaces {
+        None => command.spawn(),
+        Some(namespaces) => {
+            let cpus = cpus.to_vec();
+            // It has the CPUs of the thread that starts it.
+            let start = move || restrict_cpus(&cpus).and_then(|()| command.spawn());
+            namespaces.run(start).flatten()
+        }
+    };
+    started.map_err(|source| SpawnVmmError::Spawn(program, source))
+}
+
+/// Restricts this thread, and what it starts, to some CPUs of the host.
+fn restrict_cpus(cpus: &[usize]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
@@ -262,7 +289,7 @@ fn restrict_cpus(cpus: &[usize]) -> Result<(), SpawnVmmError> {
     for cpu in cpus.iter().filter(|cpu| **cpu < rustix::thread::CpuSet::MAX_CPU) {
         set.set(*cpu);
     }
-    rustix::thread::sched_setaffinity(None, &set).map_err(|error| SpawnVmmError::Affinity(error.into()))
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
 /// What the report says as it comes in.

@@ -16,6 +16,7 @@ use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq};
 pub(super) const CASES: &[Case] = &[
     case!(hooks_are_told_of_the_container),
     case!(networks_of_hooks),
+    case!(namespaces_of_hooks),
     case!(hook_in_the_container_has_its_time),
     case!(failing_hooks_of_a_container_that_lives_on),
     case!(last_hooks_after_a_refused_network),
@@ -88,6 +89,55 @@ fn networks_of_hooks(env: &Env) -> Result {
         let containers = seen("createContainer")?;
         ensure!(containers != hosts.display().to_string(), "createContainer is in the host's network");
         ensure!(given.is_none() || containers == format!("net:[{inode}]"), "createContainer is in {containers}");
+    }
+    Ok(())
+}
+
+/// What a `createContainer` hook mounts is the container's and not the host's; so is its name of the host. With a network namespace
+/// of the engine's, which lets the guest boot while other hooks run, and without.
+fn namespaces_of_hooks(env: &Env) -> Result {
+    const KINDS: [&str; 3] = ["mnt", "uts", "ipc"];
+    let hosts = KINDS.map(|kind| fs::read_link(format!("/proc/self/ns/{kind}")));
+    let engines = Namespace::empty(env, "hooks")?;
+    for given in [None, Some(&engines)] {
+        let mut bundle = Bundle::busybox(env)?;
+        let (folder, place) = (bundle.folder.clone(), bundle.rootfs().join("mnt"));
+        fs::create_dir_all(&place)?;
+        let look = |kind: &str| {
+            format!(
+                "for kind in {}; do readlink /proc/self/ns/$kind; done > {}/{kind}; ",
+                KINDS.join(" "),
+                folder.display()
+            )
+        };
+        let mounts = format!(
+            "mount -t tmpfs tmpfs {0} && echo of the hook > {0}/file && hostname > {1}/name",
+            place.display(),
+            folder.display()
+        );
+        let hook = |script: String| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+        bundle.set(
+            "/hooks",
+            json!({ "createRuntime": hook(look("createRuntime")), "createContainer": hook(look("createContainer") + &mounts) }),
+        );
+        bundle.set("/hostname", json!("box")).sh("cat /mnt/file");
+        if let Some(namespace) = given {
+            namespace.give_to(&mut bundle);
+        }
+
+        env.run(&bundle)?.output()?.expect_stdout("of the hook\n")?;
+
+        let seen = |kind: &str| Ok::<_, Failure>(fs::read_to_string(folder.join(kind))?);
+        let (outside, inside) = (seen("createRuntime")?, seen("createContainer")?);
+        for (((kind, hosts), outside), inside) in KINDS.iter().zip(&hosts).zip(outside.lines()).zip(inside.lines()) {
+            let hosts = hosts.as_ref().map(|link| link.display().to_string()).unwrap_or_default();
+            ensure_eq!(outside, hosts, "createRuntime's namespace {kind}");
+            ensure!(inside != hosts, "createContainer has the host's namespace {kind}");
+        }
+        // runc names the host after these hooks.
+        ensure!(env.kind == Kind::Other || seen("name")? == "box\n", "the hook sees the name {:?}", seen("name")?);
+        ensure!(!place.join("file").exists(), "the host has what the hook has mounted");
+        fs::remove_dir(&place)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::disks::TakenDisks;
 use super::trees::Taken;
 use super::{LOST, Pod};
 use crate::apart::apart;
-use crate::hooks::{self, Hook, HookNetwork};
+use crate::hooks::{self, ContainerNamespaces, Hook};
 use crate::logging;
 use crate::spec::{self, Role, Translated};
 use crate::supervisor::agent::Agent;
@@ -73,10 +73,6 @@ impl Pod {
         let loaded = apart("bundle", move || pod.load(&bundle, first_stream)).await;
         let (mut translated, own_pids) = loaded.map_err(RunError::Thread)??;
         let sockets = mem::take(&mut translated.sockets);
-        for hook in translated.hooks.create.iter_mut().filter(|hook| hook.network == HookNetwork::Own) {
-            // This process is not in the pod's.
-            hook.network = self.namespaces.network().map(Path::to_owned).map_or(HookNetwork::Host, HookNetwork::Path);
-        }
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
         let memory = Claim::new(Arc::clone(&self.memory));
@@ -190,6 +186,12 @@ impl Pod {
         state.record(&record)?;
         let (task, dir) = (state.bind_task()?, state.handle()?);
         hooks::run(&hooks.create, &creating).await?;
+        if !hooks.create_container.is_empty() {
+            // This process is not in the pod's network. The trees are the machine's already.
+            let namespaces = ContainerNamespaces::make(&request, self.namespaces.network());
+            let namespaces = namespaces.map_err(RunError::HookNamespaces)?;
+            hooks::run_inside(&namespaces, &hooks.create_container, &creating).await?;
+        }
         let agent = self.agent.for_container(&options.id);
         let vsock = state.vsock_path();
         let created = async {

@@ -132,9 +132,9 @@ async fn make(
     let request = translated.request;
     let (spec, shares, network) = (&translated.machine, &Shares::default(), translated.network);
     // It has a namespace's, and no other.
-    let spare_disks = MAX_POD_DISKS;
+    let (namespaces, user_network, disks, spare_disks) = (None, None, &[], MAX_POD_DISKS);
     let machine =
-        launch::Machine { spec, shares, network, user_network: None, trees_grow: true, disks: &[], spare_disks };
+        launch::Machine { spec, shares, namespaces, network, user_network, trees_grow: true, disks, spare_disks };
     let mut trace = Trace::create(None).map_err(|source| RunError::Trace { path: PathBuf::new(), source })?;
     let (state, cgroup) = groundwork::places(options, &translated.cgroup)?;
     let cgroup = cgroup.map(Arc::new);

@@ -239,7 +239,7 @@ mod tests {
     use super::super::StateDir;
     use super::super::record::tests::record;
     use super::*;
-    use crate::hooks::{Hook, HookNetwork};
+    use crate::hooks::Hook;
     use crate::resctrl::ResctrlSpec;
     use std::mem;
 
@@ -280,7 +280,6 @@ mod tests {
             args: ["sh", "-c", &format!("cat >{}", told.display())].map(str::to_owned).to_vec(),
             env: Vec::new(),
             timeout: None,
-            network: HookNetwork::Host,
         };
         let containers = root.path().join("root");
         let mut crashed = StateDir::create(&containers, "c1").unwrap();
