@@ -33,6 +33,9 @@ pub const GUEST_CID: u64 = 3;
 /// Length of the header of a stream connection: the stream id, a little-endian `u32` that is not 0.
 pub const STREAM_ID_LEN: usize = 4;
 
+/// How many descriptors a process can be given beside its standard streams.
+pub const MAX_PRESERVED: u32 = 32;
+
 /// The ttrpc code of an error whose details name a program that does not exist (exit status 127).
 pub const ERROR_PROGRAM_NOT_FOUND: ttrpc::Code = ttrpc::Code::NOT_FOUND;
 

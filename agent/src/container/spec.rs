@@ -4,13 +4,13 @@
 use std::ffi::CString;
 
 use bulkhead_bpf::INSTRUCTION_LEN;
-use bulkhead_protocol::agent as wire;
+use bulkhead_protocol::{MAX_PRESERVED, agent as wire};
 use rustix::fs::FileType;
 
 use super::cgroup::Setting;
 use super::hook::StartHooks;
 use super::id_map::IdMappings;
-use crate::process::preserved::{MAX_PRESERVED, PreservedSpec};
+use crate::process::preserved::PreservedSpec;
 use crate::process::scheduling::Scheduling;
 use crate::process::seccomp::Filter;
 use crate::storage::{Device as ShareDevice, ShareError, SharedTree};
@@ -538,7 +538,7 @@ impl ProcessSpec {
 }
 
 fn preserved(wire: &[wire::PreservedDescriptor]) -> Result<Vec<PreservedSpec>, SpecError> {
-    if wire.len() > MAX_PRESERVED {
+    if wire.len() > MAX_PRESERVED as usize {
         return Err(SpecError::PreservedDescriptors(wire.len()));
     }
     let read = |(number, wire): (usize, &wire::PreservedDescriptor)| match (wire.kind.enum_value(), wire.stream) {

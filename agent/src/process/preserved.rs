@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use bulkhead_protocol::MAX_PRESERVED;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -16,11 +17,8 @@ use crate::sys;
 /// The number of the first.
 const FIRST: i32 = 3;
 
-/// How many a process can have.
-pub(crate) const MAX_PRESERVED: usize = 32;
-
 /// The first number that none of them can have.
-const FIRST_BEYOND: i32 = FIRST + MAX_PRESERVED as i32;
+const FIRST_BEYOND: i32 = FIRST + MAX_PRESERVED.cast_signed();
 
 /// What one is to be, and the stream that it is joined with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

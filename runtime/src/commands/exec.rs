@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::{Failure, Global, Outcome};
 use crate::spec;
 use crate::supervisor::state::Found;
-use crate::supervisor::streams::Preserved;
+use crate::supervisor::streams::{Asked, Preserved};
 use crate::supervisor::{ExecError, ExecOptions, exec};
 
 /// Run a further process in a container
@@ -114,7 +114,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
 }
 
 fn exec_process(global: &Global, arguments: &Arguments) -> Outcome {
-    let preserved = Preserved::take(arguments.preserve_fds)?;
+    let preserved = Preserved::take(Asked::by_option(arguments.preserve_fds))?;
     let found = Found::open(&global.root, &arguments.id)?;
     let process = match &arguments.process {
         Some(file) => read_process(file)?,

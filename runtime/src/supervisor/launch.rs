@@ -2,7 +2,7 @@
 //! From the command line to a booting sandbox: in this process, or in one that lives on.
 
 use std::path::{PathBuf, absolute};
-use std::{io, mem, process};
+use std::{env, io, mem, process};
 
 use bulkhead_protocol::agent::{
     ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, NamespaceKind,
@@ -19,7 +19,7 @@ use super::proc_view::ProcPlace;
 use super::sandbox::{Launched, Sandbox, Start};
 use super::signals::BlockedSignals;
 use super::state::{StateDir, check_id, sweep};
-use super::streams::{Ends, Preserved};
+use super::streams::{Asked, Ends, Preserved};
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions, VmmSockets};
 use crate::hooks::{self, ContainerNamespaces};
@@ -207,7 +207,7 @@ fn traced(options: &Options, work: impl FnOnce(&mut Trace) -> Result<u8, RunErro
 /// Looks at everything that can be wrong before anything is made.
 fn check(options: &Options) -> Result<Plan, RunError> {
     check_id(&options.id)?;
-    let translated = spec::load(&options.bundle)?;
+    let mut translated = spec::load(&options.bundle)?;
     let terminal = translated.request.process.terminal;
     if options.mode != Mode::Served {
         let detached = matches!(options.mode, Mode::Detached { .. });
@@ -219,8 +219,24 @@ fn check(options: &Options) -> Result<Plan, RunError> {
     let install = Install::find()?;
     let parts = install.open()?;
     let passt = translated.machine.user_network.as_ref().map(|_| install.passt()).transpose()?;
-    let preserved = Preserved::take(options.preserve_fds)?;
+    let preserved = preserved(options, &mut translated)?;
     Ok(Plan { translated, install, parts, passt, preserved })
+}
+
+/// Takes the caller's descriptors that are the container's; its environment tells of those that the caller's has told of.
+fn preserved(options: &Options, translated: &mut Translated) -> Result<Preserved, RunError> {
+    // What serves calls has its own caller's environment.
+    if options.mode == Mode::Served {
+        return Ok(Preserved::default());
+    }
+    if env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty()) {
+        logging::warn(format_args!("NOTIFY_SOCKET is not passed on: the container cannot tell that it is ready"));
+    }
+    let asked = Asked::with_environment(options.preserve_fds);
+    if let (1.., Some(process)) = (asked.environment, translated.request.process.as_mut()) {
+        process.env.extend([format!("LISTEN_FDS={}", asked.environment), "LISTEN_PID=1".to_owned()]);
+    }
+    Ok(Preserved::take(asked)?)
 }
 
 fn supervise(

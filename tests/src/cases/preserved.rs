@@ -13,16 +13,17 @@ use std::time::Duration;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
-use crate::env::Env;
+use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq};
 use crate::pty::Terminal;
-use crate::run::Running;
+use crate::run::{Run, Running};
 
 pub(super) const CASES: &[Case] = &[
     case!(files_and_devices),
     case!(pipes_of_a_detached_container),
     case!(connection),
     case!(last_words_on_a_connection),
+    case!(environment_of_the_caller),
     case!(exec),
     case!(terminal),
     case!(what_cannot_be_handed_on),
@@ -86,6 +87,34 @@ fn connected(env: &Env, script: &str) -> Result<(Running, UnixStream)> {
     let words = words(env, &bundle, &["run"], "1")?;
     let run = env.call(words).stdin(OwnedFd::from(theirs));
     Ok((run.wrapper("exec 3<&0 0</dev/null; exec \"$@\"").spawn()?, ours))
+}
+
+/// Those that the caller's environment tells of go first, and the container's tells of them; it has to mean this process.
+fn environment_of_the_caller(env: &Env) -> Result {
+    let (first, second) = (env.work.join("first"), env.work.join("second"));
+    fs::write(&first, "one\n")?;
+    fs::write(&second, "two\n")?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3; cat <&4");
+    let call = |script: &'static str| -> Result<Run<'_>> {
+        let words = words(env, &bundle, &["run"], "1")?;
+        let run = env.call(words).wrapper(script);
+        Ok(run.variable("FIRST", &first).variable("SECOND", &second).variable("LISTEN_FDS", "1"))
+    };
+    let script = "exec 3<\"$FIRST\" 4<\"$SECOND\"; export LISTEN_PID=$$; exec \"$@\"";
+    call(script)?.output()?.expect_stdout("1 1\none\ntwo\n")?;
+
+    bundle.sh("echo ${LISTEN_FDS-none}; cat <&3");
+    let call = |script: &'static str| -> Result<Run<'_>> {
+        let words = words(env, &bundle, &["run"], "1")?;
+        Ok(env.call(words).wrapper(script).variable("FIRST", &first).variable("LISTEN_FDS", "1"))
+    };
+    call("exec 3<\"$FIRST\"; export LISTEN_PID=1; exec \"$@\"")?.output()?.expect_stdout("none\none\n")?;
+    if env.kind == Kind::Bulkhead {
+        let refused = call("exec 3</ 4</dev/null; export LISTEN_PID=$$; exec \"$@\"")?.output()?;
+        refused.expect_error(&["LISTEN_FDS=1 and --preserve-fds 1: descriptor 3", "it is a folder"])?;
+    }
+    Ok(())
 }
 
 fn connection(env: &Env) -> Result {

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use bulkhead_protocol::STREAM_PORT;
 use bulkhead_protocol::agent::{DescriptorKind, Process};
+use bulkhead_protocol::{MAX_PRESERVED, STREAM_PORT};
 use rustix::fs::{FileType, fstat};
 use rustix::stdio;
 use thiserror::Error;
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 
 use self::copy::copy;
 pub(crate) use self::ends::{Ends, GivenEnds, Input, InputCloser};
-pub(crate) use self::preserved::{Preserved, PreservedError};
+pub(crate) use self::preserved::{Asked, Preserved, PreservedError};
 use crate::trace;
 
 /// Stack of a pump: it has no frames to speak of.
@@ -51,7 +51,7 @@ const STDERR: u32 = 3;
 const PRESERVED: u32 = 4;
 
 /// The first number that no stream of an init has.
-pub(super) const FIRST_FREE: u32 = PRESERVED + preserved::MAX;
+pub(super) const FIRST_FREE: u32 = PRESERVED + MAX_PRESERVED;
 
 /// A stream that cannot be opened.
 #[derive(Debug, Error)]

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Descriptors of the caller's that a process is given beside its standard streams, as `--preserve-fds` asks for. What they carry
-//! is carried by a stream: a guest's kernel has no other files than its own.
+//! Descriptors of the caller's that a process is given beside its standard streams, as `--preserve-fds` and `LISTEN_FDS` ask for.
+//! What they carry is carried by a stream: a guest's kernel has no other files than its own.
 
+use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::{env, process};
 
+use bulkhead_protocol::MAX_PRESERVED;
 use bulkhead_protocol::agent::PreservedDescriptor;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
@@ -22,23 +25,57 @@ use crate::spec::PreservedKind;
 /// The number of the first.
 const FIRST: RawFd = 3;
 
-/// Most that there can be.
-pub(super) const MAX: u32 = 32;
-
 /// What they are called in errors, and their threads.
 pub(super) const NAME: &str = "preserved descriptor";
 
 /// A descriptor that cannot be handed on.
 #[derive(Debug, Error)]
 pub(crate) enum PreservedError {
-    #[error("--preserve-fds {0}: at most {MAX} descriptors can be handed on")]
-    TooMany(u32),
-    #[error("--preserve-fds {count}: descriptor {number} is not open")]
-    Closed { count: u32, number: RawFd },
-    #[error("--preserve-fds {count}: descriptor {number} cannot be handed to a virtual machine: it is {what}")]
-    Kind { count: u32, number: RawFd, what: &'static str },
-    #[error("--preserve-fds: cannot look at descriptor {0}")]
-    Look(RawFd, #[source] io::Error),
+    #[error("{0}: at most {MAX_PRESERVED} descriptors can be handed on")]
+    TooMany(Asked),
+    #[error("{asked}: descriptor {number} is not open")]
+    Closed { asked: Asked, number: RawFd },
+    #[error("{asked}: descriptor {number} cannot be handed to a virtual machine: it is {what}")]
+    Kind { asked: Asked, number: RawFd, what: &'static str },
+    #[error("{asked}: cannot look at descriptor {number}")]
+    Look { asked: Asked, number: RawFd, source: io::Error },
+}
+
+/// How many are to be handed on, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// `LISTEN_FDS`: the first ones.
+    pub(crate) environment: u32,
+    /// `--preserve-fds`: those after them.
+    pub(crate) option: u32,
+}
+
+impl Asked {
+    /// With what the environment says is for this process: see sd_listen_fds(3).
+    pub(crate) fn with_environment(option: u32) -> Self {
+        let number = |name| env::var(name).ok()?.parse::<u32>().ok();
+        let is_for_this = number("LISTEN_PID") == Some(process::id());
+        Self { environment: number("LISTEN_FDS").filter(|_| is_for_this).unwrap_or(0), option }
+    }
+
+    /// As the option alone says.
+    pub(crate) fn by_option(option: u32) -> Self {
+        Self { environment: 0, option }
+    }
+
+    fn count(self) -> u32 {
+        self.environment.saturating_add(self.option)
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { environment: 0, option } => write!(formatter, "--preserve-fds {option}"),
+            Self { environment, option: 0 } => write!(formatter, "LISTEN_FDS={environment}"),
+            Self { environment, option } => write!(formatter, "LISTEN_FDS={environment} and --preserve-fds {option}"),
+        }
+    }
 }
 
 /// Descriptors from 3 on, in their order.
@@ -47,12 +84,13 @@ pub(crate) struct Preserved(Vec<(PreservedKind, OwnedFd)>);
 
 impl Preserved {
     /// Takes so many of this process', which have to be the caller's. They close on exec from here on.
-    pub(crate) fn take(count: u32) -> Result<Self, PreservedError> {
-        if count > MAX {
-            return Err(PreservedError::TooMany(count));
+    pub(crate) fn take(asked: Asked) -> Result<Self, PreservedError> {
+        let count = asked.count();
+        if count > MAX_PRESERVED {
+            return Err(PreservedError::TooMany(asked));
         }
         // Each is looked at before one is taken.
-        let kinds = (FIRST..).take(count as usize).map(|number| Ok((kind_of_own(number, count)?, number)));
+        let kinds = (FIRST..).take(count as usize).map(|number| Ok((kind_of_own(number, asked)?, number)));
         let kinds = kinds.collect::<Result<Vec<_>, PreservedError>>()?;
         // SAFETY: they are open, and were inherited: nothing here owns them.
         Ok(Self(kinds.into_iter().map(|(kind, number)| (kind, unsafe { OwnedFd::from_raw_fd(number) })).collect()))
@@ -112,16 +150,17 @@ fn join(socket: OwnedFd, stream: UnixStream, outputs: &mut Outputs) -> Result<()
 }
 
 /// What that descriptor of this process is, which closes on exec from here on.
-fn kind_of_own(number: RawFd, count: u32) -> Result<PreservedKind, PreservedError> {
+fn kind_of_own(number: RawFd, asked: Asked) -> Result<PreservedKind, PreservedError> {
     // SAFETY: used for questions only; a number that is not open gets an error for an answer.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
     // All that this program opens closes on exec: such a one is not the caller's.
     if !fcntl_getfd(descriptor).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
-        return Err(PreservedError::Closed { count, number });
+        return Err(PreservedError::Closed { asked, number });
     }
-    let kind = kind_of(descriptor).map_err(|error| PreservedError::Look(number, error))?;
-    let kind = kind.map_err(|what| PreservedError::Kind { count, number, what })?;
-    fcntl_setfd(descriptor, FdFlags::CLOEXEC).map_err(|error| PreservedError::Look(number, error.into()))?;
+    let look = |source| PreservedError::Look { asked, number, source };
+    let kind = kind_of(descriptor).map_err(look)?;
+    let kind = kind.map_err(|what| PreservedError::Kind { asked, number, what })?;
+    fcntl_setfd(descriptor, FdFlags::CLOEXEC).map_err(|error| look(error.into()))?;
     Ok(kind)
 }
 
@@ -180,11 +219,22 @@ mod tests {
 
     #[test]
     fn more_than_can_be_are_refused_and_so_are_those_that_are_not_open() {
-        assert!(matches!(Preserved::take(MAX + 1), Err(PreservedError::TooMany(33))));
+        for asked in
+            [Asked::by_option(33), Asked { environment: 32, option: 1 }, Asked { environment: u32::MAX, option: 9 }]
+        {
+            assert!(matches!(Preserved::take(asked), Err(PreservedError::TooMany(told)) if told == asked));
+        }
         // Not the caller's: it closes on exec, as all that is opened here.
         let file = File::open("/dev/null").unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&file);
-        assert!(matches!(kind_of_own(number, 1), Err(PreservedError::Closed { .. })));
-        assert_eq!(Preserved::take(0).unwrap().carried(), 0);
+        assert!(matches!(kind_of_own(number, Asked::by_option(1)), Err(PreservedError::Closed { .. })));
+        assert_eq!(Preserved::take(Asked::by_option(0)).unwrap().carried(), 0);
+    }
+
+    #[test]
+    fn errors_name_who_asks() {
+        let texts = [(0, 2), (1, 0), (1, 2)].map(|(environment, option)| Asked { environment, option }.to_string());
+
+        assert_eq!(texts, ["--preserve-fds 2", "LISTEN_FDS=1", "LISTEN_FDS=1 and --preserve-fds 2"]);
     }
 }
