@@ -28,6 +28,7 @@ pub(super) const CASES: &[Case] = &[
     case!(init_of_the_engine),
     case!(usage_is_told).limit(600),
     case!(detached),
+    case!(stopped_with_much_to_say),
     case!(restarted),
     case!(bridge_and_published_port).limit(900),
     case!(connected_and_disconnected).limit(900),
@@ -101,6 +102,28 @@ fn detached(env: &Env) -> Result {
     docker.succeed(["unpause", "box"])?;
     docker.succeed(["stop", "--time", "30", "box"])?;
     docker.succeed(["inspect", "--format", "{{.State.ExitCode}}", "box"])?.expect_stdout("3\n")?;
+    docker.succeed(["rm", "box"])?;
+    docker.end()
+}
+
+/// What it writes on its way out is all there when it is told to have ended, for the log and for who follows that.
+fn stopped_with_much_to_say(env: &Env) -> Result {
+    const NUMBERS: u32 = 100_000;
+    let docker = Docker::new(env)?;
+    let script = format!("trap 'seq {NUMBERS}; exit 3' TERM; echo up; while :; do sleep 0.1; done");
+    docker.run(&["-d", "--name", "box"], &["sh", "-c", &script]).output()?.expect_code(0)?;
+    wait_for_log(&docker, 1)?;
+    let following = docker.call(["logs", "--follow", "box"]).spawn()?;
+
+    docker.succeed(["stop", "--time", "60", "box"])?;
+
+    docker.succeed(["inspect", "--format", "{{.State.ExitCode}}", "box"])?.expect_stdout("3\n")?;
+    let numbers = (1..=NUMBERS).map(|number| number.to_string());
+    let expected = std::iter::once("up".to_owned()).chain(numbers).collect::<Vec<_>>().join("\n") + "\n";
+    for (who, told) in [("the log", docker.succeed(["logs", "box"])?), ("who follows", following.finish()?)] {
+        let told = told.stdout();
+        ensure!(told == expected, "{who} has {} bytes of {}", told.len(), expected.len());
+    }
     docker.succeed(["rm", "box"])?;
     docker.end()
 }

@@ -294,11 +294,13 @@ fn exec_though_paused(container: &Detached<'_>, expected: &mut Expected) -> Resu
     exec.finish()?.expect_code(code)
 }
 
-/// Kills the supervisor or its VMM.
+/// Kills the supervisor, or its VMM if that is there.
 fn kill_something(container: &Detached<'_>, random: &mut Random) {
+    // Drawn in any case: what is drawn later is not to depend on how long something has taken.
+    let is_vmm = random.below(2) == 0;
     let below = processes::descendants(container.pid);
     let vmm = below.iter().find(|process| process.name.starts_with("bulkhead-vmm")).map(|process| process.pid);
-    let victim = vmm.filter(|_| random.below(2) == 0).unwrap_or(container.pid);
+    let victim = vmm.filter(|_| is_vmm).unwrap_or(container.pid);
     // It may have ended meanwhile.
     let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
 }

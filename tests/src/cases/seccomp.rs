@@ -10,11 +10,14 @@ use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure_eq};
 use crate::images;
 
-pub(super) const CASES: &[Case] = &[case!(actions_and_operators), case!(calls_of_32_bit_programs)];
+pub(super) const CASES: &[Case] = &[case!(actions_and_operators), case!(calls_of_32_bit_programs), case!(interfaces)];
 
 /// `getppid` by the 32-bit interface; exits with the negated answer: `mov eax, 64; int 0x80; neg eax; mov ebx, eax;
 /// mov eax, 1; int 0x80`.
 const BY_INT_80: &[u8] = &[0xb8, 0x40, 0, 0, 0, 0xcd, 0x80, 0xf7, 0xd8, 0x89, 0xc3, 0xb8, 0x01, 0, 0, 0, 0xcd, 0x80];
+
+/// The same by x32's number for it: `mov eax, 0x40000000 + 110; syscall; neg eax; mov edi, eax; mov eax, 60; syscall`.
+const BY_X32: &[u8] = &[0xb8, 0x6e, 0, 0, 0x40, 0x0f, 0x05, 0xf7, 0xd8, 0x89, 0xc7, 0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05];
 
 fn rule(names: &[&str], action: &str) -> Value {
     json!({ "names": names, "action": action })
@@ -105,4 +108,28 @@ fn calls_of_32_bit_programs(env: &Env) -> Result {
     );
 
     env.run(&bundle)?.output()?.expect_code(9)
+}
+
+/// A call by each of a processor's other interfaces: a rule for its name holds for it where the interface is listed, and a call
+/// through one that is not listed kills.
+fn interfaces(env: &Env) -> Result {
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.add_file("opt/x86", images::elf(BY_INT_80), 0o755)?;
+    bundle.add_file("opt/x32", images::elf(BY_X32), 0o755)?;
+    bundle.sh("/opt/x86; echo $?; /opt/x32; echo $?");
+    let listed = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
+    for (architectures, refused, expected) in [
+        (&listed[..], "getppid", "9\n9\n"),
+        // The shell is process 1, and kernels are mostly made without the calls of x32: ENOSYS.
+        (&listed[..], "symlink", "255\n38\n"),
+        (&listed[..2], "getppid", "9\n159\n"),
+        (&listed[..1], "symlink", "159\n159\n"),
+    ] {
+        let rules = json!([{ "names": [refused], "action": "SCMP_ACT_ERRNO", "errnoRet": 9 }]);
+        let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": rules });
+        bundle.set("/linux/seccomp", filter);
+        let seen = env.run(&bundle)?.output()?;
+        ensure_eq!(seen.stdout(), expected, "the answers with {architectures:?} and {refused} refused");
+    }
+    Ok(())
 }
