@@ -10,11 +10,13 @@
 //! | [`storage`] | shared trees, mounts, safe destinations, hidden paths |
 //! | [`network`] | the guest's network interfaces |
 //! | [`disks`] | block devices of the host that the machine has |
+//! | [`cpus`] | processors that the machine has, and the kernel does not use yet |
 //! | [`memory`] | memory that the machine is given while it runs |
 //!
 //! The engine works without a VM as well: give it directories for the shared trees and run it as root.
 
 pub mod container;
+pub mod cpus;
 pub mod disks;
 pub mod init;
 pub mod log;

@@ -20,6 +20,8 @@ pub(crate) enum Bundle {
     True,
     /// `echo` of [`ECHO_OUTPUT`].
     Echo,
+    /// The same, on a machine that may come to use four processors.
+    Spare,
     /// Prints the guest's /proc/meminfo and [`IDLE_READY`], then sleeps.
     Idle,
     /// Uses up the guest's memory, and prints the kernel's messages: what it tells of memory then shows what the
@@ -34,13 +36,14 @@ pub(crate) const ECHO_OUTPUT: &str = "hello from the container\n";
 pub(crate) const IDLE_READY: &str = "ready";
 
 impl Bundle {
-    pub(crate) const ALL: [Self; 4] = [Self::True, Self::Echo, Self::Idle, Self::Agent];
+    pub(crate) const ALL: [Self; 5] = [Self::True, Self::Echo, Self::Spare, Self::Idle, Self::Agent];
 
     /// The bundle's folder on the stage.
     pub(crate) fn folder(self) -> &'static Path {
         Path::new(match self {
             Self::True => "/bundles/true",
             Self::Echo => "/bundles/echo",
+            Self::Spare => "/bundles/spare",
             Self::Idle => "/bundles/idle",
             Self::Agent => "/bundles/agent",
         })
@@ -50,7 +53,7 @@ impl Bundle {
         let shell = |script: String| vec!["sh".to_owned(), "-c".to_owned(), script];
         match self {
             Self::True => vec!["true".to_owned()],
-            Self::Echo => vec!["echo".to_owned(), ECHO_OUTPUT.trim_end().to_owned()],
+            Self::Echo | Self::Spare => vec!["echo".to_owned(), ECHO_OUTPUT.trim_end().to_owned()],
             Self::Idle => shell(format!("cat /proc/meminfo; echo {IDLE_READY}; exec sleep 600")),
             Self::Agent => shell("tail /dev/zero >/dev/null 2>&1; dmesg".to_owned()),
         }
@@ -61,6 +64,7 @@ impl Bundle {
             Self::Agent => &["CAP_SYSLOG"],
             _ => &["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"],
         };
+        let most = if self == Self::Spare { "4" } else { "1" };
         let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind}));
         json!({
             "ociVersion": "1.0.2",
@@ -76,7 +80,7 @@ impl Bundle {
             },
             "root": {"path": "rootfs", "readonly": true},
             "hostname": "bench",
-            "annotations": {"io.bulkhead.memory_mib": GUEST_MEM_SIZE_MIB.to_string()},
+            "annotations": {"io.bulkhead.memory_mib": GUEST_MEM_SIZE_MIB.to_string(), "io.bulkhead.max_vcpus": most},
             "mounts": mounts(),
             "linux": {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},

@@ -52,9 +52,10 @@ pub(crate) enum Runtime {
 }
 
 /// The cases, in the order in which they take turns.
-pub(crate) const CASES: [Case; 10] = [
+pub(crate) const CASES: [Case; 11] = [
     Case { name: "bulkhead-echo", kind: Kind::Bulkhead(Bundle::Echo), output: ECHO_OUTPUT },
     Case { name: "bulkhead-true", kind: Kind::Bulkhead(Bundle::True), output: "" },
+    Case { name: "bulkhead-spare-cpus", kind: Kind::Bulkhead(Bundle::Spare), output: ECHO_OUTPUT },
     Case { name: "qemu-microvm", kind: Kind::Qemu, output: USER_SPACE },
     Case { name: "runc-echo", kind: Kind::Runc(Bundle::Echo), output: ECHO_OUTPUT },
     Case { name: "runc-true", kind: Kind::Runc(Bundle::True), output: "" },

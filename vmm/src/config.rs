@@ -19,8 +19,11 @@ use serde::{Deserialize, Serialize};
 pub struct MachineConfig {
     /// The sandbox's id; names the process, nothing else.
     pub id: String,
-    /// 1 to [`MAX_VCPUS`].
+    /// Those that the guest's kernel begins with; 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// How many it may come to use while the machine runs, at most [`MAX_VCPUS`]; no others if it is no more than that.
+    #[serde(default)]
+    pub max_vcpus: u8,
     /// Guest memory, [`MIN_MEM_SIZE_MIB`] or more.
     pub mem_size_mib: u64,
     /// How much it may become while the machine runs (see [`crate::control::Order::GrantMemory`]); not to grow if it is no
@@ -75,6 +78,11 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
+    /// How many vCPUs there are: those too that nobody uses yet.
+    pub(crate) fn possible_vcpus(&self) -> u8 {
+        self.vcpus.max(self.max_vcpus)
+    }
+
     /// Whether there is a device for private trees.
     pub(crate) fn has_private(&self) -> bool {
         self.trees_grow || !self.private_trees.is_empty()

@@ -16,6 +16,7 @@ use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
     TerminalSize,
 };
+use crate::cpus;
 use crate::disks::{Disks, Number};
 use crate::init::SYS;
 use crate::memory;
@@ -131,6 +132,15 @@ impl Agent for AgentService {
 
     async fn add_memory(&self, _context: &TtrpcContext, request: wire::AddMemoryRequest) -> ttrpc::Result<wire::Empty> {
         memory::add(SYS.as_ref(), request.address, request.length).await.map_err(ToStatus::into_status)?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn online_cpus(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::OnlineCpusRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        cpus::bring_online(SYS.as_ref(), request.count).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

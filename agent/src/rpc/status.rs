@@ -10,6 +10,7 @@ use crate::container::{
     CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
     LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
 };
+use crate::cpus::CpuError;
 use crate::disks::DiskError;
 use crate::memory::MemoryError;
 use crate::network::{ConnectSpecError, NetworkError};
@@ -56,6 +57,12 @@ impl ToStatus for NetworkError {
 }
 
 impl ToStatus for DiskError {
+    fn code(&self) -> Code {
+        Code::INTERNAL
+    }
+}
+
+impl ToStatus for CpuError {
     fn code(&self) -> Code {
         Code::INTERNAL
     }

@@ -7,6 +7,7 @@
 mod block_devices;
 mod block_io;
 mod capabilities;
+mod cpu_limit;
 mod device_filter;
 mod error;
 mod hooks;
@@ -46,13 +47,14 @@ use oci_spec::runtime::{
 };
 
 pub(crate) use self::block_devices::BlockDevice;
+pub(crate) use self::cpu_limit::CpuLimit;
 pub(crate) use self::device_filter::{DeviceRules, GuestDisk};
 use self::error::{FieldError, without_nul};
 pub(crate) use self::error::{PartError, SpecError};
 pub(crate) use self::host_cgroup::host_memory_bytes;
 use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
-use self::machine::Host;
+use self::machine::{Besides, Host, POD_VCPUS};
 pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine};
 pub(crate) use self::net_device::NetSettings;
 pub(crate) use self::pod::{OVERHEAD, PodNamespaces, Role, tells_memory as tells_memory_of_pod};
@@ -87,6 +89,8 @@ pub(crate) struct Translated {
     pub(crate) machine: Machine,
     /// The container's limit of memory, if it has one.
     pub(crate) memory_limit_mib: Option<u64>,
+    /// What it may use of processors.
+    pub(crate) cpu_limit: CpuLimit,
     /// The sandbox's cgroup on the host.
     pub(crate) cgroup: CgroupSpec,
     /// What it may use of the host's caches and memory bandwidth, if that is said.
@@ -222,6 +226,8 @@ pub(crate) struct NewLimits {
     pub(crate) device_rules: Option<DeviceRules>,
     /// Of memory, in bytes: what the machine is to have room for. Negative for none.
     pub(crate) memory: Option<i64>,
+    /// Of processors: how many the guest is to use.
+    pub(crate) cpu: CpuLimit,
     /// What the container may not use as much of already, if there is such a condition: memory, by a limit of that name.
     pub(crate) above_use: Vec<(&'static str, i64)>,
     /// For the sandbox's cgroup on the host, but for its memory, which depends on the machine's.
@@ -242,8 +248,9 @@ pub(crate) fn new_limits_from_json(json: &[u8]) -> Result<NewLimits, PartError> 
     let cgroup_settings = resources::translate(&resources)?;
     let resources = unified::fold(&resources)?;
     let memory = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit != 0);
+    let cpu = CpuLimit::translate(resources.cpu().as_ref())?;
     let host = host_cgroup::new_limits(&resources)?;
-    Ok(NewLimits { cgroup_settings, device_rules, memory, above_use: resources::above_use(&resources), host })
+    Ok(NewLimits { cgroup_settings, device_rules, memory, cpu, above_use: resources::above_use(&resources), host })
 }
 
 fn read(path: &Path) -> Result<Spec, SpecError> {
@@ -333,7 +340,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
     let resctrl = intel_rdt.map(|rdt| intel_rdt::translate(rdt, role)).transpose()?;
     let resources = resources.map(unified::fold).transpose()?;
     let resources = resources.as_ref();
-    let memory_limit_mib = machine::memory_limit_mib(resources);
+    let (memory_limit_mib, cpu_limit) = (machine::memory_limit_mib(resources), cpu_limit(resources, role)?);
     let (mut machine, cgroup) = machine_and_cgroup(linux, resources, &annotations, role)?;
     machine.oom_score_adj = process.oom_score_adj;
     user_network::check(machine.user_network.as_ref(), network_path, matches!(role, Role::Alone))?;
@@ -380,6 +387,7 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         sockets: mounts.sockets,
         machine,
         memory_limit_mib,
+        cpu_limit,
         cgroup,
         resctrl,
         network,
@@ -418,6 +426,12 @@ fn check_pids(namespaces: &[LinuxNamespace], role: Role<'_>) -> Result<(), Field
     Ok(())
 }
 
+/// What a container may use of its machine's processors.
+fn cpu_limit(resources: Option<&LinuxResources>, role: Role<'_>) -> Result<CpuLimit, FieldError> {
+    let limit = CpuLimit::translate(resources.and_then(|resources| resources.cpu().as_ref()))?;
+    Ok(if matches!(role, Role::Member { .. }) { limit.of_quota() } else { limit })
+}
+
 /// The machine, and what it may use of the host.
 fn machine_and_cgroup(
     linux: Option<&Linux>,
@@ -426,10 +440,12 @@ fn machine_and_cgroup(
     role: Role<'_>,
 ) -> Result<(Machine, CgroupSpec), FieldError> {
     let of_pod = matches!(role, Role::Sandbox).then(|| pod::told(annotations)).transpose()?;
-    let overhead_mib =
-        of_pod.as_ref().map_or(0, |told| told.overhead_mib.saturating_sub(host_cgroup::HOST_OVERHEAD_MIB));
+    let besides = of_pod.as_ref().map_or(Besides::default(), |told| Besides {
+        overhead_mib: told.overhead_mib.saturating_sub(host_cgroup::HOST_OVERHEAD_MIB),
+        max_vcpus: if told.tells_cpu { 0 } else { POD_VCPUS },
+    });
     let resources = of_pod.as_ref().map(|told| &told.resources).or(resources);
-    let machine = Machine::translate(annotations, resources, overhead_mib, Host::THIS)?;
+    let machine = Machine::translate(annotations, resources, besides, Host::THIS)?;
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let mut cgroup = host_cgroup::translate(cgroups_path, resources, &machine)?;
     if matches!(role, Role::Sandbox) {

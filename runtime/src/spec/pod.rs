@@ -156,6 +156,8 @@ pub(super) struct Told {
     pub(super) resources: LinuxResources,
     /// What it may use of memory besides, on the host; 0 if that is not told.
     pub(super) overhead_mib: u64,
+    /// Whether what its containers may use of the processors is told, were it that they have no limit.
+    pub(super) tells_cpu: bool,
 }
 
 /// What a pod may use, from its sandbox's annotations.
@@ -182,7 +184,9 @@ pub(super) fn told(annotations: &HashMap<String, String>) -> Result<Told, FieldE
         .memory(limit.build().map_err(broken)?)
         .build()
         .map_err(broken)?;
-    Ok(Told { resources, overhead_mib: positive(overhead.memory_limit_in_bytes).unwrap_or(0) >> 20 })
+    let tells_cpu = [sum.cpu_quota, sum.cpu_period, sum.cpu_shares].iter().any(|number| *number != 0);
+    let overhead_mib = positive(overhead.memory_limit_in_bytes).unwrap_or(0) >> 20;
+    Ok(Told { resources, overhead_mib, tells_cpu })
 }
 
 /// Whether the annotations tell what a pod's containers may use of memory together.
@@ -252,9 +256,9 @@ mod tests {
             (CPU_SHARES.to_owned(), "0".to_owned()),
         ]);
 
-        let Told { resources, overhead_mib } = told(&annotations).unwrap();
+        let Told { resources, overhead_mib, tells_cpu } = told(&annotations).unwrap();
 
-        assert_eq!(overhead_mib, 0);
+        assert_eq!((overhead_mib, tells_cpu), (0, true));
         let cpu = resources.cpu().as_ref().unwrap();
         assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(268_435_456));
         assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), None));
@@ -268,15 +272,16 @@ mod tests {
             let annotations =
                 [(resources, sum), (overhead, besides)].map(|(key, text)| (key.to_owned(), text.to_owned()));
 
-            let Told { resources, overhead_mib } = told(&HashMap::from(annotations.clone())).unwrap();
+            let Told { resources, overhead_mib, tells_cpu } = told(&HashMap::from(annotations.clone())).unwrap();
 
             let cpu = resources.cpu().as_ref().unwrap();
             assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(150_000), Some(100_000), Some(563)));
             assert_eq!((resources.memory().as_ref().unwrap().limit(), overhead_mib), (Some(256 << 20), 300));
-            assert!(tells_memory(&annotations.into()));
+            assert!(tells_cpu && tells_memory(&annotations.into()));
         }
         let silent = [RESOURCES[0], OVERHEAD[0]].map(|key| (key.to_owned(), "null".to_owned()));
         assert_eq!(told(&silent.clone().into()).unwrap().overhead_mib, 0);
+        assert!(!told(&silent.clone().into()).unwrap().tells_cpu);
         assert!(!tells_memory(&silent.into()));
     }
 
@@ -286,6 +291,15 @@ mod tests {
 
         assert!(tells("268435456") && !tells("0") && !tells("-1"));
         assert!(!tells_memory(&BTreeMap::new()));
+    }
+
+    #[test]
+    fn shares_without_a_quota_tell_that_there_is_none() {
+        let tells =
+            |key: &str, text: &str| told(&HashMap::from([(key.to_owned(), text.to_owned())])).unwrap().tells_cpu;
+
+        assert!(tells(CPU_SHARES, "2") && tells(CPU_QUOTA, "-1"));
+        assert!(!tells(CPU_SHARES, "0") && !tells(MEMORY, "268435456"));
     }
 
     #[test]

@@ -15,10 +15,10 @@ use bulkhead_protocol::agent::{
     AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, ConnectPortRequest,
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, DisksRequest, Empty,
     ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
-    ListProcessesRequest, PauseContainerRequest, Process, ProcessInfo, Question, ReadProcessesResponse,
-    ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StartContainerResponse,
-    UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
-    WaitProcessResponse,
+    ListProcessesRequest, OnlineCpusRequest, PauseContainerRequest, Process, ProcessInfo, Question,
+    ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessRequest, WaitProcessResponse,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{ERROR_PROCESS_FINISHED, ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
@@ -41,6 +41,9 @@ const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a guest may take to have its kernel use more memory: 8,000 blocks for a terabyte.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a guest may take to have its kernel use more processors, each of which starts.
+const CPUS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a guest may take to write its dirty pages back: all of its memory, to a slow disk.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -144,6 +147,13 @@ impl Agent {
     pub(super) async fn add_memory(&self, address: u64, length: u64) -> Result<(), AgentError> {
         let request = AddMemoryRequest { address, length, ..Default::default() };
         within(MEMORY_TIMEOUT, self.client.add_memory(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Has the guest's kernel use so many of the machine's processors.
+    pub(super) async fn online_cpus(&self, count: u32) -> Result<(), AgentError> {
+        let request = OnlineCpusRequest { count, ..Default::default() };
+        within(CPUS_TIMEOUT, self.client.online_cpus(Context::default(), &request)).await?;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ pub(super) use self::exit::DEFIANT;
 use self::exit::LastOutput;
 use super::agent::{Agent, AgentError, Refusal};
 use super::execs::Execs;
+use super::machine_cpus::{CpuClaim, OnlineError};
 use super::machine_memory::{Claim, GrowError};
 use super::network::Settler;
 use super::signals;
@@ -96,6 +97,8 @@ pub(crate) enum CallError {
     #[error(transparent)]
     Memory(#[from] GrowError),
     #[error(transparent)]
+    Cpus(#[from] OnlineError),
+    #[error(transparent)]
     Cgroup(#[from] HostCgroupError),
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -164,6 +167,8 @@ pub(crate) struct Container {
     cgroup: Weak<HostCgroup>,
     /// What it may use of the machine's memory; none of a pod's sandbox.
     memory: Option<Claim>,
+    /// The same of its processors.
+    cpus: Option<CpuClaim>,
     /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
     sandbox_end: Option<watch::Sender<Option<u8>>>,
     /// What a further process has of the container's own, unless it says otherwise.
@@ -214,6 +219,7 @@ impl Container {
             disks: OnceLock::new(),
             cgroup,
             memory: None,
+            cpus: None,
             sandbox_end: None,
             init: init.clone(),
         }
@@ -230,9 +236,9 @@ impl Container {
         Self { execs: Execs::new(numbers), ..self }
     }
 
-    /// It uses the machine's memory as that tells.
-    pub(super) fn claiming(self, memory: Claim) -> Self {
-        Self { memory: Some(memory), ..self }
+    /// It uses the machine's memory and its processors as these tell.
+    pub(super) fn claiming(self, memory: Claim, cpus: CpuClaim) -> Self {
+        Self { memory: Some(memory), cpus: Some(cpus), ..self }
     }
 
     /// It has these block devices of the host; told once.
@@ -335,6 +341,7 @@ impl Container {
             life.ended_ns.map_or_else(|| Ended::now(status), |at_ns| Ended::told(status, at_ns, life.begin_ns))
         };
         self.memory.iter().for_each(Claim::release);
+        self.cpus.iter().for_each(CpuClaim::release);
         self.ended.send_replace(Some(ended));
     }
 

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::agent::{AgentError, Refusal};
 use super::console::ConsoleError;
+use super::machine_cpus::OnlineError;
 use super::machine_memory::GrowError;
 use super::pod::DiskError;
 use super::signals::Received;
@@ -112,6 +113,8 @@ pub(crate) enum RunError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Memory(#[from] GrowError),
+    #[error(transparent)]
+    Cpus(#[from] OnlineError),
     #[error("the pod's machine has ended")]
     PodGone,
     #[error("the container is to see the processes of another one of its pod, which has them to itself")]

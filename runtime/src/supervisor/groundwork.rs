@@ -46,6 +46,10 @@ impl Groundwork {
     pub(super) fn lay(options: &Options, mut translated: Translated, passt: Option<&Path>) -> Result<Self, RunError> {
         let begin_ns = now_ns();
         let (state, cgroup) = places(options, &translated.cgroup)?;
+        if cgroup.as_ref().is_some_and(HostCgroup::takes_cpus) {
+            // The cgroup has them. From Linux 6.2 on, threads that were restricted themselves stay so when it is given others.
+            translated.machine.host_cpus.clear();
+        }
         if options.mode != Mode::Served
             && let Some(score) = translated.machine.oom_score_adj
         {

@@ -305,6 +305,7 @@ fn launch(
         block_devices,
         device_rules,
         machine,
+        cpu_limit,
         network,
         hooks,
         sockets: host_sockets,
@@ -353,8 +354,20 @@ fn launch(
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
     let start = Start { request, disks, network: network_request, shared, hooks, hook_state, boot_timeout };
-    let launched =
-        Launched { start, record, machine, sockets, host_sockets, resctrl, signals, task, ends, follower, passt };
+    let launched = Launched {
+        start,
+        record,
+        machine,
+        cpu_limit,
+        sockets,
+        host_sockets,
+        resctrl,
+        signals,
+        task,
+        ends,
+        follower,
+        passt,
+    };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))
 }

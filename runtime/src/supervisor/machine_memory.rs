@@ -4,13 +4,13 @@
 //! The VMM grants a part of what it keeps in reserve, and the agent is told to have the guest's kernel use that. A machine
 //! does not shrink: what a guest has had is not given back.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bulkhead_vmm::config::ReserveLayout;
 use thiserror::Error;
 
 use super::agent::{Agent, AgentError};
+use super::claims::Claims;
 use super::vmm_control::{ControlError, VmmControl};
 use crate::cgroup::{HostCgroup, HostCgroupError};
 use crate::logging;
@@ -42,7 +42,8 @@ pub(crate) struct MachineMemory {
     /// Held while the machine grows.
     growing: tokio::sync::Mutex<()>,
     grown: Mutex<Grown>,
-    claims: Mutex<Claims>,
+    /// In MiB.
+    claims: Claims<u64>,
 }
 
 /// How much of the reserve is the guest's.
@@ -53,19 +54,12 @@ struct Grown {
     used_mib: u64,
 }
 
-/// The limits of the containers that have one.
-#[derive(Debug, Default)]
-struct Claims {
-    last: u64,
-    limits_mib: HashMap<u64, u64>,
-}
-
 impl MachineMemory {
     /// That of a machine whose guest boots.
     pub(super) fn new(machine: &Machine, control: VmmControl, agent: Agent, cgroup: Weak<HostCgroup>) -> Arc<Self> {
         let (boot_mib, max_mib) = (machine.mem_size_mib, machine.max_mem_size_mib);
         let reserve = ReserveLayout::new(boot_mib, max_mib);
-        let (growing, grown, claims) = (tokio::sync::Mutex::default(), Mutex::default(), Mutex::default());
+        let (growing, grown, claims) = (tokio::sync::Mutex::default(), Mutex::default(), Claims::new());
         Arc::new(Self { control, agent, cgroup, boot_mib, max_mib, reserve, growing, grown, claims })
     }
 
@@ -81,17 +75,12 @@ impl MachineMemory {
 
     /// How much of the reserve the containers' limits together need, as far as there is so much; `None` if the guest uses that.
     fn needed_mib(&self) -> Option<(ReserveLayout, u64)> {
-        let sum_mib = self.claims().limits_mib.values().fold(MEMORY_OVERHEAD_MIB, |sum, mib| sum.saturating_add(*mib));
+        let sum_mib = self.claims.all().into_iter().fold(MEMORY_OVERHEAD_MIB, u64::saturating_add);
         let more_mib = sum_mib.saturating_sub(self.boot_mib);
         let used_mib = self.grown().used_mib;
         let reserve = self.reserve.filter(|_| more_mib > used_mib)?;
         // The kernel has 64 bytes for each page of 4096, and takes them from what it is given.
         Some((reserve, reserve.whole_blocks_mib(more_mib.saturating_add(more_mib.div_ceil(63)))))
-    }
-
-    fn claims(&self) -> MutexGuard<'_, Claims> {
-        // Nothing panics while the lock is held.
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the machine what its containers' limits together need, as far as it can have that. How much it has then, in
@@ -133,31 +122,23 @@ pub(crate) struct Claim {
 impl Claim {
     /// That of a container without a limit.
     pub(super) fn new(memory: Arc<MachineMemory>) -> Self {
-        let number = {
-            let mut claims = memory.claims();
-            claims.last += 1;
-            claims.last
-        };
+        let number = memory.claims.add();
         Self { memory, number }
     }
 
     /// The container's limit, in MiB.
     pub(super) fn limit_mib(&self) -> Option<u64> {
-        self.memory.claims().limits_mib.get(&self.number).copied()
+        self.memory.claims.get(self.number)
     }
 
     /// Notes a container's limit, in MiB.
     pub(super) fn note(&self, limit_mib: Option<u64>) {
-        let mut claims = self.memory.claims();
-        match limit_mib {
-            Some(limit) => claims.limits_mib.insert(self.number, limit),
-            None => claims.limits_mib.remove(&self.number),
-        };
+        self.memory.claims.set(self.number, limit_mib);
     }
 
     /// The machine gets what all containers' limits need, as far as it can have that. A container without one waits for nothing.
     pub(super) async fn make_room(&self) -> Result<(), GrowError> {
-        if !self.memory.claims().limits_mib.contains_key(&self.number) {
+        if self.limit_mib().is_none() {
             return Ok(());
         }
         self.memory.make_room().await.map(drop)

@@ -39,6 +39,7 @@
 
 pub(crate) mod agent;
 mod caller;
+mod claims;
 pub(crate) mod client;
 mod connections;
 mod console;
@@ -52,6 +53,7 @@ mod face;
 mod forward;
 mod groundwork;
 mod launch;
+mod machine_cpus;
 mod machine_memory;
 mod network;
 pub(crate) mod oom_score;

@@ -23,6 +23,7 @@ use super::container::{CallError, Container, DEFIANT, LateNetwork};
 use super::disks::Disks;
 use super::error::{Loss, Phase, RunError};
 use super::launch::Options;
+use super::machine_cpus::{CpuClaim, MachineCpus};
 use super::machine_memory::{Claim, MachineMemory};
 use super::network::NetworkTask;
 use super::pid_file;
@@ -41,7 +42,7 @@ use crate::network::user::Passt;
 use crate::network::{Follower, Network};
 use crate::pidfd;
 use crate::resctrl::ResctrlGroup;
-use crate::spec::Machine;
+use crate::spec::{CpuLimit, Machine};
 use crate::storage::HostSocket;
 use crate::text;
 use crate::trace::{Trace, Track, now_ns};
@@ -54,6 +55,8 @@ pub(super) struct Launched {
     pub(super) start: Start,
     pub(super) record: Record,
     pub(super) machine: Machine,
+    /// What the container may use of its processors.
+    pub(super) cpu_limit: CpuLimit,
     pub(super) sockets: VmmSockets,
     /// Those of the host that the container may connect to.
     pub(super) host_sockets: Vec<HostSocket>,
@@ -169,8 +172,20 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched { start, record, machine, sockets, host_sockets, resctrl, signals, task, ends, follower, passt } =
-            launched;
+        let Launched {
+            start,
+            record,
+            machine,
+            cpu_limit,
+            sockets,
+            host_sockets,
+            resctrl,
+            signals,
+            task,
+            ends,
+            follower,
+            passt,
+        } = launched;
         (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
         (self.passt, self.resctrl) = (passt, resctrl);
         let (vmm_sender, vmm_events) = unbounded_channel();
@@ -183,9 +198,10 @@ impl Sandbox {
         let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
         let cgroup = self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
         let memory = MachineMemory::new(&machine, control.clone(), agent.clone(), cgroup.clone());
+        let cpus = CpuClaim::new(MachineCpus::new(&machine, agent.clone()), cpu_limit);
         let (init, poststart) = (&start.request.process, start.hooks.poststart.clone());
         let container = Container::new(agent, record, init, poststart, cgroup, self.state.handle()?);
-        let container = Arc::new(container.claiming(Claim::new(memory)));
+        let container = Arc::new(container.claiming(Claim::new(memory), cpus));
         if let Some(place) = self.processes.take() {
             place.serve(container.agent.clone(), &mut self.tasks);
         }

@@ -170,6 +170,7 @@ pub(crate) fn status(error: CallError) -> ttrpc::Error {
         CallError::Create(_) | CallError::Network(_) => Code::UNKNOWN,
         CallError::Cgroup(_)
         | CallError::Memory(_)
+        | CallError::Cpus(_)
         | CallError::Hook(_)
         | CallError::Agent(AgentError::Refused { kind: Refusal::Other, .. }) => Code::INTERNAL,
         CallError::Agent(AgentError::Refused { .. }) => Code::INVALID_ARGUMENT,

@@ -115,6 +115,7 @@ impl Vmm {
         let config = MachineConfig {
             id: options.id.to_owned(),
             vcpus: options.machine.vcpus,
+            max_vcpus: options.machine.max_vcpus,
             mem_size_mib: options.machine.mem_size_mib,
             max_mem_size_mib: options.machine.max_mem_size_mib,
             kvm_fd: parts.kvm.as_raw_fd(),

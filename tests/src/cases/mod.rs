@@ -70,6 +70,7 @@ mod task_calls;
 mod terminal;
 mod tree;
 mod user_namespace;
+mod vcpus;
 mod verb_options;
 mod verbs;
 
@@ -192,6 +193,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         terminal::CASES,
         tree::CASES,
         user_namespace::CASES,
+        vcpus::CASES,
         verb_options::CASES,
         verbs::CASES,
     ]

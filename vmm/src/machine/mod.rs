@@ -5,7 +5,7 @@
 //! main thread       open descriptors, jail, devices, then waits: for the machine's end, or the supervisor's; and
 //!                   carries out what the supervisor asks for meanwhile
 //!   set-up threads  KVM's objects; guest memory and boot code. They end before the guest runs
-//!   vcpu-N          runs a vCPU; answers its accesses
+//!   vcpu-N          runs a vCPU; answers its accesses. Of one that the guest does not use yet, it sleeps in KVM
 //!   fs-TAG, vsock   a device's worker, from its activation on
 //!   blk             as above, of a block device
 //!   net-N           that of a pair of queues, as long as the guest uses it
@@ -134,9 +134,9 @@ struct StreamWatch {
 
 /// Checks what the type of the configuration does not.
 fn check(config: &MachineConfig) -> Result<(), MachineError> {
-    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
-        let allowed = format!("1 to {MAX_VCPUS}");
-        return Err(MachineError::Config { what: "the number of vCPUs", value: config.vcpus.into(), allowed });
+    if config.vcpus == 0 || config.possible_vcpus() > MAX_VCPUS {
+        let (value, allowed) = (config.possible_vcpus().into(), format!("1 to {MAX_VCPUS}"));
+        return Err(MachineError::Config { what: "the number of vCPUs", value, allowed });
     }
     if config.mem_size_mib < MIN_MEM_SIZE_MIB {
         let allowed = format!("{MIN_MEM_SIZE_MIB} MiB or more");

@@ -46,7 +46,7 @@ pub fn build(config: &MachineConfig, reporter: &Reporter) -> Result<Machine, Mac
     let kvm_device = owned(config.kvm_fd);
     let (jail, parts, memory) = thread::scope(|scope| {
         let parts = builder("setup-kvm")
-            .spawn_scoped(scope, || reporter.phase("kvm set-up", || create_vm(kvm_device, config.vcpus)))
+            .spawn_scoped(scope, || reporter.phase("kvm set-up", || create_vm(kvm_device, config.possible_vcpus())))
             .map_err(|source| MachineError::Host { doing: "start a thread", source })?;
         let memory = builder("setup-memory")
             .spawn_scoped(scope, || reporter.phase("guest memory", || load_guest(config)))
@@ -85,7 +85,7 @@ fn load_guest(config: &MachineConfig) -> Result<LoadedGuest, MachineError> {
     let reserve = ReserveLayout::new(config.mem_size_mib, config.max_mem_size_mib).and_then(Reserve::map);
     let mut kernel = File::from(owned(config.kernel_fd));
     let mut initramfs = File::from(owned(config.initramfs_fd));
-    let start = boot::load(&memory, config.vcpus, &mut kernel, &mut initramfs, &command_line(config))?;
+    let start = boot::load(&memory, config.possible_vcpus(), &mut kernel, &mut initramfs, &command_line(config))?;
     Ok((memory, reserve, start))
 }
 
@@ -96,8 +96,9 @@ fn device_count(config: &MachineConfig) -> u64 {
 
 fn command_line(config: &MachineConfig) -> String {
     let windows = (0..device_count(config)).map(|index| Bus::kernel_word(index as usize));
-    let words = std::iter::once(KERNEL_ARGS.to_owned()).chain(windows).chain(config.kernel_args.iter().cloned());
-    words.collect::<Vec<_>>().join(" ")
+    let vcpus = (config.possible_vcpus() > config.vcpus).then(|| format!("maxcpus={}", config.vcpus));
+    let own = std::iter::once(KERNEL_ARGS.to_owned()).chain(vcpus).chain(windows);
+    own.chain(config.kernel_args.iter().cloned()).collect::<Vec<_>>().join(" ")
 }
 
 fn assemble(
@@ -235,6 +236,38 @@ fn notice() -> Result<Notice, MachineError> {
 mod tests {
     use super::*;
     use crate::arch::x86_64::layout;
+
+    fn config(vcpus: u8, max_vcpus: u8) -> MachineConfig {
+        let json = serde_json::json!({
+            "id": "x", "vcpus": vcpus, "max_vcpus": max_vcpus, "mem_size_mib": 64, "kernel_args": ["debug"],
+            "kvm_fd": -1, "kernel_fd": -1, "initramfs_fd": -1, "console_fd": -1, "report_fd": -1, "control_fd": -1,
+            "vsock": { "listener_fd": -1, "agent_fd": -1, "agent_port": 1 },
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_is_told_which_vcpus_to_begin_with() {
+        for (vcpus, max_vcpus, possible, told) in [(1, 0, 1, None), (2, 2, 2, None), (1, 4, 4, Some("maxcpus=1"))] {
+            let config = config(vcpus, max_vcpus);
+            let line = command_line(&config);
+            assert_eq!(config.possible_vcpus(), possible);
+            assert_eq!(line.split(' ').find(|word| word.starts_with("maxcpus")), told, "{line}");
+            // What the configuration adds has the last word.
+            assert!(line.ends_with(" debug"), "{line}");
+        }
+    }
+
+    #[test]
+    fn more_vcpus_than_the_kernel_knows_are_refused() {
+        for (vcpus, max_vcpus, value) in [(0, 0, 0), (65, 0, 65), (1, 65, 65)] {
+            let refused = check(&config(vcpus, max_vcpus));
+            assert!(
+                matches!(refused, Err(MachineError::Config { what: "the number of vCPUs", value: told, .. }) if told == value)
+            );
+        }
+        assert!(check(&config(1, 64)).is_ok());
+    }
 
     #[test]
     fn windows_follow_each_other() {

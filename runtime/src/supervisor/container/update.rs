@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! New limits for a container that runs: on the host and in the guest, all of them or none.
 
-use super::{CallError, Claim, Container};
+use super::{CallError, Claim, Container, CpuClaim};
 use crate::spec::{self, NewLimits};
 
 impl Container {
-    /// Changes the limits, on the host and in the guest: all of them, or none. The machine grows first, if it has less memory than
-    /// they need, and stays as large.
+    /// Changes the limits, on the host and in the guest: all of them, or none. The machine grows first, if it has less memory or
+    /// uses fewer processors than they need, and stays as large.
     pub(crate) async fn update(&self, mut limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
         self.require_process()?;
@@ -20,6 +20,7 @@ impl Container {
         let _change = self.change.lock().await;
         self.check_use(&limits).await?;
         let claimed_mib = self.memory.as_ref().map(Claim::limit_mib);
+        let claimed_cpus = self.cpus.as_ref().map(CpuClaim::limit);
         if let (Some(limit), Some(memory)) = (limits.memory, &self.memory) {
             let size_mib = memory.change(limit).await?;
             limits.host.memory_bytes = Some(if limit < 0 { -1 } else { spec::host_memory_bytes(size_mib) });
@@ -28,19 +29,30 @@ impl Container {
         if let (Err(_), Some(memory), Some(limit_mib)) = (&changed, &self.memory, claimed_mib) {
             memory.note(limit_mib);
         }
+        if let (Err(_), Some(cpus), Some(limit)) = (&changed, &self.cpus, claimed_cpus) {
+            cpus.note(limit);
+        }
         changed
     }
 
     /// The host goes first: the guest is not changed where it refuses, and where the guest does it has what it had.
     async fn change_on_both_sides(&self, limits: NewLimits) -> Result<(), CallError> {
         let former = self.cgroup.upgrade().map(|cgroup| cgroup.update(&limits.host)).transpose()?;
-        let disks = self.disks.get().map_or(&[][..], Vec::as_slice);
-        let filter = limits.device_rules.map(|rules| rules.compile(disks)).unwrap_or_default();
-        let changed = self.agent.update(limits.cgroup_settings, filter).await;
+        let changed = self.change_in_guest(limits).await;
         if let (Err(_), Some(former)) = (&changed, former) {
             former.restore();
         }
-        Ok(changed?)
+        changed
+    }
+
+    /// Processors that a quota is for are in use before it holds.
+    async fn change_in_guest(&self, limits: NewLimits) -> Result<(), CallError> {
+        if let Some(cpus) = &self.cpus {
+            cpus.change(limits.cpu).await?;
+        }
+        let disks = self.disks.get().map_or(&[][..], Vec::as_slice);
+        let filter = limits.device_rules.map(|rules| rules.compile(disks)).unwrap_or_default();
+        Ok(self.agent.update(limits.cgroup_settings, filter).await?)
     }
 
     /// Fails where a limit of memory is to be above what is used, and is not.

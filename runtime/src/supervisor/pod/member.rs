@@ -26,6 +26,7 @@ use crate::supervisor::disks::localize;
 use crate::supervisor::error::{Phase, RunError};
 use crate::supervisor::groundwork;
 use crate::supervisor::launch::Options;
+use crate::supervisor::machine_cpus::CpuClaim;
 use crate::supervisor::machine_memory::Claim;
 use crate::supervisor::oom_score::ScoreClaim;
 use crate::supervisor::sandbox::GONE_TIMEOUT;
@@ -80,6 +81,8 @@ impl Pod {
         if self.grows {
             memory.make_room().await?;
         }
+        let cpus = CpuClaim::new(Arc::clone(&self.cpus), translated.cpu_limit);
+        cpus.make_room().await?;
         let oom_score = self.oom_score.claim(translated.request.process.oom_score_adj);
         // Closed here in any case: they are open in the VMM from then on.
         let block_devices = mem::take(&mut translated.block_devices);
@@ -92,7 +95,7 @@ impl Pod {
                 return Err(error.into());
             }
         };
-        let made = self.make(options, translated, (&taken, &disks), memory, &state, (first_stream, ends)).await;
+        let made = self.make(options, translated, (&taken, &disks), (memory, cpus), &state, (first_stream, ends)).await;
         let (container, outputs, server, poststop) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -149,7 +152,7 @@ impl Pod {
         options: &Options,
         translated: Translated,
         (taken, disks): (&Taken, &TakenDisks),
-        memory: Claim,
+        (memory, cpus): (Claim, CpuClaim),
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
     ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
@@ -219,7 +222,7 @@ impl Pod {
             () = self.machine_gone() => return Err(RunError::PodGone),
         };
         let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
-        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory));
+        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory, cpus));
         container.has_disks(disks.disks.clone());
         let server = match TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop) {
             Ok(server) => server,

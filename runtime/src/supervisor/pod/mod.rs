@@ -39,6 +39,7 @@ use super::execs;
 use super::forward::forward;
 use super::groundwork;
 use super::launch::{self, Booted, Options};
+use super::machine_cpus::MachineCpus;
 use super::machine_memory::MachineMemory;
 use super::network::NetworkTask;
 use super::oom_score::VmmScore;
@@ -72,6 +73,7 @@ pub(crate) struct Pod {
     trees: PodTrees,
     disks: PodDisks,
     memory: Arc<MachineMemory>,
+    cpus: Arc<MachineCpus>,
     oom_score: Arc<VmmScore>,
     connections: Room,
     /// Whether the machine grows for a container that comes: not where the sum of all their limits has been told.
@@ -178,13 +180,13 @@ async fn make(
     let watched = vmm.watch().map_err(RunError::EventLoop)?;
     let numbers = execs::stream_numbers();
     let weak_cgroup = cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
-    let sandbox = Container::sandbox(agent.clone(), record, weak_cgroup, state.handle()?);
+    let sandbox = Container::sandbox(agent.clone(), record, weak_cgroup.clone(), state.handle()?);
     let sandbox = Arc::new(sandbox.numbering_streams(Arc::clone(&numbers)));
     let told = Arc::clone(&sandbox);
     let without_vhost = move || told.network_is_without_vhost();
     tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender, without_vhost));
-    let its_cgroup = cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
-    let memory = MachineMemory::new(&translated.machine, control.clone(), agent.clone(), its_cgroup);
+    let memory = MachineMemory::new(&translated.machine, control.clone(), agent.clone(), weak_cgroup);
+    let cpus = MachineCpus::new(&translated.machine, agent.clone());
     let (gone, is_gone) = watch::channel(false);
     let (alive, all_ended) = mpsc::channel(1);
     let pod = Arc::new(Pod {
@@ -194,6 +196,7 @@ async fn make(
         agent,
         trees: PodTrees::new(control),
         memory,
+        cpus,
         oom_score: VmmScore::of(vmm.pid()),
         connections: Room::default(),
         grows,
