@@ -29,6 +29,12 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Guests that an emulated processor may lose in a case of hundreds of starts.
 const MOST_LOST: u32 = 2;
 
+/// Whether this machine's processor is emulated (QEMU's TCG).
+pub(crate) fn is_emulated() -> bool {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processor.lines().any(|line| line.starts_with("model name") && line.contains("QEMU TCG"))
+}
+
 /// The surroundings of one case.
 #[derive(Debug)]
 pub(crate) struct Env {
@@ -76,9 +82,8 @@ impl Env {
     /// flags once in some hundred boots, to what no instruction of its kernel sets, and that panics. Told on stdout, and not
     /// forgiven again and again.
     pub(crate) fn forgives(&self, text: &str) -> bool {
-        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let forgiven = text.contains("the guest's kernel panicked")
-            && processor.lines().any(|line| line.starts_with("model name") && line.contains("QEMU"))
+            && is_emulated()
             && self.lost.load(Ordering::Relaxed) < MOST_LOST;
         if forgiven {
             self.lost.fetch_add(1, Ordering::Relaxed);

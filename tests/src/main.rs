@@ -24,6 +24,7 @@ mod processes;
 mod pty;
 mod run;
 mod runner;
+mod skips;
 
 use std::process::ExitCode;
 
@@ -45,11 +46,18 @@ fn main() -> ExitCode {
     if let Some(bench) = &options.pod_bench {
         return runner::run_bench(&options, bench);
     }
+    let cases = match runner::selected(&options) {
+        Ok(cases) => cases,
+        Err(filter) => {
+            eprintln!("bulkhead-e2e: no case has --filter {filter} in its name (see --list)");
+            return ExitCode::from(2);
+        }
+    };
     if options.list {
-        for case in runner::selected(&options) {
+        for case in cases {
             println!("{}{}", case.name(), if case.slow { " (slow)" } else { "" });
         }
         return ExitCode::SUCCESS;
     }
-    runner::run_all(&options)
+    runner::run_all(&options, cases)
 }

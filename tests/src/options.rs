@@ -11,10 +11,11 @@ usage: bulkhead-e2e [OPTION...]
 Runs the end-to-end cases; root, on a machine whose KVM runs guests.
 
   --runtime PATH   the runtime (default: target/bulkhead/bin/bulkhead; `runc` checks the cases themselves)
-  --filter SUBSTR  only cases whose name contains SUBSTR (may be repeated: any of them)
+  --filter SUBSTR  only cases whose name contains SUBSTR (may be repeated: any of them); one that no name contains is an error
   --skip-slow      leave out the cases that take minutes
-  --second-try     run a case that failed once more at the end, and count that; both results are printed. For emulated
-                   hosts, which now and then lose a guest at its boot
+  --may-skip FILE  a case that is skipped for a reason of which FILE has no line has failed
+  --second-try     on an emulated host, which now and then loses a guest at its boot: run a case that failed once more at the
+                   end, and count that; both results are printed. Not those that do something else each time
   --jobs N         cases at once (default 1)
   --stop-after S   begin no case once S seconds have passed; those that were not begun count as failed
   --claim DIR      only cases that nobody else has claimed in DIR, long ones first, for several hosts side by side that
@@ -37,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) filters: Vec<String>,
     pub(crate) skip_slow: bool,
     pub(crate) second_try: bool,
+    /// Has the reasons for which a case may be skipped.
+    pub(crate) may_skip: Option<PathBuf>,
     pub(crate) jobs: usize,
     /// When no further case begins.
     pub(crate) stop_after: Option<Duration>,
@@ -77,6 +80,7 @@ impl Options {
             filters: Vec::new(),
             skip_slow: false,
             second_try: false,
+            may_skip: None,
             jobs: 1,
             stop_after: None,
             claims: None,
@@ -118,6 +122,7 @@ impl Options {
                 "--machine" => machine = text(value()?)?,
                 "--json" => json = Some(value()?.into()),
                 "--claim" => options.claims = Some(value()?.into()),
+                "--may-skip" => options.may_skip = Some(value()?.into()),
                 "--skip-slow" => options.skip_slow = true,
                 "--second-try" => options.second_try = true,
                 "--keep" => options.keep = true,
@@ -161,9 +166,16 @@ mod tests {
 
     #[test]
     fn wrong_options_are_usage_errors() {
-        for line in
-            ["--jobs 0", "--jobs", "--frobnicate", "--runtime", "--claim", "--stop-after soon", "--stop-after -1"]
-        {
+        for line in [
+            "--jobs 0",
+            "--jobs",
+            "--frobnicate",
+            "--runtime",
+            "--claim",
+            "--may-skip",
+            "--stop-after soon",
+            "--stop-after -1",
+        ] {
             assert!(matches!(parse(line), Err(Stop::Usage(_))), "{line}");
         }
     }

@@ -14,10 +14,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_child_subreaper;
 
 use crate::cases::{self, Case};
-use crate::env::Env;
+use crate::env::{self, Env};
 use crate::failure::{Context as _, Failure, Result, fail};
 use crate::leftovers::Before;
 use crate::options::{Options, PodBench};
+use crate::skips::GoodReasons;
 use crate::{pod_bench, processes};
 
 const PASSED: u8 = 0;
@@ -35,8 +36,12 @@ enum Verdict {
     Skipped(String),
 }
 
-/// The cases that the options name.
-pub(crate) fn selected(options: &Options) -> Vec<&'static Case> {
+/// The cases that the options name, or a filter that names none.
+pub(crate) fn selected(options: &Options) -> std::result::Result<Vec<&'static Case>, &str> {
+    let names_none = |filter: &&String| !cases::all().any(|case| case.name().contains(filter.as_str()));
+    if let Some(filter) = options.filters.iter().find(names_none) {
+        return Err(filter);
+    }
     let wanted = |case: &&Case| {
         options.filters.is_empty() || options.filters.iter().any(|filter| case.name().contains(filter.as_str()))
     };
@@ -45,12 +50,12 @@ pub(crate) fn selected(options: &Options) -> Vec<&'static Case> {
         // A long one that begins last would leave the other hosts without work.
         cases.sort_by_key(|case| std::cmp::Reverse(case.limit));
     }
-    cases
+    Ok(cases)
 }
 
 /// Runs the selected cases and tells of each.
-pub(crate) fn run_all(options: &Options) -> ExitCode {
-    match Suite::new(options).and_then(|mut suite| suite.run()) {
+pub(crate) fn run_all(options: &Options, cases: Vec<&'static Case>) -> ExitCode {
+    match Suite::new(options).and_then(|mut suite| suite.run(cases)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(Failure::Failed(reason) | Failure::Skipped(reason)) => {
@@ -63,6 +68,8 @@ pub(crate) fn run_all(options: &Options) -> ExitCode {
 #[derive(Debug, Default)]
 struct Counts {
     passed: usize,
+    /// Of them, those that had failed before.
+    passed_again: usize,
     failed: usize,
     skipped: usize,
     not_begun: usize,
@@ -74,6 +81,8 @@ struct Suite<'a> {
     runtime: PathBuf,
     work: PathBuf,
     counts: Counts,
+    /// For which reasons a case may be skipped; any, if there are none.
+    good_reasons: Option<GoodReasons>,
     running: Vec<Running>,
     /// The cases that have failed once and get a second try.
     again: Vec<&'static Case>,
@@ -89,6 +98,7 @@ impl<'a> Suite<'a> {
             fail!("needs root");
         }
         let runtime = find_program(&options.runtime)?;
+        let good_reasons = options.may_skip.as_deref().map(GoodReasons::read).transpose()?;
         let base = std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).unwrap_or_else(|| "/tmp".into());
         let work = Path::new(&base).join(format!("bulkhead-e2e.{}", std::process::id()));
         fs::create_dir_all(&work).context(|| format!("making {}", work.display()))?;
@@ -98,6 +108,7 @@ impl<'a> Suite<'a> {
             runtime,
             work,
             counts: Counts::default(),
+            good_reasons,
             running: Vec::new(),
             again: Vec::new(),
             is_second: false,
@@ -105,9 +116,9 @@ impl<'a> Suite<'a> {
         })
     }
 
-    fn run(&mut self) -> Result<bool> {
+    fn run(&mut self, cases: Vec<&'static Case>) -> Result<bool> {
         let started = Instant::now();
-        let mut waiting = selected(self.options).into_iter();
+        let mut waiting = cases.into_iter();
         loop {
             while self.running.len() < self.options.jobs {
                 let Some(case) = waiting.next() else { break };
@@ -136,9 +147,10 @@ impl<'a> Suite<'a> {
             self.give_sign_of_life();
             thread::sleep(Duration::from_millis(10));
         }
-        let Counts { passed, failed, skipped, not_begun } = self.counts;
+        let Counts { passed, passed_again, failed, skipped, not_begun } = self.counts;
+        let again = if passed_again == 0 { String::new() } else { format!(" ({passed_again} at the second try)") };
         let late = if not_begun == 0 { String::new() } else { format!(", {not_begun} not begun for want of time") };
-        println!("e2e: {passed} passed, {failed} failed, {skipped} skipped{late}");
+        println!("e2e: {passed} passed{again}, {failed} failed, {skipped} skipped{late}");
         eprintln!("bulkhead-e2e: {} s", started.elapsed().as_secs());
         let _ = fs::remove_dir(&self.work);
         Ok(failed == 0 && not_begun == 0)
@@ -164,6 +176,7 @@ impl<'a> Suite<'a> {
                 index += 1;
                 continue;
             };
+            let verdict = self.judged(verdict);
             let ended = self.running.swap_remove(index);
             let keep = self.options.keep && matches!(verdict, Verdict::Failed(_));
             if !keep {
@@ -187,13 +200,29 @@ impl<'a> Suite<'a> {
         }
     }
 
+    /// A skip for a reason that is no good one is a failure.
+    fn judged(&self, verdict: Verdict) -> Verdict {
+        match (verdict, &self.good_reasons) {
+            (Verdict::Skipped(reason), Some(good)) if !good.have(&reason) => {
+                Verdict::Failed(format!("skipped, for a reason that --may-skip does not have: {reason}"))
+            }
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// Whether a case that has failed is given another try.
+    fn is_tried_again(&self, case: &Case) -> bool {
+        self.options.second_try && !self.is_second && !case.varies && env::is_emulated()
+    }
+
     fn tell(&mut self, case: &'static Case, elapsed: Duration, verdict: &Verdict) {
         let (word, reason) = match verdict {
             Verdict::Passed => {
                 self.counts.passed += 1;
+                self.counts.passed_again += usize::from(self.is_second);
                 ("ok", None)
             }
-            Verdict::Failed(reason) if self.options.second_try && !self.is_second => {
+            Verdict::Failed(reason) if self.is_tried_again(case) => {
                 self.again.push(case);
                 ("again", Some(reason))
             }
@@ -347,5 +376,34 @@ fn find_program(program: &Path) -> Result<PathBuf> {
     match std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file()) {
         Some(path) => Ok(path),
         None => fail!("there is no {} in PATH", program.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(line: &str) -> std::result::Result<Vec<&'static str>, String> {
+        let options = Options::parse(line.split_whitespace().map(Into::into)).unwrap();
+        let cases = selected(&options).map_err(str::to_owned)?;
+        Ok(cases.iter().map(|case| case.name()).collect())
+    }
+
+    #[test]
+    fn a_filter_names_a_case_at_least() {
+        assert_eq!(
+            names("--filter random::verbs_and_kills_for_a_minute").unwrap(),
+            ["random::verbs_and_kills_for_a_minute"]
+        );
+        assert_eq!(names("--filter random:: --filter typo"), Err("typo".to_owned()));
+        assert!(names("").unwrap().len() > 100);
+    }
+
+    #[test]
+    fn what_is_drawn_anew_has_no_second_try() {
+        let random = |case: &&Case| case.name().starts_with("random::");
+
+        assert!(cases::all().filter(random).all(|case| case.varies));
+        assert!(cases::all().any(|case| !case.varies));
     }
 }

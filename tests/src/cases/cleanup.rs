@@ -26,9 +26,9 @@ pub(super) const CASES: &[Case] = &[
     case!(signals_at_random_moments_of_the_start).limit(240),
     case!(ten_runs_in_a_row).limit(300),
     case!(two_hundred_runs_in_a_row).slow(1800),
-    case!(five_at_once).limit(240),
-    case!(twenty_at_once).slow(600),
-    case!(same_id_at_once).limit(240),
+    case!(five_at_once).limit(240).varies(),
+    case!(twenty_at_once).slow(600).varies(),
+    case!(same_id_at_once).limit(240).varies(),
     case!(stale_folder_with_other_things_in_it),
     case!(killed_while_a_network_is_joined).limit(600),
 ];

@@ -22,12 +22,12 @@ use crate::failure::{Result, ensure, ensure_eq, fail};
 use crate::processes;
 
 pub(super) const CASES: &[Case] = &[
-    case!(starts_at_once),
-    case!(deletes_at_once),
-    case!(deletes_of_a_crashed_container_at_once),
-    case!(thirty_processes_at_once),
-    case!(processes_of_a_container_that_is_deleted),
-    case!(callers_that_are_killed).limit(400),
+    case!(starts_at_once).varies(),
+    case!(deletes_at_once).varies(),
+    case!(deletes_of_a_crashed_container_at_once).varies(),
+    case!(thirty_processes_at_once).varies(),
+    case!(processes_of_a_container_that_is_deleted).varies(),
+    case!(callers_that_are_killed).limit(400).varies(),
     case!(caller_of_a_process_that_is_killed),
     case!(machine_that_dies_under_a_process),
     case!(supervisor_that_dies_under_a_process),

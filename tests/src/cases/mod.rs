@@ -88,11 +88,14 @@ pub(crate) struct Case {
     pub(crate) limit: Duration,
     /// It takes minutes.
     pub(crate) slow: bool,
+    /// It does something else each time: what it draws, or what a race makes of it. That it passes does not take back that it
+    /// has failed.
+    pub(crate) varies: bool,
 }
 
 impl Case {
     const fn new(path: &'static str, run: fn(&Env) -> Result) -> Self {
-        Self { path, run, limit: Duration::from_secs(300), slow: false }
+        Self { path, run, limit: Duration::from_secs(300), slow: false, varies: false }
     }
 
     /// Another time limit.
@@ -105,6 +108,12 @@ impl Case {
     const fn slow(mut self, seconds: u64) -> Self {
         self.slow = true;
         self.limit(seconds)
+    }
+
+    /// It does something else each time.
+    const fn varies(mut self) -> Self {
+        self.varies = true;
+        self
     }
 
     /// `topic::title`.

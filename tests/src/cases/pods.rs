@@ -38,9 +38,9 @@ pub(super) const CASES: &[Case] = &[
     case!(killed_vmm),
     case!(killed_shim),
     case!(killed_containerd),
-    case!(at_once).limit(600),
+    case!(at_once).limit(600).varies(),
     case!(processes),
-    case!(ten_at_once).slow(1800),
+    case!(ten_at_once).slow(1800).varies(),
     case!(fifty_in_a_row).slow(3600),
 ];
 

@@ -18,8 +18,10 @@ use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq, fail};
 use crate::processes;
 use crate::run::Run;
 
-pub(super) const CASES: &[Case] =
-    &[case!(verbs_and_kills_for_a_minute).limit(600), case!(verbs_and_kills_for_ten_minutes).slow(1200)];
+pub(super) const CASES: &[Case] = &[
+    case!(verbs_and_kills_for_a_minute).limit(600).varies(),
+    case!(verbs_and_kills_for_ten_minutes).slow(1200).varies(),
+];
 
 /// The environment variable that has a sequence drawn again.
 const SEED: &str = "BULKHEAD_TEST_SEED";

@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case!(process_for_a_paused_container),
     case!(options_that_change_nothing),
     case!(texts_made_from_the_command_line),
-    case!(verbs_at_once),
+    case!(verbs_at_once).varies(),
 ];
 
 /// `logs`, while it runs and until it is deleted; and the annotations that say what the kernel is told, and its memory.

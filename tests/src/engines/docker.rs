@@ -118,7 +118,11 @@ impl<'a> Docker<'a> {
     /// Skips the case unless runtimes can be named by their shims.
     pub(crate) fn require_shims(&self) -> Result {
         if self.major_version < FIRST_WITH_SHIMS {
-            skip!("this docker takes no shim for a runtime (tests/README.md tells how to try another)");
+            skip!(
+                "this docker takes no shim for a runtime: that needs version {FIRST_WITH_SHIMS}, and this is {} (tests/README.md \
+                 tells how to try another)",
+                self.major_version
+            );
         }
         Ok(())
     }
