@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::bundle::Bundle;
-use crate::env::Env;
+use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::output::Output;
 use crate::processes::{self, Process};
@@ -102,6 +102,16 @@ impl<'a> Detached<'a> {
 
     pub(crate) fn expect_status(&self, status: &str) -> Result {
         ensure_eq!(self.state()?["status"], Value::from(status), "the status");
+        Ok(())
+    }
+
+    /// It has ended, and with that status, which others than Bulkhead do not tell.
+    pub(crate) fn expect_exit_status(&self, status: i32) -> Result {
+        let state = self.state()?;
+        ensure_eq!(state["status"], "stopped", "the status");
+        if self.env.kind == Kind::Bulkhead {
+            ensure_eq!(state["exitStatus"], status, "the exit status in its state");
+        }
         Ok(())
     }
 

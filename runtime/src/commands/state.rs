@@ -22,6 +22,9 @@ pub(crate) struct Arguments {
     id: String,
 }
 
+/// How a container has ended whose supervisor was killed before it could tell: the machine was killed with it (128 + SIGKILL).
+const KILLED: u8 = 137;
+
 /// A state in runc's order, with the properties that runc adds to the specification's.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +37,7 @@ pub(super) struct State {
     pub(super) bundle: PathBuf,
     rootfs: PathBuf,
     pub(super) created: String,
-    /// Once the container has ended, if that was seen.
+    /// Once the container has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_status: Option<u8>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -57,7 +60,7 @@ impl State {
             bundle: record.bundle,
             rootfs: record.rootfs,
             created: record.created,
-            exit_status: record.exit_status.filter(|_| status == Status::Stopped),
+            exit_status: (status == Status::Stopped).then(|| record.exit_status.unwrap_or(KILLED)),
             annotations: record.annotations,
             owner: "root",
         }

@@ -95,6 +95,7 @@ fn deletes_of_a_crashed_container_at_once(env: &Env) -> Result {
     let container = Detached::run(env, &lasting(env)?)?;
     kill(Pid::from_raw(container.pid), Signal::SIGKILL)?;
     container.wait_for_status("stopped")?;
+    container.expect_exit_status(137)?;
 
     delete_at_once(&container)
 }
@@ -234,7 +235,7 @@ fn machine_that_dies_under_a_process(env: &Env) -> Result {
 
     exec.finish()?.expect_code(137)?;
     ensure_eq!(container.wait()?, 137, "the status of the container");
-    container.expect_status("stopped")?;
+    container.expect_exit_status(137)?;
     container.must(&["delete"]).map(drop)
 }
 
@@ -250,6 +251,7 @@ fn supervisor_that_dies_under_a_process(env: &Env) -> Result {
     output.expect_code(255)?;
     output.expect_error_line(&["exec failed", "supervisor"])?;
     container.wait_for_status("stopped")?;
+    container.expect_exit_status(137)?;
     container.exec("true").output()?.expect_error_code(255, &["cannot exec in a stopped container"])?;
     container.must(&["delete"]).map(drop)
 }

@@ -137,6 +137,7 @@ fn killed_after_growing(env: &Env) -> Result {
     kill(Pid::from_raw(container.pid), Signal::SIGKILL)?;
 
     container.wait_for_status("stopped")?;
+    container.expect_exit_status(137)?;
     container.must(&["delete"])?;
     let cgroup = unified()?.join(&place);
     ensure!(!cgroup.exists(), "{} is still there", cgroup.display());

@@ -305,6 +305,7 @@ fn killed_supervisor_leaves_a_stopped_container(env: &Env) -> Result {
     kill(Pid::from_raw(container.pid), Signal::SIGKILL)?;
     container.wait_for_status("stopped")?;
 
+    container.expect_exit_status(137)?;
     container.verb(&["kill"]).output()?.expect_error(&["container not running"])?;
     container.must(&["delete"]).map(drop)
 }
