@@ -67,6 +67,7 @@ mod stdio;
 mod streams;
 mod task;
 mod task_calls;
+mod task_input;
 mod terminal;
 mod tree;
 mod user_namespace;
@@ -199,6 +200,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         streams::CASES,
         task::CASES,
         task_calls::CASES,
+        task_input::CASES,
         terminal::CASES,
         tree::CASES,
         user_namespace::CASES,

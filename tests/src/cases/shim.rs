@@ -40,6 +40,8 @@ pub(super) struct Shim<'a> {
     pub(super) bundle: PathBuf,
     pub(super) id: String,
     debug: bool,
+    /// How long its machine's boot may take, and a container's creation.
+    pub(super) boot_timeout_ms: Option<u32>,
 }
 
 impl<'a> Shim<'a> {
@@ -55,11 +57,15 @@ impl<'a> Shim<'a> {
         let program = env.runtime.with_file_name("containerd-shim-bulkhead-v2");
         let id = env.id();
         let bundle = env.folder(&id)?;
-        Ok(Self { env, program, bundle, id, debug: false })
+        Ok(Self { env, program, bundle, id, debug: false, boot_timeout_ms: None })
     }
 
     fn call(&self, words: &[&str]) -> Run<'_> {
-        self.env.tool(&self.program, words).variable("BULKHEAD_ROOT", self.root()).in_folder(&self.bundle)
+        let run = self.env.tool(&self.program, words).variable("BULKHEAD_ROOT", self.root()).in_folder(&self.bundle);
+        match self.boot_timeout_ms {
+            Some(limit) => run.variable("BULKHEAD_BOOT_TIMEOUT_MS", limit.to_string()),
+            None => run,
+        }
     }
 
     /// Where the state of its containers is.

@@ -61,14 +61,22 @@ pub(super) struct Tasks<'a> {
 
 impl<'a> Tasks<'a> {
     pub(super) fn new(env: &'a Env) -> Result<Self> {
-        let shim = Shim::new(env)?;
+        Self::of(env, Shim::new(env)?)
+    }
+
+    fn of(env: &'a Env, shim: Shim<'a>) -> Result<Self> {
         let calls = shim.tasks()?;
         Ok(Self { env, shim, calls })
     }
 
     /// The same with a pod's sandbox that runs.
     pub(super) fn with_pod(env: &'a Env) -> Result<Self> {
-        let tasks = Self::new(env)?;
+        Self::with_pod_of(env, Shim::new(env)?)
+    }
+
+    /// The same of a shim that has not been started.
+    pub(super) fn with_pod_of(env: &'a Env, shim: Shim<'a>) -> Result<Self> {
+        let tasks = Self::of(env, shim)?;
         let mut bundle = Bundle::busybox(env)?;
         bundle.annotation("io.kubernetes.cri.container-type", "sandbox");
         tasks.create(&tasks.shim.id, &bundle, "")?;
@@ -354,12 +362,12 @@ fn signals_to_all(env: &Env) -> Result {
 }
 
 /// A file system that answers nobody; dropped, all who wait for it are told that it is gone.
-struct Hanging {
+pub(super) struct Hanging {
     device: File,
 }
 
 impl Hanging {
-    fn mount(env: &Env, place: &Path) -> Result<Self> {
+    pub(super) fn mount(env: &Env, place: &Path) -> Result<Self> {
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         env.mount("fuse", "hanging", place, &options)?;
@@ -376,7 +384,7 @@ impl Hanging {
     }
 
     /// Waits until somebody asks it something; the number of that request.
-    fn request(&mut self) -> Result<[u8; 8]> {
+    pub(super) fn request(&mut self) -> Result<[u8; 8]> {
         let mut request = vec![0; 1 << 17];
         let length = self.device.read(&mut request)?;
         ensure!(length >= 40, "a request of {length} bytes");

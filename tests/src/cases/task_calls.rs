@@ -4,17 +4,19 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
-    ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest, ResizePtyRequest, ResumeRequest,
-    StateRequest, Status, WaitRequest,
+    ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest,
+    ResumeRequest, StartRequest, StateRequest, StateResponse, Status, WaitRequest,
 };
+use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::ttrpc::context::with_duration;
-use containerd_shim_protos::ttrpc::{Code, Error};
-use protobuf::MessageField;
+use containerd_shim_protos::ttrpc::{Code, Error, Request};
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 use serde_json::json;
 
 use super::task::{KILL, Tasks, creation, limit, wait_for_line};
@@ -23,14 +25,21 @@ use crate::bundle::Bundle;
 use crate::env::Env;
 use crate::failure::{Result, ensure, ensure_eq, fail};
 
-pub(super) const CASES: &[Case] =
-    &[case!(starts_that_fail), case!(size_of_a_terminal), case!(states), case!(id_that_is_taken), case!(connect)];
+pub(super) const CASES: &[Case] = &[
+    case!(starts_that_fail),
+    case!(size_of_a_terminal),
+    case!(states),
+    case!(id_that_is_taken),
+    case!(connect),
+    case!(both_versions),
+    case!(processes),
+];
 
 /// The further process of these cases.
-const EXEC: &str = "further";
+pub(super) const EXEC: &str = "further";
 
 /// A container that waits to be ended, and its id.
-fn waiting(env: &Env) -> Result<(Tasks<'_>, String)> {
+pub(super) fn waiting(env: &Env) -> Result<(Tasks<'_>, String)> {
     let tasks = Tasks::new(env)?;
     let id = tasks.shim.id.clone();
     tasks.create(&id, Bundle::busybox(env)?.sh("sleep 1000"), "")?;
@@ -39,7 +48,7 @@ fn waiting(env: &Env) -> Result<(Tasks<'_>, String)> {
 }
 
 /// The process of a container that is described so.
-fn exec(id: &str, args: &[&str], terminal: bool, stdout: &str) -> Result<ExecProcessRequest> {
+pub(super) fn exec(id: &str, args: &[&str], terminal: bool, stdout: &str) -> Result<ExecProcessRequest> {
     let user = json!({ "uid": 0, "gid": 0 });
     let process = json!({ "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": user, "terminal": terminal });
     let spec = Any { value: serde_json::to_vec(&process)?, ..Any::default() };
@@ -192,4 +201,62 @@ fn connect(env: &Env) -> Result {
     ensure_eq!((answer.shim_pid, answer.task_pid), (shim, shim), "the processes of a task");
     ensure!(!answer.version.is_empty(), "the shim has no version");
     tasks.shut_down(&id)
+}
+
+/// containerd calls the service by the second version's name before 2.0, and by the third's from there on.
+fn both_versions(env: &Env) -> Result {
+    let (tasks, id) = waiting(env)?;
+    let client = tasks.shim.connect()?;
+    let payload = StateRequest { id: id.clone(), ..StateRequest::default() }.write_to_bytes()?;
+    let state = |service: &str| {
+        let (service, method, payload) = (service.to_owned(), "State".to_owned(), payload.clone());
+        client.request(Request { service, method, payload, timeout_nano: 60_000_000_000, ..Request::default() })
+    };
+
+    for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+        let answer = StateResponse::parse_from_bytes(&state(service)?.payload)?;
+        ensure_eq!(answer.status.enum_value_or_default(), Status::RUNNING, "the state by {service}");
+        ensure_eq!(answer.id, id, "the id by {service}");
+    }
+    ensure!(state("containerd.task.v1.Task").is_err(), "a version that there is not is answered");
+    tasks.shut_down(&id)
+}
+
+/// Each process of the container is there once, and a further one by its own id.
+fn processes(env: &Env) -> Result {
+    let (tasks, id) = waiting(env)?;
+    let seen = env.work.join("seen");
+    let script = "sleep 1001 & sleep 1002 & echo /proc/[0-9]*; exec sleep 1003";
+    tasks.calls.exec(limit(), &exec(&id, &["sh", "-c", script], false, &format!("file://{}", seen.display()))?)?;
+    let request = StartRequest { id: id.clone(), exec_id: EXEC.to_owned(), ..StartRequest::default() };
+    let further = tasks.calls.start(limit(), &request)?.pid;
+    // Init, and the three of the further process.
+    let of_container = wait_for_words(&seen)?;
+    ensure_eq!(of_container, 4, "the processes that the container sees");
+
+    let listed = tasks.calls.pids(limit(), &PidsRequest { id: id.clone(), ..PidsRequest::default() })?.processes;
+    let mut pids: Vec<u32> = listed.iter().map(|process| process.pid).collect();
+    ensure_eq!(pids.len(), of_container, "the processes that are listed: {pids:?}");
+    let with_ids = listed.iter().filter(|process| process.info.is_some());
+    let named = with_ids
+        .map(|process| Ok((process.pid, ProcessDetails::parse_from_bytes(&process.info.value)?.exec_id)))
+        .collect::<Result<Vec<_>>>()?;
+    ensure_eq!(named, [(further, EXEC.to_owned())], "those that have ids of their own");
+    pids.sort_unstable();
+    pids.dedup();
+    ensure!(pids.len() == of_container && pids[0] > 0, "pids that are there twice: {listed:?}");
+    tasks.shut_down(&id)
+}
+
+/// How many words the one line of a file has, once it is there.
+fn wait_for_words(file: &Path) -> Result<usize> {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if let Some(line) = text.strip_suffix('\n') {
+            return Ok(line.split_whitespace().count());
+        }
+        ensure!(Instant::now() < end, "no line comes: {text:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
 }
