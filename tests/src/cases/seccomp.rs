@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Filters of system calls: each action, each operator, each interface; for further processes as well.
+//! Filters of system calls: each action, each operator, each interface, each flag; for further processes as well.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,13 @@ use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure_eq};
 use crate::images;
 
-pub(super) const CASES: &[Case] = &[case!(actions_and_operators), case!(calls_of_32_bit_programs), case!(interfaces)];
+pub(super) const CASES: &[Case] = &[
+    case!(actions_and_operators),
+    case!(threads_and_processes_are_killed),
+    case!(flags),
+    case!(calls_of_32_bit_programs),
+    case!(interfaces),
+];
 
 /// `getppid` by the 32-bit interface; exits with the negated answer: `mov eax, 64; int 0x80; neg eax; mov ebx, eax;
 /// mov eax, 1; int 0x80`.
@@ -18,6 +24,47 @@ const BY_INT_80: &[u8] = &[0xb8, 0x40, 0, 0, 0, 0xcd, 0x80, 0xf7, 0xd8, 0x89, 0x
 
 /// The same by x32's number for it: `mov eax, 0x40000000 + 110; syscall; neg eax; mov edi, eax; mov eax, 60; syscall`.
 const BY_X32: &[u8] = &[0xb8, 0x6e, 0, 0, 0x40, 0x0f, 0x05, 0xf7, 0xd8, 0x89, 0xc7, 0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05];
+
+/// A program whose second thread makes a system call, and then ends the process with status 9. The first one waits for the end of
+/// the second, and then ends the process with 7.
+///
+/// ```text
+///         lea r10, [rsp - 64]          ; cleared when the thread has ended
+///         mov dword ptr [r10], 1
+///         mov eax, 56                  ; clone
+///         mov edi, 0x250f00            ; VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, CHILD_CLEARTID
+///         lea rsi, [rsp - 4096]
+///         xor edx, edx
+///         xor r8d, r8d
+///         syscall
+///         test eax, eax
+///         jz second
+/// wait:   mov eax, 24                  ; sched_yield
+///         syscall
+///         cmp dword ptr [rsp - 64], 0
+///         jne wait
+///         mov edi, 7
+///         mov eax, 231                 ; exit_group
+///         syscall
+/// second: lea rdi, [rip + empty]
+///         mov rsi, rdi
+///         mov eax, CALL
+///         syscall
+///         mov edi, 9
+///         mov eax, 231
+///         syscall
+/// empty:  .byte 0
+/// ```
+fn two_threads(call: u8) -> Vec<u8> {
+    let before: &[u8] = &[
+        0x4c, 0x8d, 0x54, 0x24, 0xc0, 0x41, 0xc7, 0x02, 0x01, 0, 0, 0, 0xb8, 0x38, 0, 0, 0, 0xbf, 0x00, 0x0f, 0x25, 0,
+        0x48, 0x8d, 0xb4, 0x24, 0x00, 0xf0, 0xff, 0xff, 0x31, 0xd2, 0x45, 0x31, 0xc0, 0x0f, 0x05, 0x85, 0xc0, 0x74,
+        0x1a, 0xb8, 0x18, 0, 0, 0, 0x0f, 0x05, 0x83, 0x7c, 0x24, 0xc0, 0x00, 0x75, 0xf2, 0xbf, 0x07, 0, 0, 0, 0xb8,
+        0xe7, 0, 0, 0, 0x0f, 0x05, 0x48, 0x8d, 0x3d, 0x16, 0, 0, 0, 0x48, 0x89, 0xfe, 0xb8,
+    ];
+    let after: &[u8] = &[0, 0, 0, 0x0f, 0x05, 0xbf, 0x09, 0, 0, 0, 0xb8, 0xe7, 0, 0, 0, 0x0f, 0x05, 0];
+    [before, &[call], after].concat()
+}
 
 fn rule(names: &[&str], action: &str) -> Value {
     json!({ "names": names, "action": action })
@@ -91,6 +138,55 @@ fn actions_and_operators(env: &Env) -> Result {
         format!("cd /tmp; try() {{ \"$@\" 2>&1 | grep -o 'Invalid cross-device link' || echo passes; }}; {tries}");
     ensure_eq!(container.exec(&script).output()?.stdout(), expected, "the operators");
     Ok(())
+}
+
+/// What is killed: the thread that makes the call, or its process.
+fn threads_and_processes_are_killed(env: &Env) -> Result {
+    const CALLS: [(&str, u8, &str, i32); 4] = [
+        ("rmdir", 84, "SCMP_ACT_KILL_PROCESS", 159),
+        ("link", 86, "SCMP_ACT_KILL", 7),
+        ("unlink", 87, "SCMP_ACT_KILL_THREAD", 7),
+        ("getppid", 110, "SCMP_ACT_ALLOW", 9),
+    ];
+    let mut bundle = Bundle::busybox(env)?;
+    let rules: Vec<Value> = CALLS[..3].iter().map(|(name, _, action, _)| rule(&[*name], action)).collect();
+    bundle.args(&["sleep", "1000"]);
+    bundle.set("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules }));
+    for (name, call, _, _) in CALLS {
+        bundle.add_file(&format!("opt/{name}"), images::elf(&two_threads(call)), 0o755)?;
+    }
+    let container = Detached::run(env, &bundle)?;
+
+    for (name, _, action, status) in CALLS {
+        let output = container.verb_with(&["exec"], &[&format!("/opt/{name}")]).output()?;
+        ensure_eq!(
+            output.status.code(),
+            Some(status),
+            "the end of a program whose second thread calls {name}, {action}"
+        );
+    }
+    Ok(())
+}
+
+/// Each list is taken, and leaves the filter in force. What more they do a guest does not show: its kernel has no audit log, and
+/// the processor of an emulated host no speculation.
+fn flags(env: &Env) -> Result {
+    env.only_bulkhead()?; // An older runc knows none.
+    let all = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("ln -s there /tmp/l 2>&1 | grep -o 'Invalid cross-device link'; grep Seccomp: /proc/self/status");
+    let mut filter =
+        json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused("symlink", &[]), refused("symlinkat", &[])] });
+    for flags in [&all[..], &all[1..2], &[]] {
+        filter["flags"] = json!(flags);
+        bundle.set("/linux/seccomp", filter.clone());
+        let output = env.run(&bundle)?.output()?;
+        let (expected, seen) = ("Invalid cross-device link\nSeccomp:\t2\n", output.describe());
+        ensure_eq!(output.stdout(), expected, "what is said under {flags:?} ({seen})");
+    }
+    filter["flags"] = json!(["SECCOMP_FILTER_FLAG_NO_SUCH"]);
+    bundle.set("/linux/seccomp", filter);
+    env.run(&bundle)?.output()?.expect_error(&["SECCOMP_FILTER_FLAG_NO_SUCH"])
 }
 
 /// Their calls are allowed where the interface is listed, by the same names under other numbers.
