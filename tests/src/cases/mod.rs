@@ -65,6 +65,7 @@ mod shim;
 mod signals;
 mod stdio;
 mod streams;
+mod surroundings;
 mod task;
 mod task_calls;
 mod task_input;

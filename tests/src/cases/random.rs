@@ -10,11 +10,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::surroundings::{KINDS, LOOK, Surroundings};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::Env;
 use crate::failure::{Context as _, Failure, Result, ensure, ensure_eq, fail};
+use crate::output::Output;
 use crate::processes;
 use crate::run::Run;
 
@@ -31,6 +33,9 @@ const FEWEST_LIVES: u32 = 4;
 
 /// Steps of a container at most.
 const STEPS: usize = 16;
+
+/// The status of what SIGKILL has ended.
+const KILLED: i32 = 137;
 
 /// How long a verb, or a run, may have gone on when something is killed.
 const LATEST_KILL_MS: u64 = 400;
@@ -80,6 +85,7 @@ fn nothing_is_left(env: &Env) -> Result {
 fn life_in_the_foreground(env: &Env, random: &mut Random) -> Result {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("sleep 0.2; exit 5");
+    let surroundings = Surroundings::draw(env, &mut bundle, random.below(1 << KINDS))?;
     let id = env.id();
     let running = env.run_as(&bundle, &id)?.spawn()?;
     let signal = [None, Some(Signal::SIGTERM), Some(Signal::SIGKILL)][random.index(3)];
@@ -103,7 +109,8 @@ fn life_in_the_foreground(env: &Env, random: &mut Random) -> Result {
             env.call(["gc"]).output()?.expect_code(0)?;
         }
     }
-    env.call(["state", &id]).output()?.expect_error(&["does not exist"])
+    env.call(["state", &id]).output()?.expect_error(&["does not exist"])?;
+    surroundings.ensure_gone(signal.is_none())
 }
 
 /// What a container should be.
@@ -183,6 +190,7 @@ impl Step {
 fn detached_life(env: &Env, random: &mut Random) -> Result {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("while :; do sleep 0.1; done");
+    let surroundings = Surroundings::draw(env, &mut bundle, random.below(1 << KINDS))?;
     let is_started = random.below(3) == 0;
     let made = if is_started { Detached::run(env, &bundle) } else { Detached::create(env, &bundle) };
     let container = match made {
@@ -190,17 +198,26 @@ fn detached_life(env: &Env, random: &mut Random) -> Result {
         made => made?,
     };
     let status = if is_started { "running" } else { "created" };
-    let mut expected = Expected { status, started: is_started };
+    live(env, &container, Expected { status, started: is_started }, random)?;
+    surroundings.ensure_gone(true)
+}
+
+/// Takes steps until the container is deleted.
+fn live(env: &Env, container: &Detached<'_>, mut expected: Expected, random: &mut Random) -> Result {
     for _ in 0..STEPS {
         let (step, before) = (Step::draw(random), expected);
-        take(env, &container, step, &mut expected, random).map_err(|failure| match failure {
+        take(env, container, step, &mut expected, random).map_err(|failure| match failure {
             Failure::Failed(reason) => Failure::Failed(format!("{step:?} while {}: {reason}", before.status)),
             skipped @ Failure::Skipped(_) => skipped,
         })?;
         match expected.status {
             "deleted" => return container.verb(&["state"]).output()?.expect_error(&["does not exist"]),
             // The end follows what causes it.
-            "stopped" => container.wait_for_status("stopped")?,
+            "stopped" => {
+                container.wait_for_status("stopped")?;
+                // Whoever it was that was killed: init, the machine, or the supervisor and with it the machine.
+                container.expect_exit_status(KILLED)?;
+            }
             status => container.expect_status(status)?,
         }
     }
@@ -236,14 +253,11 @@ fn take(env: &Env, container: &Detached<'_>, step: Step, expected: &mut Expected
             let running = call(container, verb).spawn()?;
             thread::sleep(random.below_ms(LATEST_KILL_MS));
             kill_something(container, random);
-            let output = running.finish()?;
-            if !output.status.success() && !matches!(output.status.code(), Some(4 | 137)) {
-                output.expect_error_line(&[])?;
-            }
+            expect_undermined(verb, &running.finish()?)?;
             expected.status = "stopped";
         }
         Step::Exec => {
-            let output = container.exec("exit 4").output()?;
+            let output = container.exec(&format!("{LOOK} exit 4")).output()?;
             let code = if matches!(expected.status, "created" | "running") { 4 } else { 255 };
             output.expect_code(code)?;
         }
@@ -269,6 +283,35 @@ fn take(env: &Env, container: &Detached<'_>, step: Step, expected: &mut Expected
         | Step::Gc => {}
     }
     Ok(())
+}
+
+/// How a verb has ended that something was killed under: it was done before, or it could not be, and one line says why.
+fn expect_undermined(verb: &str, output: &Output) -> Result {
+    /// What of the container was not there any more, or not as it has to be.
+    const REASONS: [&str; 7] = [
+        "supervisor",
+        "the connection to the guest's agent was lost",
+        "does not answer",
+        "VMM",
+        "not running",
+        "cannot start a",
+        "not paused",
+    ];
+    match (verb, output.status.code()) {
+        ("exec", Some(4 | KILLED)) => Ok(()),
+        ("exec", _) => output.expect_error_code(255, &["exec failed"]),
+        (_, Some(0)) => Ok(()),
+        _ => {
+            output.expect_error_code(1, &[])?;
+            let why = output.stderr();
+            ensure!(
+                REASONS.iter().any(|reason| why.contains(reason)),
+                "{verb} fails for another reason: {}",
+                output.describe()
+            );
+            Ok(())
+        }
+    }
 }
 
 /// A verb with what it needs.
