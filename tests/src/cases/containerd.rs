@@ -53,13 +53,22 @@ fn foreground(env: &Env) -> Result {
 fn detached(env: &Env) -> Result {
     let containerd = Containerd::new(env, "native")?;
     let id = env.id();
-    containerd.run_detached(&id, &["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"])?;
+    containerd.run_detached(&id, &["sh", "-c", "trap 'exit 3' TERM; sleep 1000 & touch /up; wait"])?;
 
     containerd.wait_for(&id, "RUNNING")?;
+    containerd.exec(&[], &id, "while ! test -e /up; do sleep 0.1; done").output()?.expect_code(0)?;
     containerd.exec(&[], &id, "echo out; echo err >&2; exit 9").output()?.expect_code(9)?;
     containerd.exec(&[], &id, "cat").input("through").output()?.expect_stdout("through")?;
-    containerd.succeed(["task", "ps", &id])?;
-    containerd.succeed(["task", "metrics", &id])?.expect_in_stdout(&["memory.usage", "pids.current"])?;
+    let listed = containerd.succeed(["task", "ps", &id])?.stdout();
+    let pids = listed.lines().skip(1).map(|line| line.split_whitespace().next().unwrap_or_default().parse());
+    let pids = pids.collect::<std::result::Result<Vec<u32>, _>>()?;
+    ensure!(pids.len() == 2 && pids[0] != pids[1] && !pids.contains(&0), "the shell and its child: {listed}");
+    let metrics = containerd.succeed(["task", "metrics", &id])?.stdout();
+    let value =
+        |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)).and_then(|text| text.trim().parse().ok());
+    ensure!(value("memory.usage ").is_some_and(|used: u64| used > 0), "no memory in use: {metrics}");
+    ensure!(value("cpu.usage_usec ").is_some_and(|used| used > 0), "no time of a processor: {metrics}");
+    ensure_eq!(value("pids.current "), Some(2), "processes, by {metrics}");
     containerd.succeed(["task", "pause", &id])?;
     containerd.wait_for(&id, "PAUSED")?;
     containerd.succeed(["task", "resume", &id])?;
@@ -68,8 +77,15 @@ fn detached(env: &Env) -> Result {
     containerd.wait_for(&id, "STOPPED")?;
     let again = containerd.call(["task", "kill", &id]).output()?;
     ensure!(again.stderr().contains("already finished"), "a signal to what has ended: {}", again.describe());
-    containerd.delete(&id)?;
+    delete_with(&containerd, &id, 3)?;
     containerd.end()
+}
+
+/// Deletes a container and its task, which has ended with that status.
+fn delete_with(containerd: &Containerd<'_>, id: &str, status: u32) -> Result {
+    let deleted = containerd.call(["task", "delete", id]).output()?;
+    ensure!(deleted.stderr().contains(&format!("exit code {status}")), "the exit code: {}", deleted.describe());
+    containerd.succeed(["container", "delete", id]).map(drop)
 }
 
 fn overlay(env: &Env) -> Result {
@@ -228,8 +244,7 @@ fn restarted(env: &Env) -> Result {
     for id in [&lasting, &paused] {
         containerd.exec(&[], id, "echo there").output()?.expect_stdout("there\n")?;
     }
-    containerd.call(["task", "delete", &ending]).output()?.expect_code(0)?;
-    containerd.succeed(["container", "delete", &ending])?;
+    delete_with(&containerd, &ending, 6)?;
     for id in [&lasting, &paused] {
         containerd.succeed(["task", "kill", "--signal", "KILL", id])?;
         containerd.wait_for(id, "STOPPED")?;
@@ -288,9 +303,7 @@ fn killed_vmm(env: &Env) -> Result {
     kill(Pid::from_raw(vmm_of(shim)?), Signal::SIGKILL)?;
 
     containerd.wait_for(&id, "STOPPED")?;
-    let deleted = containerd.call(["task", "delete", &id]).output()?;
-    ensure!(deleted.stderr().contains("137"), "the exit code of a lost container: {}", deleted.describe());
-    containerd.succeed(["container", "delete", &id])?;
+    delete_with(&containerd, &id, 137)?;
     containerd.end()
 }
 

@@ -99,10 +99,29 @@ fn usage_is_told(env: &Env) -> Result {
 }
 
 fn processes_are_listed(env: &Env) -> Result {
-    let container = ticking(env)?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("sleep 1001 & sleep 1002 & echo up; wait");
+    let container = Detached::run(env, &bundle)?;
+    container.wait_for("up\n")?;
+    // What it has by its own account, but for those who look.
+    let look = "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$file 2>/dev/null; echo; done | grep '[s]leep'";
+    let seen = container.exec(look).output()?.stdout();
+    let seen: Vec<&str> = seen.lines().map(str::trim_end).collect();
+    ensure_eq!(seen.len(), 3, "the processes that the container sees: {seen:?}");
 
     let pids: Vec<i32> = serde_json::from_slice(&container.must(&["ps", "--format", "json"])?.stdout)?;
-    ensure!(!pids.is_empty() && pids.iter().all(|pid| *pid > 0), "the pids {pids:?}");
+    let table = container.must_with(&["ps"], &["-o", "pid,ppid,args"])?.stdout();
+    let mut rows = Vec::new();
+    for line in table.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        let mut number = || words.next().unwrap_or_default().parse::<i32>();
+        let (pid, parent) = (number()?, number()?);
+        rows.push((pid, parent, words.collect::<Vec<_>>().join(" ")));
+    }
+
+    ensure_eq!(rows.iter().map(|row| row.2.as_str()).collect::<Vec<_>>(), seen, "the command lines in {table}");
+    ensure_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), pids, "the pids, in the table and in JSON");
+    ensure!(rows[1..].iter().all(|row| row.1 == pids[0]), "whose children they are: {table}");
     container.must(&["ps"])?.expect_in_stdout(&["PID", "sh -c"])
 }
 

@@ -24,8 +24,8 @@ pub(super) const CASES: &[Case] = &[
     case!(cgroups_in_cgroups),
 ];
 
-/// A command line, in which `ID` stands for the container; the status; and what is said: on stdout where the status is 0,
-/// else on stderr.
+/// A command line, in which `ID` stands for the container; the status; and what is said. Where the status is 0, that is on stdout:
+/// all of it if it is nothing, or ends with an end of line, else a part. Otherwise it is a part of the error.
 type Step<'a> = (&'a str, i32, &'a str);
 
 pub(super) fn follow(env: &Env, id: &str, steps: &[Step<'_>]) -> Result {
@@ -34,7 +34,12 @@ pub(super) fn follow(env: &Env, id: &str, steps: &[Step<'_>]) -> Result {
         let output = env.call(arguments).output()?;
         ensure!(output.status.code() == Some(*code), "{line}: expected status {code}, seen {}", output.describe());
         let said = if *code == 0 { output.stdout() } else { output.stderr() };
-        ensure!(said.contains(words), "{line}: expected {words:?}, seen {}", output.describe());
+        let is_whole = *code == 0 && (words.is_empty() || words.ends_with('\n'));
+        let is_said = if is_whole { said == *words } else { said.contains(words) };
+        ensure!(is_said, "{line}: expected {words:?}, seen {}", output.describe());
+        if *code != 0 && env.kind == Kind::Bulkhead && !said.is_empty() {
+            output.expect_error(&[])?;
+        }
     }
     Ok(())
 }
@@ -149,7 +154,7 @@ fn verbs_in_each_state(env: &Env) -> Result {
             ("events --stats ID", 0, "\"limit\":51"),
             ("ps --format json ID", 0, "["),
             ("kill ID CONT", 0, ""),
-            ("list -q", 0, "\n"),
+            ("list -q", 0, "e2e-"),
             ("resume ID", 0, ""),
             ("resume ID", 1, "container not paused"),
             ("state ID", 0, "\"status\": \"running\""),
@@ -172,7 +177,7 @@ fn verbs_in_each_state(env: &Env) -> Result {
             ("exec ID true", 255, "exec failed: cannot exec in a stopped container"),
             ("pause ID", 1, "container not running"),
             ("resume ID", 1, "container not paused"),
-            ("ps ID", 0, "CMD\n"),
+            ("ps ID", 0, "CMD"),
             ("ps -f json ID", 0, "null\n"),
             ("update --pids-limit 5 ID", 1, "container not running"),
             ("events --stats ID", 1, "is not running"),
@@ -201,7 +206,9 @@ fn verbs_of_a_container_that_ends_unstarted(env: &Env) -> Result {
 }
 
 fn options_of_exec(env: &Env) -> Result {
-    let container = Detached::run(env, &lasting(env)?)?;
+    let mut bundle = lasting(env)?;
+    bundle.set("/process/noNewPrivileges", json!(false));
+    let container = Detached::run(env, &bundle)?;
     container.wait_for("up")?;
     follow(
         env,
@@ -221,9 +228,9 @@ fn options_of_exec(env: &Env) -> Result {
             ("exec -e A=b -e A=c ID sh -c printenv${IFS}A;env|grep${IFS}-c^A=", 0, "c\n1\n"),
             ("exec --cwd /tmp ID pwd", 0, "/tmp\n"),
             ("exec --cwd rel ID true", 255, "bsolute"),
-            ("exec -g 7 -g 8 ID id", 0, "7"),
-            ("exec --no-new-privs ID grep NoNewPrivs /proc/self/status", 0, "NoNewPrivs:\t1"),
-            ("exec --cap CAP_SYS_ADMIN ID true", 0, ""),
+            ("exec -g 7 -g 8 ID id -G", 0, "0 7 8\n"),
+            ("exec ID grep NoNewPrivs /proc/self/status", 0, "NoNewPrivs:\t0\n"),
+            ("exec --no-new-privs ID grep NoNewPrivs /proc/self/status", 0, "NoNewPrivs:\t1\n"),
             ("exec --cgroup / ID true", 0, ""),
             ("exec --cgroup nosuch ID true", 255, "nosuch"),
             ("exec --process-label label ID true", 255, "exec failed: "),
@@ -246,6 +253,7 @@ fn options_of_exec(env: &Env) -> Result {
             ],
         )?;
     }
+    capabilities_that_are_added(&container)?;
     // Its pid is there when `exec` returns, without an end of line.
     let file = env.work.join("exec.pid").display().to_string();
     for option in ["-d", "--detach"] {
@@ -257,6 +265,32 @@ fn options_of_exec(env: &Env) -> Result {
     }
     follow(env, &container.id, &[("kill ID TERM", 0, "")])?;
     ensure_eq!(container.wait()?, 3, "the status of a container that handles TERM");
+    Ok(())
+}
+
+/// To those of the container, in each set that a program has them from.
+fn capabilities_that_are_added(container: &Detached<'_>) -> Result {
+    const SYS_ADMIN: u64 = 1 << 21;
+    const SYS_TIME: u64 = 1 << 25;
+    let sets = |options: &[&str]| -> Result<Vec<u64>> {
+        let words = [&["exec"], options].concat();
+        let output =
+            container.verb_with(&words, &["sed", "-n", "s/^Cap[PEB][a-z]*:\t//p", "/proc/self/status"]).output()?;
+        output.expect_code(0)?;
+        let sets = output
+            .stdout()
+            .lines()
+            .map(|line| u64::from_str_radix(line, 16))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        ensure_eq!(sets.len(), 3, "permitted, effective and bounding set: {}", output.describe());
+        Ok(sets)
+    };
+
+    let own = sets(&[])?;
+    ensure!(own.iter().all(|set| set & (SYS_ADMIN | SYS_TIME) == 0), "what the container has: {own:x?}");
+    let added = sets(&["--cap", "CAP_SYS_ADMIN", "--cap", "CAP_SYS_TIME"])?;
+    let expected: Vec<u64> = own.iter().map(|set| set | SYS_ADMIN | SYS_TIME).collect();
+    ensure_eq!(added, expected, "the sets with two more capabilities");
     Ok(())
 }
 
@@ -391,6 +425,8 @@ fn process_in_a_cgroup_of_the_container(env: &Env) -> Result {
     container.exec("cat /proc/self/cgroup").output()?.expect_stdout("0::/init\n")?;
     let chosen = container.verb_with(&["exec", "--cgroup", "work"], &["cat", "/proc/self/cgroup"]).output()?;
     chosen.expect_stdout("0::/work\n")?;
+    let absolute = container.verb_with(&["exec", "--cgroup", "/work"], &["cat", "/proc/self/cgroup"]).output()?;
+    absolute.expect_stdout("0::/work\n")?;
     let outside = container.verb_with(&["exec", "--cgroup", "../.."], &["cat", "/proc/self/cgroup"]).output()?;
     ensure!(!outside.stdout().contains(".."), "a cgroup beyond the container's: {}", outside.describe());
     Ok(())
