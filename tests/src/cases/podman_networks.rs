@@ -111,7 +111,7 @@ fn a_pod_is_refused_and_its_first_container_goes_on(env: &Env) -> Result {
     let podman = Podman::with_networks(env)?;
     let create =
         ["pod", "create", "--network", "podman", "--infra-image", IMAGE, "--infra-command", SERVER, "--name", "pod"];
-    // In a cgroup that this podman makes for a pod, where it does so itself, no device can be opened, nor a tap be made.
+    // This podman denies all devices to the cgroup that it makes for a pod, where it does so itself: no runtime can start there.
     let options = ["--share-parent=false", "-p", "8023:80", "--share"];
     for (share, word) in [("net", "network namespace"), ("ipc,net,uts", "linux.namespaces")] {
         podman.call(create.iter().chain(&options).chain(&[share])).output()?.expect_code(0)?;
