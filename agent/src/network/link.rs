@@ -6,7 +6,7 @@ use std::io;
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 use bulkhead_protocol::agent::NetworkInterface;
 
-use super::{NetworkError, settings};
+use super::{NetworkError, NetworkFailures, settings};
 use crate::init::SYS;
 use crate::late;
 
@@ -61,75 +61,108 @@ impl Before<'_> {
     }
 
     /// Turns those off that are not among `wanted`, and takes their names away.
-    fn let_go(&mut self, socket: &mut Socket, wanted: &[NetworkInterface]) -> Result<(), NetworkError> {
+    fn let_go(&mut self, socket: &mut Socket, wanted: &[NetworkInterface], failures: &mut NetworkFailures) {
         for (old, index) in &self.wanted {
             if self.gone.contains(index) || wanted.iter().any(|interface| is_one(old, interface)) {
                 continue;
             }
-            turn_off(socket, *index, &old.name)?;
-            rename(socket, *index, &old.name, &format!("gone{index}"))?;
-            self.gone.push(*index);
+            let let_go = turn_off(socket, *index, &old.name)
+                .and_then(|()| rename(socket, *index, &old.name, &format!("gone{index}")));
+            match let_go {
+                Ok(()) => self.gone.push(*index),
+                Err(failure) => failures.add(failure),
+            }
         }
-        Ok(())
     }
 }
 
-/// Gives each of `wanted` its name, its hardware address, its MTU and its state; returns the numbers of the interfaces, in that order. Those that
-/// were wanted before have their numbers; if they are no longer wanted, they are turned off.
+/// An interface that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) index: i32,
+    /// Whether it is as it is wanted.
+    pub(super) is_done: bool,
+}
+
+/// Gives each of `wanted` its name, its hardware address, its MTU and its state; returns the interfaces, in that order, as far as they
+/// are found. Those that were wanted before have their numbers; if they are no longer wanted, they are turned off.
+///
+/// # Errors
+///
+/// It cannot be told which there are.
 pub(super) fn set_up(
     socket: &mut Socket,
     wanted: &[NetworkInterface],
     mut before: Before<'_>,
-) -> Result<Vec<i32>, NetworkError> {
-    before.let_go(socket, wanted)?;
+    failures: &mut NetworkFailures,
+) -> Result<Vec<Option<Found>>, NetworkError> {
+    before.let_go(socket, wanted, failures);
     let links = present(socket, wanted, &before)?;
-    let found = find(&links, wanted, &before)?;
+    let found = find(&links, wanted, &before, failures);
     // A name that is wanted may still be another's: such a one gets out of the way first.
-    let mut names: Vec<String> = found.iter().map(|link| link.name.clone()).collect();
+    let mut names: Vec<String> =
+        found.iter().map(|link| link.map(|link| link.name.clone()).unwrap_or_default()).collect();
     for ((link, interface), name) in found.iter().zip(wanted).zip(&mut names) {
         let is_wanted = wanted.iter().any(|other| other.name == *name);
-        if *name != interface.name && is_wanted {
+        if let Some(link) = link
+            && *name != interface.name
+            && is_wanted
+        {
             let aside = format!("aside{}", link.index);
-            rename(socket, link.index, name, &aside)?;
-            *name = aside;
+            match rename(socket, link.index, name, &aside) {
+                Ok(()) => *name = aside,
+                Err(failure) => failures.add(failure),
+            }
         }
     }
-    for ((link, interface), name) in found.iter().zip(wanted).zip(&names) {
-        let old = before.by_index(link.index);
-        if old.is_some_and(|old| is_same(old, interface)) {
-            continue;
-        }
-        if !interface.up && old.is_some_and(|old| old.up) {
-            turn_off(socket, link.index, &interface.name)?;
-        }
-        // Before it is on: what a router says may come at once.
-        let settled = settings::follow(SETTINGS.as_ref(), name, old, interface);
-        settled
-            .map_err(|error| NetworkError::new(format!("set up IP on network interface {}", interface.name), error))?;
-        let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
-        if *name != interface.name {
-            message = message.with_text(libc::IFLA_IFNAME, &interface.name);
-        }
-        // One that a container has given it stays until the host's changes.
-        let is_news = old.is_none_or(|old| old.hardware_address != interface.hardware_address);
-        if is_news && link.mac != interface.hardware_address {
-            message = message.with(libc::IFLA_ADDRESS, &interface.hardware_address);
-        }
-        let changed = socket.request(message);
-        changed.map_err(|error| NetworkError::new(format!("set up network interface {}", interface.name), error))?;
+    let mut done = Vec::with_capacity(found.len());
+    for ((link, interface), name) in found.into_iter().zip(wanted).zip(&names) {
+        done.push(link.map(|link| {
+            let result = adapt(socket, link, name, before.by_index(link.index), interface);
+            let is_done = result.is_ok();
+            if let Err(failure) = result {
+                failures.add(failure);
+            }
+            Found { index: link.index, is_done }
+        }));
     }
-    Ok(found.iter().map(|link| link.index).collect())
+    Ok(done)
+}
+
+/// Makes an interface that is called `name` by now, and has been as `old` says, what is wanted.
+fn adapt(
+    socket: &mut Socket,
+    link: &Link,
+    name: &str,
+    old: Option<&NetworkInterface>,
+    interface: &NetworkInterface,
+) -> Result<(), NetworkError> {
+    if old.is_some_and(|old| is_same(old, interface)) {
+        return Ok(());
+    }
+    if !interface.up && old.is_some_and(|old| old.up) {
+        turn_off(socket, link.index, &interface.name)?;
+    }
+    // Before it is on: what a router says may come at once.
+    let settled = settings::follow(SETTINGS.as_ref(), name, old, interface);
+    settled.map_err(|error| NetworkError::new(format!("set up IP on network interface {}", interface.name), error))?;
+    let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
+    if *name != interface.name {
+        message = message.with_text(libc::IFLA_IFNAME, &interface.name);
+    }
+    // One that a container has given it stays until the host's changes.
+    let is_news = old.is_none_or(|old| old.hardware_address != interface.hardware_address);
+    if is_news && link.mac != interface.hardware_address {
+        message = message.with(libc::IFLA_ADDRESS, &interface.hardware_address);
+    }
+    let changed = socket.request(message);
+    changed.map_err(|error| NetworkError::new(format!("set up network interface {}", interface.name), error))
 }
 
 /// The interfaces that are there and of use, after another look for those that came when the machine ran.
 fn present(socket: &mut Socket, wanted: &[NetworkInterface], before: &Before<'_>) -> Result<Vec<Link>, NetworkError> {
-    let list = |socket: &mut Socket| {
-        let mut links =
-            list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))?;
-        links.retain(|link| !before.gone.contains(&link.index));
-        Ok(links)
-    };
-    let links = list(socket)?;
+    let mut links = list_links(socket)?;
+    links.retain(|link| !before.gone.contains(&link.index));
     let is_short = |interface: &NetworkInterface| {
         let count = links.iter().filter(|link| link.mac == interface.mac).count();
         wanted.iter().filter(|other| other.mac == interface.mac).count() > count
@@ -139,9 +172,14 @@ fn present(socket: &mut Socket, wanted: &[NetworkInterface], before: &Before<'_>
     if wanted.iter().any(|interface| is_short(interface) || is_new(interface)) {
         // What is not found is told later.
         let _ = late::look_again(SYS.as_ref());
-        return list(socket);
+        links = list_links(socket)?;
+        links.retain(|link| !before.gone.contains(&link.index));
     }
     Ok(links)
+}
+
+fn list_links(socket: &mut Socket) -> Result<Vec<Link>, NetworkError> {
+    list(socket).map_err(|error| NetworkError::new("list the guest's network interfaces", error))
 }
 
 /// The interface of the guest for each of `wanted`.
@@ -149,27 +187,31 @@ fn find<'a>(
     links: &'a [Link],
     wanted: &[NetworkInterface],
     before: &Before<'_>,
-) -> Result<Vec<&'a Link>, NetworkError> {
-    let mut found: Vec<&Link> = Vec::with_capacity(wanted.len());
+    failures: &mut NetworkFailures,
+) -> Vec<Option<&'a Link>> {
+    let mut found: Vec<Option<&Link>> = Vec::with_capacity(wanted.len());
     for interface in wanted {
         let name = &interface.name;
         if name.is_empty() || name.len() > NAME_MAX {
             let doing = format!("call a network interface {name:?}");
-            return Err(NetworkError::new(doing, io::ErrorKind::InvalidInput));
+            failures.add(NetworkError::new(doing, io::ErrorKind::InvalidInput));
+            found.push(None);
+            continue;
         }
         // Several may share an address: their devices are in the order of the interfaces, and those of others are taken.
         let known = before.index_of(interface);
         let fits = |link: &&Link| match known {
             Some(index) => link.index == index,
-            None => link.mac == interface.mac && !found.contains(link) && before.by_index(link.index).is_none(),
+            None => link.mac == interface.mac && !found.contains(&Some(link)) && before.by_index(link.index).is_none(),
         };
-        let Some(link) = links.iter().find(fits) else {
+        let link = links.iter().find(fits);
+        if link.is_none() {
             let doing = format!("find the device of network interface {name}");
-            return Err(NetworkError::new(doing, io::ErrorKind::NotFound));
-        };
+            failures.add(NetworkError::new(doing, io::ErrorKind::NotFound));
+        }
         found.push(link);
     }
-    Ok(found)
+    found
 }
 
 /// Whether both are the same interface of the host.
@@ -219,13 +261,15 @@ mod tests {
     fn an_interface_without_device_is_named() {
         let mut socket = Socket::open().unwrap();
         let mut try_for = |wanted: NetworkInterface| {
-            set_up(&mut socket, &[wanted], Before { wanted: Vec::new(), gone: &mut Vec::new() })
+            let mut failures = NetworkFailures::default();
+            let before = Before { wanted: Vec::new(), gone: &mut Vec::new() };
+            let found = set_up(&mut socket, &[wanted], before, &mut failures).unwrap();
+            assert_eq!(found, [None]);
+            failures.to_string()
         };
 
-        let error = try_for(interface("eth0", 2)).unwrap_err();
-        assert_eq!(error.to_string(), "cannot find the device of network interface eth0");
-
-        assert!(try_for(interface("a-name-too-long-for-it", 2)).is_err());
+        assert_eq!(try_for(interface("eth0", 2)), "cannot find the device of network interface eth0: entity not found");
+        assert!(try_for(interface("a-name-too-long-for-it", 2)).starts_with("cannot call a network interface "));
     }
 
     #[test]
@@ -234,8 +278,8 @@ mod tests {
         let links = [link("gone2", 2), link("eth1", 3)];
         let indices = |wanted: &[NetworkInterface], gone: &mut Vec<i32>| {
             let before = Before { wanted: vec![(&old, 2)], gone };
-            let found = find(&links, wanted, &before).unwrap();
-            found.iter().map(|link| link.index).collect::<Vec<_>>()
+            let found = find(&links, wanted, &before, &mut NetworkFailures::default());
+            found.iter().map(|link| link.unwrap().index).collect::<Vec<_>>()
         };
 
         assert_eq!(indices(std::slice::from_ref(&old), &mut Vec::new()), [2]);

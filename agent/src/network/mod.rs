@@ -5,9 +5,15 @@
 mod configure;
 mod connect;
 mod link;
+mod messages;
+mod plan;
 mod resolver;
+mod setting;
 mod settings;
+mod wanted;
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -35,6 +41,38 @@ impl NetworkError {
         Self { doing: doing.into(), source: source.into() }
     }
 }
+
+/// How many failures are named at once.
+const NAMED_FAILURES: usize = 6;
+
+/// What could not be set up of a network; the rest was.
+#[derive(Debug, Default)]
+pub(crate) struct NetworkFailures(Vec<NetworkError>);
+
+impl NetworkFailures {
+    fn add(&mut self, failure: NetworkError) {
+        self.0.push(failure);
+    }
+
+    fn into_result(self) -> Result<(), Self> {
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for NetworkFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, failure) in self.0.iter().take(NAMED_FAILURES).enumerate() {
+            let separator = if number == 0 { "" } else { "; " };
+            write!(f, "{separator}{failure}: {}", failure.source)?;
+        }
+        match self.0.len().saturating_sub(NAMED_FAILURES) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+impl Error for NetworkFailures {}
 
 /// Turns the loopback interface of the calling process's network namespace on.
 pub(crate) fn bring_loopback_up() -> Result<(), Failure> {

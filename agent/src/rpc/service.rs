@@ -106,7 +106,7 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::ConfigureNetworkRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.network.configure(request).map_err(ToStatus::into_status)?;
+        self.network.configure(&request).map_err(ToStatus::into_status)?;
         Ok(wire::Empty::default())
     }
 

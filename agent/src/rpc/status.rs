@@ -13,7 +13,7 @@ use crate::container::{
 use crate::cpus::CpuError;
 use crate::disks::DiskError;
 use crate::memory::MemoryError;
-use crate::network::{ConnectSpecError, NetworkError};
+use crate::network::{ConnectSpecError, NetworkError, NetworkFailures};
 
 /// The error and what caused it, on one line.
 pub fn error_chain(error: &dyn Error) -> String {
@@ -51,6 +51,12 @@ impl ToStatus for ConnectSpecError {
 }
 
 impl ToStatus for NetworkError {
+    fn code(&self) -> Code {
+        Code::INTERNAL
+    }
+}
+
+impl ToStatus for NetworkFailures {
     fn code(&self) -> Code {
         Code::INTERNAL
     }
