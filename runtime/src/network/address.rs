@@ -8,11 +8,19 @@ use bulkhead_protocol::agent::NetworkAddress;
 
 use super::Passed;
 use super::link::Link;
+use super::routes::Prefix;
 use super::survey::{bytes, number};
 
 /// `IFA_PROTO` (linux/if_addr.h), and what it says of one that the kernel made on a router's word; since Linux 5.18.
 const IFA_PROTO: u16 = 11;
 const IFAPROT_KERNEL_RA: u8 = 2;
+
+/// `IFA_RT_PRIORITY` (linux/if_addr.h): the metric of the route that the kernel makes for it.
+const IFA_RT_PRIORITY: u16 = 9;
+
+/// What an address says that it says to the guest. A secondary one of IPv4 comes behind another of its network.
+const IPV4_FLAGS: u32 = libc::IFA_F_NOPREFIXROUTE | libc::IFA_F_SECONDARY;
+const IPV6_FLAGS: u32 = libc::IFA_F_NOPREFIXROUTE | libc::IFA_F_NODAD;
 
 /// How the kernel's own IPv6 addresses show before that: they end some day, and are a privacy address, or what those are made of.
 const MADE_BY_ITSELF: u32 = libc::IFA_F_TEMPORARY | libc::IFA_F_MANAGETEMPADDR;
@@ -47,10 +55,45 @@ pub(super) fn add(link: &mut Link, header: &AddressHeader, attributes: Attribute
         address: local,
         broadcast: bytes(attributes, libc::IFA_BROADCAST),
         scope: header.scope.into(),
-        flags: all_flags & (libc::IFA_F_NOPREFIXROUTE | libc::IFA_F_NODAD),
+        flags: all_flags & if is_ipv6 { IPV6_FLAGS } else { IPV4_FLAGS },
+        metric: number(attributes, IFA_RT_PRIORITY).unwrap_or_default(),
         ..Default::default()
     });
     Ok(())
+}
+
+/// Marks the addresses for which the kernel has no route, where it makes one by itself: somebody has taken that away, and so the
+/// guest's is to make none.
+pub(super) fn mark_without_route(links: &mut [Link], made: &[Prefix]) {
+    for link in links {
+        for address in &mut link.addresses {
+            let has_route = match route_of(address, link.up, link.carrier) {
+                Some((network, prefix_len)) => made.iter().any(|prefix| {
+                    prefix.interface == link.index.cast_unsigned()
+                        && (prefix.network.as_slice(), u32::from(prefix.prefix_len)) == (&network, prefix_len)
+                }),
+                None => true,
+            };
+            if !has_route {
+                address.flags |= libc::IFA_F_NOPREFIXROUTE;
+            }
+        }
+    }
+}
+
+/// The network to which the kernel makes a route for an address of an interface; `None` where it makes none. IPv6 may wait with it for
+/// the first carrier.
+fn route_of(address: &NetworkAddress, is_up: bool, carrier: bool) -> Option<(Vec<u8>, u32)> {
+    let is_ipv4 = address.address.len() == 4;
+    let on_link = if is_ipv4 && !address.peer.is_empty() { &address.peer } else { &address.address };
+    let bits = (0_u32..).step_by(8).map(|before| address.prefix_len.saturating_sub(before).min(8));
+    let network: Vec<u8> = on_link.iter().zip(bits).map(|(byte, bits)| byte & !(0xff_u16 >> bits) as u8).collect();
+    let is_made = if is_ipv4 {
+        is_up && network.first() != Some(&0) && (address.prefix_len < 32 || network != address.address)
+    } else {
+        is_up && carrier
+    };
+    is_made.then_some((network, address.prefix_len))
 }
 
 /// Whether the kernel gives that address to each loopback.
@@ -210,6 +253,58 @@ mod tests {
         add_to(&mut link, SET, libc::IFA_F_PERMANENT, None).unwrap();
         probed.mark(std::slice::from_mut(&mut link), &[]);
         assert_eq!(link.addresses[0].flags, libc::IFA_F_NODAD);
+    }
+
+    #[test]
+    fn where_the_kernels_route_was_taken_away_the_guest_makes_none() {
+        let address = |address: &[u8], prefix_len, peer: &[u8]| NetworkAddress {
+            address: address.to_vec(),
+            prefix_len,
+            peer: peer.to_vec(),
+            ..Default::default()
+        };
+        let prefix =
+            |interface, network: &[u8], prefix_len| Prefix { interface, network: network.to_vec(), prefix_len };
+        let is_without = |address: &NetworkAddress, made: &[Prefix], up, carrier| {
+            let mut links = [Link { addresses: vec![address.clone()], up, carrier, ..link() }];
+            mark_without_route(&mut links, made);
+            links[0].addresses[0].flags == libc::IFA_F_NOPREFIXROUTE
+        };
+        let ipv4 = address(&[10, 9, 1, 130], 26, &[]);
+        let ipv6 = address(&SET, 64, &[]);
+        let peer = address(&[10, 9, 1, 2], 32, &[10, 8, 1, 1]);
+        let made = [
+            prefix(3, &[10, 9, 1, 128], 26),
+            prefix(3, &[[0xfd, 9].as_slice(), &[0; 14]].concat(), 64),
+            prefix(3, &[10, 8, 1, 1], 32),
+        ];
+        for address in [&ipv4, &ipv6, &peer] {
+            assert!(!is_without(address, &made, true, true), "{address:?}");
+            assert!(is_without(address, &[], true, true), "{address:?}");
+            assert!(is_without(address, &made.clone().map(|made| Prefix { interface: 4, ..made }), true, true));
+            assert!(!is_without(address, &[], false, false), "{address:?}");
+        }
+        // The kernel makes none for these: an address alone, and before there is a carrier.
+        assert!(!is_without(&address(&[10, 9, 1, 2], 32, &[]), &[], true, true));
+        assert!(!is_without(&ipv6, &[], true, false));
+    }
+
+    #[test]
+    fn what_an_address_says_of_itself_is_told() {
+        let flags = libc::IFA_F_PERMANENT | libc::IFA_F_SECONDARY | libc::IFA_F_NOPREFIXROUTE;
+        let header = AddressHeader { family: libc::AF_INET as u8, prefix_len: 24, scope: 0, index: 3 };
+        let content = Message::new(libc::RTM_NEWADDR, 0, &header)
+            .with(libc::IFA_LOCAL, &[10, 9, 1, 2])
+            .with(libc::IFA_ADDRESS, &[10, 9, 1, 2])
+            .with_number(libc::IFA_FLAGS, flags)
+            .with_number(IFA_RT_PRIORITY, 77)
+            .into_content();
+        let mut link = link();
+        let (header, attributes) = AddressHeader::read(&content).unwrap();
+        add(&mut link, &header, Attributes::new(attributes)).unwrap();
+
+        let NetworkAddress { metric, flags, .. } = link.addresses[0];
+        assert_eq!((metric, flags), (77, libc::IFA_F_SECONDARY | libc::IFA_F_NOPREFIXROUTE));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::join::Joiner;
 use super::link::Link;
 use super::loopback::Loopback;
 use super::survey::Survey;
+use super::warned::Warned;
 use super::{Device, Junctions, NetworkError, Passed, Resolver, is_idle, request, resolver, tap};
 use crate::logging;
 use crate::text;
@@ -54,10 +55,10 @@ pub(super) struct View {
     pub(super) given_up: Vec<i32>,
     /// How many more it can be given.
     pub(super) room: usize,
-    /// What its guest was told; `None` if it is not known to have what it was told last.
-    pub(super) told: Option<ConfigureNetworkRequest>,
-    /// What has been warned of.
-    pub(super) warned: Vec<String>,
+    /// What its guest was told last, and whether it has all of it.
+    pub(super) told: ConfigureNetworkRequest,
+    pub(super) is_told: bool,
+    pub(super) warned: Warned,
     pub(super) probed: Probed,
 }
 
@@ -106,12 +107,7 @@ impl View {
         if survey.resolver {
             self.junctions.let_answers_in(&mut self.socket);
         }
-        for what in &survey.left_out {
-            if !self.warned.contains(what) {
-                logging::warn(format_args!("of the network namespace {}, {what}", self.joiner.path.display()));
-                self.warned.push(what.clone());
-            }
-        }
+        self.warned.warn(&self.joiner.path, &survey.left_out);
         let carriers = carrier::changes(&mut self.passed, &survey.links);
         Ok(Change { late, carriers, request: self.news(survey) })
     }
@@ -127,10 +123,11 @@ impl View {
     /// What the guest does not know yet.
     fn news(&mut self, survey: Survey) -> Option<ConfigureNetworkRequest> {
         let wanted = request(survey, &self.passed);
-        if self.told.as_ref() == Some(&wanted) {
+        if self.is_told && self.told == wanted {
             return None;
         }
-        self.told = Some(wanted.clone());
+        self.told = wanted.clone();
+        self.is_told = true;
         Some(wanted)
     }
 
@@ -223,17 +220,9 @@ impl Following {
         self.view.look()
     }
 
-    /// The machine could not be given a device: it does without, and the guest is to be told this instead.
-    ///
-    /// # Errors
-    ///
-    /// The namespace cannot be looked at.
-    pub(crate) fn give_up(&mut self, late: &Late, why: &str) -> io::Result<Option<ConfigureNetworkRequest>> {
+    /// The machine could not be given a device: it does without, and the guest is to be told less.
+    pub(crate) fn give_up(&mut self, late: &Late, why: &str) {
         self.view.give_up(late.index, &late.name, why);
-        let mut survey = Survey::take(&mut self.view.socket)?;
-        survey.resolver = self.view.junctions.namespace.inside(resolver::is_there)?;
-        self.view.probed.mark(&mut survey.links, &self.view.passed);
-        Ok(self.view.news(survey))
     }
 
     /// A link could not be changed: it is tried again with the next look.
@@ -245,8 +234,7 @@ impl Following {
 
     /// The resolver that the guest was told of, if there is one.
     pub(crate) fn resolver(&self) -> Option<Resolver> {
-        let is_told = self.view.told.as_ref().is_some_and(|told| told.resolver);
-        is_told.then(|| Resolver::new(Arc::clone(&self.view.junctions.namespace)))
+        self.view.told.resolver.then(|| Resolver::new(Arc::clone(&self.view.junctions.namespace)))
     }
 
     /// The loopback addresses of the namespace on the host.
@@ -254,9 +242,9 @@ impl Following {
         Loopback::new(Arc::clone(&self.view.junctions.namespace))
     }
 
-    /// The guest does not have what it was told last: it is told again with the next look.
+    /// The guest does not have all of what it was told last: it is told again with the next look.
     pub(crate) fn was_not_told(&mut self) {
-        self.view.told = None;
+        self.view.is_told = false;
     }
 }
 

@@ -7,7 +7,8 @@
 //! | `namespace` | a network namespace, and how work is done in it |
 //! | `own` | the one that this process is in, and the host's |
 //! | `claim` | that a namespace is one machine's |
-//! | `survey`, `link`, `address`, `routes` | what there is in one |
+//! | `survey`, `link`, `address`, `routes`, `rules` | what there is in one |
+//! | `warned` | what has been said of what is left out |
 //! | `carrier` | whether an interface leads somewhere |
 //! | `join` | an interface and a tap, joined |
 //! | `tap` | interfaces whose other side is a descriptor |
@@ -37,10 +38,12 @@ mod record;
 mod redirect;
 mod resolver;
 mod routes;
+mod rules;
 mod survey;
 mod tap;
 pub(crate) mod user;
 mod vhost;
+mod warned;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -69,6 +72,7 @@ pub(crate) use self::record::Recorder;
 pub(crate) use self::resolver::Resolver;
 use self::routes::Routes;
 use self::survey::Survey;
+use self::warned::Warned;
 use crate::logging;
 use crate::spec::NetSettings;
 
@@ -404,15 +408,14 @@ impl Connector<'_> {
         if survey.resolver {
             self.junctions.let_answers_in(&mut socket);
         }
-        for what in &survey.left_out {
-            logging::warn(format_args!("of the network namespace {}, {what}", path.display()));
-        }
-        let warned = survey.left_out.clone();
+        let mut warned = Warned::default();
+        warned.warn(&path, &survey.left_out);
         let told = request(survey, &passed);
         let (joiner, junctions) = (joiner.clone(), self.junctions.clone());
         let room = SPARE_NETS.min(MAX_NETS - count);
-        let (told_last, given_up) = (Some(told.clone()), Vec::new());
-        let view = View { joiner, junctions, socket, passed, given_up, room, told: told_last, warned, probed };
+        let (told_last, given_up) = (told.clone(), Vec::new());
+        let view =
+            View { joiner, junctions, socket, passed, given_up, room, told: told_last, is_told: true, warned, probed };
         Ok((devices, told, Follower::new(events, view)))
     }
 }

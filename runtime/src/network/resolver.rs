@@ -35,7 +35,7 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(namespace: Arc<NetworkNamespace>) -> Self {
+    pub(crate) fn new(namespace: Arc<NetworkNamespace>) -> Self {
         Self { namespace }
     }
 

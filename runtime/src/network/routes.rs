@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The routes of a network namespace, and the rules that say which table is asked, as far as a container gets them.
+//! The routes of a network namespace, as far as a container gets them.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use bulkhead_netlink::{Attributes, Header, Message, RouteHeader, RuleHeader, Socket};
+use bulkhead_netlink::{Attributes, Message, RouteHeader, Socket};
 use bulkhead_protocol::agent::NetworkRoute;
 
 use super::link::Link;
+use super::rules::Rules;
 use super::survey::{bytes, number};
 
 /// Who made a route: the kernel, for an address or on a router's word. The guest's makes its own.
@@ -27,11 +28,13 @@ const REFUSED: [(u16, &str); 2] = [(18, "via a gateway of another family"), (22,
 /// Bytes of a next hop in front of its attributes: length, flags, weight, and interface (`struct rtnexthop`).
 const NEXT_HOP_LEN: usize = 8;
 
-/// Attributes of rules (linux/fib_rules.h).
-const FRA_PRIORITY: u16 = 6;
-
-/// The priorities of the rules that every namespace has, for the tables local, main, and default.
-const STANDARD_RULES: [u32; 3] = [0, 32766, 32767];
+/// Where the kernel has a route to an address' network, which it has made itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Prefix {
+    pub(super) interface: u32,
+    pub(super) network: Vec<u8>,
+    pub(super) prefix_len: u8,
+}
 
 /// What there is, and what of it is not passed on.
 #[derive(Debug, Default, PartialEq)]
@@ -40,6 +43,8 @@ pub(super) struct Routes {
     pub(super) routes: Vec<NetworkRoute>,
     /// Those that somebody has set, as the kernel lists them.
     pub(super) rules: Vec<Vec<u8>>,
+    /// Those that the kernel has made for addresses.
+    pub(super) prefixes: Vec<Prefix>,
     /// One text each.
     pub(super) left_out: Vec<String>,
 }
@@ -50,18 +55,20 @@ impl Routes {
         let mut found = Self::default();
         let request = Message::new(libc::RTM_GETROUTE, 0, &RouteHeader::default());
         socket.dump(request, libc::RTM_NEWROUTE, |header, attributes| found.add_route(&header, attributes, links))?;
-        let request = Message::new(libc::RTM_GETRULE, 0, &RuleHeader::default());
-        let listed = socket.dump(request, libc::RTM_NEWRULE, |header, attributes| found.add_rule(&header, attributes));
-        match listed {
-            // A kernel without them has one table.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-            listed => listed?,
-        }
+        let Rules { rules, mut left_out, .. } = Rules::list(socket)?;
+        found.rules = rules;
+        found.left_out.append(&mut left_out);
         Ok(found)
     }
 
     fn add_route(&mut self, header: &RouteHeader, attributes: Attributes<'_>, links: &[Link]) {
         let table = number(attributes, libc::RTA_TABLE).unwrap_or_else(|| header.table.into());
+        if header.protocol == libc::RTPROT_KERNEL
+            && let Some(interface) = number(attributes, libc::RTA_OIF)
+        {
+            let network = network(header, attributes);
+            self.prefixes.push(Prefix { interface, network, prefix_len: header.prefix_len });
+        }
         let is_kernels = table == u32::from(libc::RT_TABLE_LOCAL)
             || header.flags & libc::RTM_F_CLONED != 0
             || MADE_BY_KERNEL.contains(&header.protocol);
@@ -76,16 +83,14 @@ impl Routes {
             Err(why) => self.left_out.push(format!("{}, {why}", name(header, attributes))),
         }
     }
+}
 
-    fn add_rule(&mut self, header: &RuleHeader, attributes: Attributes<'_>) {
-        let is_ip = [libc::AF_INET as u8, libc::AF_INET6 as u8].contains(&header.family);
-        let priority = number(attributes, FRA_PRIORITY).unwrap_or_default();
-        if is_ip && !STANDARD_RULES.contains(&priority) {
-            let mut rule = Vec::new();
-            header.write(&mut rule);
-            rule.extend(attributes.as_bytes());
-            self.rules.push(rule);
-        }
+/// The network that a route leads to, as long as an address.
+fn network(header: &RouteHeader, attributes: Attributes<'_>) -> Vec<u8> {
+    let network = bytes(attributes, libc::RTA_DST);
+    match network.is_empty() {
+        true => vec![0; if header.family == libc::AF_INET6 as u8 { 16 } else { 4 }],
+        false => network,
     }
 }
 
@@ -216,10 +221,12 @@ mod tests {
         assert_eq!((found.routes[0].interface.as_str(), found.routes[0].table), ("eth0", 1000));
         assert!(found.left_out.is_empty());
         assert_eq!(
-            listed(&RouteHeader { protocol: libc::RTPROT_KERNEL, ..HEADER }, std::slice::from_ref(&by)),
+            listed(&RouteHeader { table: libc::RT_TABLE_LOCAL, ..HEADER }, std::slice::from_ref(&by)),
             Routes::default()
         );
-        assert_eq!(listed(&RouteHeader { table: libc::RT_TABLE_LOCAL, ..HEADER }, &[by]), Routes::default());
+        let kernels = listed(&RouteHeader { protocol: libc::RTPROT_KERNEL, ..HEADER }, &[by]);
+        let prefix = Prefix { interface: 3, network: vec![10, 7, 0, 0], prefix_len: 16 };
+        assert_eq!((kernels.routes.len(), kernels.prefixes), (0, vec![prefix]));
     }
 
     #[test]
@@ -256,16 +263,5 @@ mod tests {
             let found = listed(&header, &attributes);
             assert_eq!((found.routes.len(), &found.left_out[0]), (0, &format!("the route to 10.7.0.0/16, {why}")));
         }
-    }
-
-    #[test]
-    fn rules_that_every_namespace_has_are_its_own() {
-        let mut routes = Routes::default();
-        for priority in [0_u32, 100, 32766, 32767] {
-            let header = RuleHeader::read(&[libc::AF_INET as u8, 0, 0, 0, 7, 0, 0, 1, 0, 0, 0, 0]).unwrap().0;
-            routes.add_rule(&header, Attributes::new(&attribute(FRA_PRIORITY, &priority.to_ne_bytes())));
-        }
-        assert_eq!(routes.rules.len(), 1);
-        assert_eq!(routes.rules[0].len(), 20);
     }
 }

@@ -50,6 +50,7 @@ impl Survey {
         survey.loopback = loopback.addresses;
         let Self { links, routes, neighbours, left_out, .. } = &mut survey;
         *routes = Routes::list(socket, links)?;
+        address::mark_without_route(links, &routes.prefixes);
         left_out.append(&mut routes.left_out);
         let request = Message::new(libc::RTM_GETNEIGH, 0, &NeighbourHeader::default());
         socket.dump(request, libc::RTM_NEWNEIGH, |header, attributes| {

@@ -431,7 +431,7 @@ impl Container {
         };
         match timeout(NETWORK_TIMEOUT, answer).await {
             Ok(Some(Err(why))) => Err(CallError::Network(why)),
-            // Where the network is no longer followed, there is nothing to wait for.
+            // Nobody follows the network of a machine that has gone: the start itself says so.
             Ok(_) => Ok(()),
             Err(_) => Err(CallError::Network("the guest takes too long".to_owned())),
         }

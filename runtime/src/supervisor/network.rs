@@ -2,10 +2,13 @@
 //! A running machine's network follows that of the host: further interfaces get devices, and the guest is told.
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::agent::{Agent, AgentError};
 use super::container::Container;
@@ -23,6 +26,11 @@ type Asker = oneshot::Sender<Result<(), String>>;
 
 /// How many may ask at once.
 const ASKERS: usize = 8;
+
+/// How often what has failed is tried again, unless something changes: the first time soon, and then after twice as long each time.
+/// Who starts the container waits for that, some 13 s in all.
+const TRIES: u32 = 7;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What follows needs beside what is followed.
 pub(super) struct NetworkTask {
@@ -58,73 +66,103 @@ impl NetworkTask {
 
     async fn follow(self, mut following: Following, mut asked: mpsc::Receiver<Asker>) {
         let mut asking = JoinSet::new();
+        let mut attempts = Attempts::default();
+        let mut askers = Vec::new();
+        // What the kernel tells can be heard.
+        let mut is_heard = true;
         loop {
+            // It ends only with the machine, or by a fault.
+            while asking.try_join_next().is_some() {}
             if asking.is_empty()
                 && let Some(resolver) = following.resolver()
             {
                 asking.spawn(questions::serve(self.agent.clone(), resolver));
             }
-            let asker = tokio::select! {
-                changed = following.changed() => match changed {
-                    Ok(()) => None,
-                    Err(error) => return given_up(&error),
-                },
-                Some(asker) = asked.recv() => Some(asker),
+            let changed = tokio::select! {
+                changed = following.changed(), if is_heard => {
+                    if changed.is_ok() {
+                        attempts.begin_anew();
+                    }
+                    changed
+                }
+                Some(asker) = asked.recv() => {
+                    askers.push(asker);
+                    Ok(())
+                }
+                () = attempts.next() => Ok(()),
             };
-            let result = self.catch_up(&mut following).await;
-            let told = match &result {
+            is_heard = changed.is_ok();
+            let result = match changed {
+                Ok(()) => self.catch_up(&mut following).await,
+                Err(error) => Err(error.into()),
+            };
+            let told = match result {
                 Ok(()) => Ok(()),
-                Err(CatchUpError::Host(error)) => Err(error.to_string()),
                 // The machine has gone, and whoever waits for it says so.
                 Err(CatchUpError::Agent(AgentError::Lost)) => return,
-                Err(CatchUpError::Agent(error)) => {
-                    following.was_not_told();
-                    Err(text::chain(error))
-                }
+                Err(CatchUpError::Host(error)) => Err(format!("it cannot be looked at: {error}")),
+                Err(CatchUpError::Link(error)) => Err(text::chain(&error)),
+                Err(CatchUpError::Agent(error)) => Err(text::chain(&error)),
             };
-            if let (Err(why), None) = (&told, &asker) {
-                logging::warn(format_args!("a change of the network was not passed on: {why}"));
+            match &told {
+                Ok(()) => attempts.succeeded(),
+                Err(why) => {
+                    following.was_not_told();
+                    if attempts.failed(why) {
+                        logging::warn(format_args!("a change of the network was not passed on in full: {why}"));
+                    }
+                }
             }
-            if let Some(asker) = asker {
-                // It may not wait any more.
-                let _ = asker.send(told);
+            if told.is_ok() || attempts.are_over() {
+                for asker in mem::take(&mut askers) {
+                    // It may not wait any more.
+                    let _: Result<(), _> = asker.send(told.clone());
+                }
             }
-            if let Err(CatchUpError::Host(error)) = result {
-                return given_up(&error);
-            }
+            askers.retain(|asker: &Asker| !asker.is_closed());
         }
     }
 
     async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
         let begin_ns = now_ns();
-        let Change { late, mut carriers, mut request } = following.look()?;
-        for late in late {
-            match self.control.attach_net(&late.device, &late.name).await {
-                Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
-                Err(error) => {
-                    request = following.give_up(&late, &text::chain(&error))?.or(request);
-                    carriers.retain(|carrier| carrier.name != late.name);
+        let mut unchanged = None;
+        // Each round does without an interface that was new in the one before.
+        let request = loop {
+            let Change { late, mut carriers, request } = following.look()?;
+            let mut are_attached = true;
+            for late in late {
+                match self.control.attach_net(&late.device, &late.name).await {
+                    Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
+                    Err(error) => {
+                        following.give_up(&late, &text::chain(&error));
+                        carriers.retain(|carrier| carrier.name != late.name);
+                        are_attached = false;
+                    }
                 }
             }
-        }
-        for carrier in &carriers {
-            self.change_link(following, carrier).await;
-        }
+            for carrier in &carriers {
+                unchanged = self.change_link(following, carrier).await.err().or(unchanged);
+            }
+            if are_attached {
+                break request;
+            }
+            following.was_not_told();
+        };
         if let Some(request) = request {
             self.agent.change_network(&request).await?;
             logging::debug(format_args!("the guest's network has been changed"));
         }
-        Ok(())
+        unchanged.map_or(Ok(()), |error| Err(CatchUpError::Link(error)))
     }
 
     /// Has the link of a device follow the carrier of its interface.
-    async fn change_link(&self, following: &mut Following, carrier: &Carrier) {
+    async fn change_link(&self, following: &mut Following, carrier: &Carrier) -> Result<(), ControlError> {
         match self.control.set_carrier(carrier).await {
             // The machine has gone, and whoever waits for it says so.
-            Ok(()) | Err(ControlError::Gone { .. } | ControlError::Send { .. }) => {}
+            Ok(()) | Err(ControlError::Gone { .. } | ControlError::Send { .. }) => Ok(()),
             Err(error) => {
                 following.was_not_changed(carrier);
-                logging::warn(format_args!("{}", text::chain(&error)));
+                Err(error)
             }
         }
     }
@@ -134,6 +172,7 @@ impl NetworkTask {
 #[derive(Debug)]
 enum CatchUpError {
     Host(io::Error),
+    Link(ControlError),
     Agent(AgentError),
 }
 
@@ -149,6 +188,85 @@ impl From<AgentError> for CatchUpError {
     }
 }
 
-fn given_up(error: &io::Error) {
-    logging::warn(format_args!("the network is no longer followed: {error}"));
+/// What has failed is tried again, a few times.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// How often it has failed since something has changed.
+    failed: u32,
+    /// When it is tried again.
+    next: Option<Instant>,
+    /// What has been said of it.
+    told: Option<String>,
+}
+
+impl Attempts {
+    /// Something has changed, so that it is worth trying as often again.
+    fn begin_anew(&mut self) {
+        self.failed = 0;
+    }
+
+    fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether that is news.
+    fn failed(&mut self, why: &str) -> bool {
+        self.next = pause(self.failed).map(|pause| Instant::now() + pause);
+        self.failed = self.failed.saturating_add(1);
+        let is_news = self.told.as_deref() != Some(why);
+        self.told = Some(why.to_owned());
+        is_news
+    }
+
+    fn are_over(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Waits for the next; without end if there is none.
+    async fn next(&self) {
+        match self.next {
+            Some(next) => sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// How long nothing is tried after so many failures and one more; `None` if nothing is tried any more.
+fn pause(failed: u32) -> Option<Duration> {
+    (failed < TRIES).then(|| FIRST_PAUSE * (1 << failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_again_ever_later_and_not_for_ever() {
+        let pauses: Vec<_> = (0..).map_while(pause).collect();
+        assert!(pauses.is_sorted() && pauses[0] < Duration::from_secs(1), "{pauses:?}");
+        assert!(pauses.iter().sum::<Duration>() < Duration::from_secs(20), "{pauses:?}");
+
+        let mut attempts = Attempts::default();
+        for _ in &pauses {
+            attempts.failed("no");
+            assert!(!attempts.are_over());
+        }
+        // It stays so until something changes.
+        for _ in 0..2 {
+            attempts.failed("no");
+            assert!(attempts.are_over());
+        }
+        attempts.begin_anew();
+        attempts.failed("no");
+        assert!(!attempts.are_over());
+    }
+
+    #[test]
+    fn the_same_failure_is_told_once() {
+        let mut attempts = Attempts::default();
+        let news = ["no", "no", "never", "never"].map(|why| attempts.failed(why));
+        assert_eq!(news, [true, false, true, false]);
+        attempts.succeeded();
+        assert!(attempts.failed("never") && !attempts.are_over());
+    }
 }

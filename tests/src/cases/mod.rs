@@ -35,6 +35,7 @@ mod net_device;
 mod network;
 mod network_addresses;
 mod network_bridge;
+mod network_changes;
 mod network_cni;
 mod network_guest;
 mod network_kinds;
@@ -169,6 +170,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network::CASES,
         network_addresses::CASES,
         network_bridge::CASES,
+        network_changes::CASES,
         network_cni::CASES,
         network_guest::CASES,
         network_kinds::CASES,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 
-use super::network::{Namespace, container, host};
+use super::network::{Namespace, any_container, container, host};
 use super::{Case, case};
 use crate::env::Env;
 use crate::failure::{Result, ensure, ensure_eq};
@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_address_of_another_machine_is_left_out),
     case!(addresses_that_a_router_announces),
     case!(an_interface_that_listens_to_no_router),
+    case!(what_addresses_routes_and_rules_say_further),
 ];
 
 /// How long the kernel may take for what it does by itself.
@@ -163,5 +164,42 @@ fn an_interface_that_listens_to_no_router(env: &Env) -> Result {
     let without = container(env, &namespace, &format!("{settings} ip -o -6 addr show dev eth0 | wc -l"))?;
     let output = env.run(&without)?.output()?;
     ensure_eq!(output.stdout(), "0\n0\n1\n0\n", "what the guest has without IPv6");
+    Ok(())
+}
+
+/// Metrics, which of two addresses is used, and rules that share the priority of one that each namespace has.
+fn what_addresses_routes_and_rules_say_further(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "say")?.with_addresses(99)?;
+    for command in [
+        "ip addr add 10.9.100.2/24 dev eth0 metric 300",
+        "ip route add 10.78.0.0/16 dev eth0 scope link mtu 1300 advmss 1210",
+        "ip addr add fd09:99::3/64 dev eth0 nodad",
+        "ip rule add from 10.9.99.2 table 1000 priority 0",
+        "ip rule add from 10.9.99.3 table 1000 priority 32766",
+        "ip addr add 10.9.101.2/24 dev eth0",
+        "ip route del 10.9.101.0/24 dev eth0",
+    ] {
+        namespace.inside(command)?;
+    }
+    let chosen = namespace.inside("ip -6 route get fd09:99::1")?;
+    ensure!(chosen.contains("src fd09:99::3"), "what the host's kernel chooses: {chosen}");
+    let script = "ip route; ip rule; ip -6 route get fd09:99::1; cat /proc/net/route";
+
+    let output = env.run(&any_container(env, &namespace, script)?)?.output()?;
+
+    let line = |begin: &str, part: &str| {
+        let found = output.stdout().lines().any(|line| line.starts_with(begin) && line.contains(part));
+        ensure!(found, "no line {begin:?} with {part:?}: {}", output.describe());
+        Ok(())
+    };
+    output.expect_code(0)?;
+    line("10.9.100.0/24 dev eth0 scope link", " metric 300")?;
+    line("0:\tfrom 10.9.99.2 ", "lookup 1000")?;
+    line("32766:\tfrom 10.9.99.3 ", "lookup 1000")?;
+    line("32766:\tfrom all ", "lookup main")?;
+    line("fd09:99::1 ", "src fd09:99::3")?;
+    // There the largest segment shows as the MTU that it is for.
+    line("eth0\t00004E0A\t", "\t1250\t")?;
+    ensure!(!output.stdout().contains("10.9.101.0/24"), "a route that is gone: {}", output.describe());
     Ok(())
 }

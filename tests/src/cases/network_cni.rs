@@ -68,7 +68,15 @@ fn ptp(env: &Env) -> Result {
     // The plugin has the host forward packets.
     env.own_network()?;
     let plugin = Plugin::new(env, "ptp", 47, &json!({ "ipMasq": false }))?;
-    exchange(env, &plugin, 47)
+    exchange(env, &plugin, 47)?;
+
+    let namespace = Namespace::empty(env, "cni")?;
+    plugin.call("ADD", &namespace)?;
+    let script = "ip route get 10.9.47.77; ip -6 route get fd09:47::77";
+    env.run(&any_container(env, &namespace, script)?)?
+        .output()?
+        .expect_in_stdout(&["10.9.47.77 via 10.9.47.1 ", " via fd09:47::1 "])?;
+    plugin.call("DEL", &namespace).map(drop)
 }
 
 fn macvlan(env: &Env) -> Result {
