@@ -234,9 +234,11 @@ fn two_hundred_starts_leave_nothing(env: &Env) -> Result {
         // One for whom a namespace is made.
         let made = Detached::create(env, &alone).and_then(|container| {
             container.must(&["start"])?;
-            container.wait()
+            let (status, output) = (container.wait()?, container.output()?);
+            ensure!(status == 0 && output == "lo\n", "the status is {status}, and the output {output:?}");
+            Ok(())
         });
-        forgiving(env, made.map(drop))
+        forgiving(env, made)
     });
     fs::write(MOST_NAMESPACES, most)?;
     rounds?;
