@@ -14,6 +14,9 @@ const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 /// What the kernel takes for the metric of an IPv6 route that has none (`IP6_RT_PRIO_USER`, net/ip6_route.h).
 const DEFAULT_METRIC: u32 = 1024;
 
+/// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is on the link, whatever the addresses say.
+const RTNH_F_ONLINK: u32 = 4;
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Setting {
     /// What it is called.
@@ -126,11 +129,24 @@ impl Setting {
             Kind::Rule => (libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
             Kind::Route => (libc::RTM_NEWROUTE, SET),
         };
-        match socket.request(Message::with_content(kind, flags, &self.content)) {
+        let made = match socket.request(Message::with_content(kind, flags, &self.content)) {
             // Rules cannot be replaced, nor do they differ where they are the same.
             Err(error) if self.kind() == Kind::Rule && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made.map_err(|error| NetworkError::new(format!("add {}", self.name), error)),
-        }
+            Err(error) if is_unreachable(&error) => match self.on_link() {
+                Some(message) => socket.request(message),
+                None => Err(error),
+            },
+            made => made,
+        };
+        made.map_err(|error| NetworkError::new(format!("add {}", self.name), error))
+    }
+
+    /// A request for a route whose gateway is on none of the interface's networks. The host's kernel has it from when there was such
+    /// a network, and looks for the gateway on the link.
+    fn on_link(&self) -> Option<Message> {
+        let (header, attributes) = RouteHeader::read(&self.content).filter(|_| self.kind() == Kind::Route)?;
+        let header = RouteHeader { flags: header.flags | RTNH_F_ONLINK, ..header };
+        Some(Message::new(libc::RTM_NEWROUTE, SET, &header).with_all(attributes))
     }
 
     pub(super) fn take_away(&self, socket: &mut Socket) -> Result<(), NetworkError> {
@@ -257,6 +273,11 @@ impl<'a> Address<'a> {
 fn is_gone(error: &io::Error) -> bool {
     let gone = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENETDOWN];
     error.raw_os_error().is_some_and(|number| gone.contains(&number))
+}
+
+/// Whether it is the gateway that the kernel does not find a way to.
+fn is_unreachable(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| [libc::ENETUNREACH, libc::EHOSTUNREACH].contains(&number))
 }
 
 /// The value of an attribute; empty where there is none.

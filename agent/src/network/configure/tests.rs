@@ -121,8 +121,6 @@ fn route(to: &[u8], source: &[u8]) -> wire::NetworkRoute {
         gateway: vec![10, 9, 1, 1],
         source: source.to_vec(),
         protocol: libc::RTPROT_BOOT.into(),
-        // The gateway is on the link (`RTNH_F_ONLINK`).
-        flags: 4,
         ..Default::default()
     }
 }
@@ -214,5 +212,17 @@ fn the_kernels_route_for_an_address_goes_and_comes_back() {
         assert_eq!(guest.routes(), all);
         assert_eq!(guest.configure(&without_routes, &[other()]), "");
         assert_eq!(guest.routes(), ["10.9.1.0/24 via 10.9.1.1"]);
+    });
+}
+
+#[test]
+fn a_gateway_that_is_on_no_network_is_looked_for_on_the_link() {
+    in_guest(|guest| {
+        // On the host it was on one.
+        assert_eq!(guest.configure(&[address(2, 3)], &[route(&[], &[])]), "");
+        assert_eq!(guest.routes(), ["10.9.2.0/24", "default/0 via 10.9.1.1"]);
+        // It is there, and can be taken away.
+        assert_eq!(guest.configure(&[address(2, 3)], &[]), "");
+        assert_eq!(guest.routes(), ["10.9.2.0/24"]);
     });
 }
