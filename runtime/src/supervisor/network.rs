@@ -108,9 +108,8 @@ impl NetworkTask {
                 Ok(()) => attempts.succeeded(),
                 Err(why) => {
                     following.was_not_told();
-                    if attempts.failed(why) {
-                        logging::warn(format_args!("a change of the network was not passed on in full: {why}"));
-                    }
+                    let log = if attempts.failed(why) { logging::warn } else { logging::debug };
+                    log(format_args!("a change of the network was not passed on in full: {why}"));
                 }
             }
             if told.is_ok() || attempts.are_over() {
@@ -209,12 +208,14 @@ impl Attempts {
         *self = Self::default();
     }
 
-    /// Whether that is news.
+    /// Whether that is to be told: what is good in a moment is not, and nothing is twice.
     fn failed(&mut self, why: &str) -> bool {
         self.next = pause(self.failed).map(|pause| Instant::now() + pause);
         self.failed = self.failed.saturating_add(1);
-        let is_news = self.told.as_deref() != Some(why);
-        self.told = Some(why.to_owned());
+        let is_news = self.are_over() && self.told.as_deref() != Some(why);
+        if is_news {
+            self.told = Some(why.to_owned());
+        }
         is_news
     }
 
@@ -262,11 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_failure_is_told_once() {
+    fn a_failure_is_told_once_when_all_tries_are_over() {
         let mut attempts = Attempts::default();
+        for _ in 0..TRIES {
+            assert!(!attempts.failed("no"));
+        }
         let news = ["no", "no", "never", "never"].map(|why| attempts.failed(why));
         assert_eq!(news, [true, false, true, false]);
         attempts.succeeded();
-        assert!(attempts.failed("never") && !attempts.are_over());
+        assert!(!attempts.failed("never") && !attempts.are_over());
     }
 }

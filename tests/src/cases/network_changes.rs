@@ -133,7 +133,7 @@ fn what_the_guest_refuses_keeps_nothing_back(env: &Env) -> Result {
     namespace.inside("ip addr add 10.9.96.7/24 dev eth0")?;
     let script = format!(
         "{SOON} ip addr del 10.9.96.7/24 dev eth0; echo ready; read line; \
-         soon 'the rest' 'ip route | grep -q ^10.72.0.0/16' && ip route | grep -c ^10.71; \
+         soon 'the rest' 'ip route | grep -q ^10.72.0.0/16' && ip route | grep -c ^10.71; read line; \
          ip addr add 10.9.96.7/24 dev eth0; soon all 'ip route | grep -q ^10.71.0.0/16'"
     );
     let bundle = container(env, &namespace, &script)?;
@@ -143,6 +143,11 @@ fn what_the_guest_refuses_keeps_nothing_back(env: &Env) -> Result {
     let routes = ["route add 10.71.0.0/16 via 10.9.96.1 src 10.9.96.7", "route add 10.72.0.0/16 via 10.9.96.1"];
     at_once(env, &namespace, &routes)?;
     running.write(b"\n")?;
+    running.wait_for("the rest\n0\n")?;
+    // The tries are over, and begin again with a change.
+    thread::sleep(Duration::from_secs(20));
+    running.write(b"\n")?;
+    at_once(env, &namespace, &["route add 10.73.0.0/16 via 10.9.96.1"])?;
     let output = running.finish()?;
 
     output.expect_in_stdout(&["ready\nthe rest\n0\nall\n"])?;
