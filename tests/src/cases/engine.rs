@@ -229,7 +229,10 @@ fn block_devices_of_the_host(env: &Env) -> Result {
     let throttle = |rate: u64| json!([{ "major": major, "minor": minor, "rate": rate }]);
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("echo ready; read line").set("/linux/cgroupsPath", json!(format!("/{id}")));
-    let limits = json!({"throttleReadBpsDevice": throttle(1 << 20), "throttleWriteIOPSDevice": throttle(50)});
+    let limits = json!({
+        "throttleReadBpsDevice": throttle(1 << 20), "throttleWriteBpsDevice": throttle(2 << 20),
+        "throttleReadIOPSDevice": throttle(40), "throttleWriteIOPSDevice": throttle(50),
+    });
     bundle.set("/linux/resources", json!({ "blockIO": limits }));
 
     let mut running = env.run_as(&bundle, &id)?.open_stdin().spawn()?;
@@ -238,7 +241,7 @@ fn block_devices_of_the_host(env: &Env) -> Result {
     running.write(b"\n")?;
     running.finish()?.expect_code(0)?;
 
-    ensure_eq!(found, format!("{device} rbps=1048576 wbps=max riops=max wiops=50\n"), "io.max");
+    ensure_eq!(found, format!("{device} rbps=1048576 wbps=2097152 riops=40 wiops=50\n"), "io.max");
     Ok(())
 }
 

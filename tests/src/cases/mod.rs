@@ -23,6 +23,7 @@ mod growth;
 mod guest_failure;
 mod hooks;
 mod host_cost;
+mod host_limits;
 mod host_sockets;
 mod install_containerd;
 mod jail;
@@ -158,6 +159,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         guest_failure::CASES,
         hooks::CASES,
         host_cost::CASES,
+        host_limits::CASES,
         host_sockets::CASES,
         install_containerd::CASES,
         jail::CASES,
