@@ -49,6 +49,7 @@ mod network_queues;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
+mod pod_creates;
 mod pod_events;
 mod pod_volumes;
 mod podman;
@@ -187,6 +188,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_user_ends::CASES,
         podman::CASES,
         podman_networks::CASES,
+        pod_creates::CASES,
         pod_events::CASES,
         pod_volumes::CASES,
         pods::CASES,
