@@ -191,6 +191,10 @@ pub struct ShareTree {
     pub read_only: bool,
     /// Whether what is mounted below is part of the tree.
     pub recursive: bool,
+    /// Whether what is mounted below comes and goes as on the host: it is told by [`crate::control::Order::AddMount`], also what is
+    /// there at the beginning.
+    #[serde(default)]
+    pub follows: bool,
 }
 
 /// Most vCPUs of a machine, as far as the guest kernel is configured.

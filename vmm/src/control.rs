@@ -53,6 +53,21 @@ pub enum Order {
         /// The tree.
         name: String,
     },
+    /// Has a mount of the host's seen in a tree of the shared device. With two descriptors: what it covers there, and its top, as that
+    /// of a tree.
+    AddMount {
+        /// The tree.
+        tree: String,
+        /// The mount in which it lies, if that was added so.
+        parent: Option<String>,
+        /// By which it is known; as a tree's.
+        name: String,
+    },
+    /// Takes back a mount that was added, whatever the guest still does with it. Those in it go before.
+    RemoveMount {
+        /// The mount.
+        name: String,
+    },
     /// Adds a network device, where the machine has room for one more (see [`crate::config::MachineConfig::spare_nets`]).
     /// With descriptors as [`crate::config::NetLink::Tap`] has them: the tap's, and then vhost-net's, if there are any.
     AttachNet {

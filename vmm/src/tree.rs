@@ -29,8 +29,21 @@ impl DetachedTree {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "its name in the share is not valid"));
         }
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        flags.set(OpenTreeFlags::AT_RECURSIVE, tree.recursive);
-        let mount = open_tree(rustix::fs::CWD, &tree.source, flags)?;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, tree.recursive && !tree.follows);
+        Self::lock(open_tree(rustix::fs::CWD, &tree.source, flags)?, tree.read_only)
+    }
+
+    /// As [`Self::open`], of the one mount that `place` is in, from there on.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither a directory nor a regular file.
+    pub fn of_place(place: impl AsFd, read_only: bool) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        Self::lock(open_tree(place, c"", flags)?, read_only)
+    }
+
+    fn lock(mount: OwnedFd, read_only: bool) -> io::Result<Self> {
         let status = rustix::fs::statat(&mount, c"", AtFlags::EMPTY_PATH)?;
         let is_dir = match FileType::from_raw_mode(status.st_mode) {
             FileType::Directory => true,
@@ -42,7 +55,7 @@ impl DetachedTree {
         };
         let mut attributes =
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, tree.read_only);
+        attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
         mount_setattr(mount.as_fd(), true, attributes)?;
         Ok(Self { mount, is_dir })
     }
@@ -89,7 +102,13 @@ mod tests {
     use super::*;
 
     fn open(name: &str, source: &str) -> io::Error {
-        let tree = ShareTree { name: name.to_owned(), source: source.into(), read_only: true, recursive: true };
+        let tree = ShareTree {
+            name: name.to_owned(),
+            source: source.into(),
+            read_only: true,
+            recursive: true,
+            follows: false,
+        };
         DetachedTree::open(&tree).unwrap_err()
     }
 

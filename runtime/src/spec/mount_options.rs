@@ -156,6 +156,13 @@ impl MountOptions {
         parsed
     }
 
+    /// Whether what the host mounts below a bind mount's source while the container runs is to be seen. As with runc, in whose
+    /// mount namespace all mounts get those of the host at first, it is unless the options say otherwise.
+    #[must_use]
+    pub(crate) fn follows_host(&self) -> bool {
+        self.propagation & (MS_PRIVATE | MS_UNBINDABLE) == 0
+    }
+
     /// Whether the host has to keep the guest from writing to a bind mount's source.
     #[must_use]
     pub(crate) fn read_only(&self) -> bool {
@@ -191,6 +198,11 @@ mod tests {
         assert_eq!(options.flags, MS_BIND | MS_REC | MS_RDONLY);
         assert_eq!(options.propagation, MS_SLAVE | MS_REC);
         assert!(options.read_only());
+        for (option, follows) in
+            [("rbind", true), ("slave", true), ("rshared", true), ("rprivate", false), ("runbindable", false)]
+        {
+            assert_eq!(MountOptions::parse([option]).follows_host(), follows, "{option}");
+        }
     }
 
     #[test]

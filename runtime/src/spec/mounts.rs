@@ -7,12 +7,13 @@ use std::mem;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_protocol::agent::{self as wire, Device, Mount, SandboxTmpfs};
-use libc::{MS_BIND, MS_REC, MS_REMOUNT};
+use libc::{MS_BIND, MS_REC, MS_REMOUNT, MS_SHARED};
 use oci_spec::runtime::Mount as OciMount;
 
 use super::error::{FieldError, without_nul};
 use super::id_mappings::IdMappings;
 use super::mount_options::{Depth, MountOptions};
+use crate::logging;
 use crate::storage::{self, BindSource, HostSocket, MemoryVolume, ShareError, Shares};
 
 /// The file systems that a container may ask for by type; `cgroup` is served as `cgroup2`, as runc does on a host that
@@ -163,7 +164,7 @@ fn bind(
         ShareError::Path(error) => FieldError::path(field("source"), source.clone(), error),
         error => FieldError::path(field("source"), source.clone(), io::Error::other(error)),
     };
-    match shares.add_bind(&source, options.read_only(), recursive, mappings.is_some()) {
+    match shares.add_bind(&source, options.read_only(), recursive, options.follows_host(), mappings.is_some()) {
         Ok(BindSource::GuestDevice { .. }) if mappings.is_some() => {
             return Err(FieldError::unsupported(field("source"), "a device with mapped ids"));
         }
@@ -176,6 +177,10 @@ fn bind(
             }
             // A bind has what the mount of its source has, as far as it does not say otherwise; the share itself has none of it.
             wire.flags |= storage::restrictions(&source) & !(options.cleared | options.recursive_clear);
+            if is_dir && options.propagation & MS_SHARED != 0 {
+                let what = "what the container mounts there is not seen on the host";
+                logging::warn(format_args!("{}: {what}", field("options")));
+            }
             wire.share = Some(path).into();
             wire.source_is_dir = is_dir;
             translated.mounts.push(wire);

@@ -6,21 +6,25 @@ pub(crate) mod block_device;
 mod host_socket;
 mod memory_volume;
 pub(crate) mod mount_points;
+pub(crate) mod mount_tree;
 mod mountinfo;
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::agent::{ShareDevice, SharePath};
 use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use nix::sys::stat::{major, minor};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, statx};
 use thiserror::Error;
 
 pub(crate) use self::host_socket::HostSocket;
 pub(crate) use self::memory_volume::MemoryVolume;
 pub(crate) use self::mountinfo::mounts_below;
+use crate::user_namespace::is_root_of_host;
 
 /// The name of the tree that holds the root file system.
 const ROOTFS_TREE: &str = "rootfs";
@@ -132,12 +136,13 @@ impl Shares {
         }
         let name = self.name(ROOTFS_TREE);
         let path = share_path(ShareDevice::PRIVATE, &name);
-        self.private.push(ShareTree { name, source, read_only, recursive: true });
+        self.private.push(ShareTree { name, source, read_only, recursive: true, follows: false });
         Ok(path)
     }
 
     /// Takes the source of a bind mount; if `recursive`, with what is mounted below it. The same source in the same mode
-    /// is taken once. One whose ids the guest is to map is not a file system of its own there.
+    /// is taken once. What is mounted below a folder while the guest runs is seen if it `follows` the host. One whose ids the
+    /// guest is to map is not a file system of its own there, and does not follow.
     ///
     /// # Errors
     ///
@@ -147,6 +152,7 @@ impl Shares {
         source: &Path,
         read_only: bool,
         recursive: bool,
+        follows: bool,
         id_mapped: bool,
     ) -> Result<BindSource, ShareError> {
         let source = fs::canonicalize(source)?;
@@ -165,14 +171,18 @@ impl Shares {
         if !kind.is_dir() && !kind.is_file() {
             return Err(ShareError::Kind(if kind.is_fifo() { "named pipe" } else { "block device" }));
         }
-        let name = self.shared_tree(source, read_only, recursive, id_mapped);
+        // A copy of a mount is for the owner of its namespace to make.
+        let follows = follows && kind.is_dir() && !id_mapped && is_root_of_host() && mount_tree::spreads(&source);
+        let name = String::new();
+        let name = self.shared_tree(ShareTree { name, source, read_only, recursive, follows }, id_mapped);
         Ok(BindSource::Share { path: share_path(ShareDevice::SHARED, &name), is_dir: kind.is_dir() })
     }
 
-    fn shared_tree(&mut self, source: PathBuf, read_only: bool, recursive: bool, id_mapped: bool) -> String {
+    /// Names a tree, and takes it unless it is there.
+    fn shared_tree(&mut self, tree: ShareTree, id_mapped: bool) -> String {
         let prefix = if id_mapped { PART_PREFIX } else { "" };
         let name = format!("{prefix}{}", self.name(&format!("m{}", self.shared.len())));
-        let tree = ShareTree { name, source, read_only, recursive };
+        let tree = ShareTree { name, ..tree };
         let same = self.shared.iter().find(|known| {
             let name = known.name.clone();
             name.starts_with(PART_PREFIX) == id_mapped && ShareTree { name, ..tree.clone() } == **known
@@ -183,6 +193,16 @@ impl Shares {
         self.shared.push(tree.clone());
         tree.name
     }
+}
+
+/// The mount that a path leads to.
+pub(crate) fn mount_id(path: &Path) -> io::Result<u64> {
+    mount_id_of(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The mount that a file was opened in.
+pub(crate) fn mount_id_of(file: impl AsFd) -> io::Result<u64> {
+    Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// The top of a tree.
@@ -204,16 +224,16 @@ mod tests {
         symlink(&file, dir.path().join("link")).unwrap();
         let mut shares = Shares::default();
 
-        let folder = shares.add_bind(dir.path(), false, true, false).unwrap();
-        let by_name = shares.add_bind(&file, true, true, false).unwrap();
-        let by_link = shares.add_bind(&dir.path().join("link"), true, true, false).unwrap();
-        shares.add_bind(&file, false, true, false).unwrap();
+        let folder = shares.add_bind(dir.path(), false, true, false, false).unwrap();
+        let by_name = shares.add_bind(&file, true, true, false, false).unwrap();
+        let by_link = shares.add_bind(&dir.path().join("link"), true, true, false, false).unwrap();
+        shares.add_bind(&file, false, true, false, false).unwrap();
 
         assert!(matches!(folder, BindSource::Share { is_dir: true, .. }));
         assert!(matches!(&by_name, BindSource::Share { is_dir: false, path } if path.tree == "m1"));
         assert_eq!(by_name, by_link);
         assert_eq!(shares.shared.iter().map(|tree| tree.read_only).collect::<Vec<_>>(), [false, true, false]);
-        shares.add_bind(&file, false, false, false).unwrap();
+        shares.add_bind(&file, false, false, false, false).unwrap();
         assert_eq!(shares.shared.len(), 4);
     }
 
@@ -223,7 +243,7 @@ mod tests {
         let mut shares = Shares::of_pod("c16-");
 
         let rootfs = shares.add_rootfs(dir.path(), false).unwrap();
-        let bound = shares.add_bind(dir.path(), false, true, false).unwrap();
+        let bound = shares.add_bind(dir.path(), false, true, false, false).unwrap();
 
         assert_eq!(rootfs.tree, "c16-rootfs");
         assert!(matches!(bound, BindSource::Share { path, .. } if path.tree == "c16-m0"));
@@ -240,7 +260,7 @@ mod tests {
 
     #[test]
     fn common_devices_are_the_guests_own() {
-        let bound = Shares::default().add_bind(Path::new("/dev/null"), false, false, false).unwrap();
+        let bound = Shares::default().add_bind(Path::new("/dev/null"), false, false, false, false).unwrap();
 
         assert_eq!(bound, BindSource::GuestDevice { major: 1, minor: 3 });
     }
@@ -253,7 +273,7 @@ mod tests {
         symlink("s", dir.path().join("link")).unwrap();
         let mut shares = Shares::default();
 
-        let bound = shares.add_bind(&dir.path().join("link"), false, false, false).unwrap();
+        let bound = shares.add_bind(&dir.path().join("link"), false, false, false, false).unwrap();
 
         assert_eq!(bound, BindSource::Socket(socket));
         assert_eq!(shares, Shares::default());
@@ -265,7 +285,7 @@ mod tests {
         let pipe = dir.path().join("p");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
 
-        let error = Shares::default().add_bind(&pipe, false, false, false).unwrap_err();
+        let error = Shares::default().add_bind(&pipe, false, false, false, false).unwrap_err();
 
         assert!(matches!(error, ShareError::Kind("named pipe")), "{error}");
     }
@@ -277,7 +297,10 @@ mod tests {
         fs::write(&file, "").unwrap();
         let mut shares = Shares::default();
 
-        assert!(matches!(shares.add_bind(&dir.path().join("absent"), false, false, false), Err(ShareError::Path(_))));
+        assert!(matches!(
+            shares.add_bind(&dir.path().join("absent"), false, false, false, false),
+            Err(ShareError::Path(_))
+        ));
         assert!(matches!(shares.add_rootfs(&file, false), Err(ShareError::NotAFolder)));
         assert_eq!(shares, Shares::default());
     }

@@ -8,7 +8,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// The fields that make a mount another one: its id, its parent's, the device, the root, the place.
-const FIELDS: usize = 5;
+pub(super) const FIELDS: usize = 5;
+
+/// The mounts of the namespace that the calling thread is in: the first one of a process may be in another.
+pub(super) const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 
 /// The mounts below a path, each as its line begins. The path is one without links.
 ///
@@ -26,7 +29,7 @@ pub(crate) fn root_of(path: &Path) -> Option<PathBuf> {
 
 /// As bytes: the kernel escapes few characters, and one mount of somebody else's may have a name that is no UTF-8.
 fn read() -> io::Result<Vec<u8>> {
-    fs::read("/proc/self/mountinfo")
+    fs::read(MOUNTINFO)
 }
 
 /// The first [`FIELDS`] of each line.
@@ -51,7 +54,7 @@ fn below(mountinfo: &[u8], path: &Path) -> Vec<Vec<u8>> {
 }
 
 /// A path whose special characters are as in `\040`.
-fn unescape(place: &[u8]) -> PathBuf {
+pub(super) fn unescape(place: &[u8]) -> PathBuf {
     let mut parts = place.split(|&byte| byte == b'\\');
     let mut bytes = parts.next().unwrap_or_default().to_vec();
     for part in parts {

@@ -45,7 +45,9 @@ impl Face {
         let mut binds = Vec::new();
         for mount in &request.mounts {
             if let Some(tree) = mount.share.as_ref().and_then(|share| find(&shares.shared, &share.tree)) {
-                binds.push((PathBuf::from(&mount.destination), tree.clone()));
+                // What is there when it is created.
+                let tree = ShareTree { follows: false, ..tree.clone() };
+                binds.push((PathBuf::from(&mount.destination), tree));
             }
         }
         let has_proc =

@@ -326,6 +326,7 @@ fn launch(
     // From here on, they are open in the VMM alone.
     drop(block_devices);
     let Booted { vmm, network, passt, net_backend, network_request, follower, sockets } = booted;
+    let followed = shares.shared.iter().filter(|tree| tree.follows).cloned().collect();
     let shared = if network_request.is_some() { share_network(&mut request) } else { None };
     record.net_backend = net_backend;
     trace.since("vmm spawn", begin_ns);
@@ -353,7 +354,7 @@ fn launch(
     let task = state.bind_task()?;
     sweep(&options.root);
     let boot_timeout = install.boot_timeout;
-    let start = Start { request, disks, network: network_request, shared, hooks, hook_state, boot_timeout };
+    let start = Start { request, disks, followed, network: network_request, shared, hooks, hook_state, boot_timeout };
     let launched = Launched {
         start,
         record,

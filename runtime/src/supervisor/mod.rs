@@ -68,6 +68,7 @@ mod signals;
 pub(crate) mod state;
 pub(crate) mod streams;
 pub(crate) mod task_service;
+mod submounts;
 pub(crate) mod terminal;
 mod vmm;
 pub(crate) mod vmm_control;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bulkhead_protocol::agent::{
     ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, WaitProcessResponse,
 };
+use bulkhead_vmm::config::ShareTree;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -31,6 +32,7 @@ use super::proc_view::ProcPlace;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
+use super::submounts::Following;
 use super::task_service::TaskServer;
 use super::terminal::{self, RawTerminal, Size};
 use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
@@ -76,6 +78,8 @@ pub(super) struct Start {
     pub(super) request: CreateContainerRequest,
     /// The block devices of the host that it has.
     pub(super) disks: Disks,
+    /// The trees in which what the host mounts is to be seen.
+    pub(super) followed: Vec<ShareTree>,
     /// What the guest's network is to be; `None` for a loopback of the container's own.
     pub(super) network: Option<ConfigureNetworkRequest>,
     /// What is to be set in the guest's own namespaces before, if anything.
@@ -247,7 +251,9 @@ impl Sandbox {
         let Start { hooks, hook_state, .. } = start;
         self.run_hooks(&hooks.create, hook_state, None, events).await?;
         let parent = caller.as_ref().map(Caller::watch).transpose().map_err(RunError::EventLoop)?.flatten();
-        self.create(container, start, events, parent).await?;
+        for following in self.create(container, start, events, parent).await? {
+            self.tasks.spawn(following.run());
+        }
         self.phase = Phase::Running;
         self.connections =
             Connections::serve(Arc::clone(container), mem::take(&mut self.host_sockets), Room::default());
@@ -303,20 +309,21 @@ impl Sandbox {
         Ok(u8::try_from(exit.exit_status).unwrap_or(u8::MAX))
     }
 
-    /// From a booting machine to a container that waits for its start, or whose program runs.
+    /// From a booting machine to a container that waits for its start, or whose program runs; its trees that are to be followed.
     async fn create(
         &mut self,
         container: &Container,
         start: &Start,
         events: &mut Events<'_>,
         parent: Option<UnixStream>,
-    ) -> Result<(), RunError> {
-        let Start { request, disks, network, shared, boot_timeout, .. } = start;
+    ) -> Result<Vec<Following>, RunError> {
+        let Start { request, disks, followed, network, shared, boot_timeout, .. } = start;
         let (agent, boot_timeout) = (&container.agent, *boot_timeout);
         let spawned_ns = now_ns();
         let agent_up_ns = Cell::new(0);
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
         let ends = mem::take(&mut self.ends);
+        let control = events.control.clone();
         let passt_ready = self.passt.as_ref().map(Passt::ready);
         let result = {
             let answer = async {
@@ -336,13 +343,17 @@ impl Sandbox {
                 if let Some(shared) = shared {
                     agent.configure_sandbox(shared).await.map_err(RunError::ConfigureNetwork)?;
                 }
+                let mut following = Vec::with_capacity(followed.len());
+                for tree in followed {
+                    following.push(Following::start(tree, &control).await?);
+                }
                 if disks.is_empty() {
-                    return agent.create(request).await.map_err(RunError::Create);
+                    return Ok((agent.create(request).await.map_err(RunError::Create)?, following));
                 }
                 let found = disks.find(agent).await.map_err(RunError::FindDisks)?;
                 let request = disks.localized(request, &found);
                 container.has_disks(found);
-                agent.create(&request).await.map_err(RunError::Create)
+                Ok((agent.create(&request).await.map_err(RunError::Create)?, following))
             };
             let create = async { tokio::try_join!(answer, created) };
             let caller_gone = hang_up(parent);
@@ -371,14 +382,14 @@ impl Sandbox {
                 }
             }
         };
-        let (info, raw, outputs) = match result {
-            Ok(((info, raw, outputs), created)) => {
+        let (info, raw, outputs, following) = match result {
+            Ok(((info, raw, outputs), (created, following))) => {
                 let up_ns = agent_up_ns.get();
                 events.trace.set_guest_clock(info.now_ns, up_ns);
                 events.trace.add(Track::Supervisor, "boot", spawned_ns, up_ns);
                 events.trace.since("create container", up_ns);
                 events.trace.add_guest(&created.trace);
-                (info, raw, outputs)
+                (info, raw, outputs, following)
             }
             Err(error) => return Err(self.explain(error, events).await),
         };
@@ -387,7 +398,7 @@ impl Sandbox {
         self.outputs = Some(outputs);
         let (agent, kernel) = (text::one_line(&info.agent_version), text::one_line(&info.kernel_release));
         logging::debug(format_args!("agent {agent} on Linux {kernel}"));
-        Ok(())
+        Ok(following)
     }
 
     /// Runs hooks. Signals are the container's, if there is one to pass them on to; else they end the start.

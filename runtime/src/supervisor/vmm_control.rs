@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -112,6 +113,30 @@ impl VmmControl {
     pub(crate) async fn remove_tree(&self, device: ShareDevice, name: &str) -> Result<(), ControlError> {
         let order = Order::RemoveTree { device, name: name.to_owned() };
         self.ask(order, &[], format!("take back the tree {name}")).await
+    }
+
+    /// Has a mount of the host's seen in a tree, over what it covers there; `parent` is the one that it lies in, if any was told.
+    pub(crate) async fn add_mount(
+        &self,
+        (tree, parent, name): (&str, Option<&str>, &str),
+        covered: BorrowedFd<'_>,
+        opened: &DetachedTree,
+        place: &Path,
+    ) -> Result<(), ControlError> {
+        let (tree, parent, name) = (tree.to_owned(), parent.map(str::to_owned), name.to_owned());
+        let order = Order::AddMount { tree, parent, name: name.clone() };
+        let doing = format!("share what is mounted on {}", place.display());
+        let added = self.ask(order, &[covered, opened.mount()], doing).await;
+        if matches!(added, Err(ControlError::NoAnswer { .. })) {
+            self.order_without_answer(Order::RemoveMount { name });
+        }
+        added
+    }
+
+    /// Takes such a mount back.
+    pub(crate) async fn remove_mount(&self, name: &str, place: &Path) -> Result<(), ControlError> {
+        let doing = format!("take back what was mounted on {}", place.display());
+        self.ask(Order::RemoveMount { name: name.to_owned() }, &[], doing).await
     }
 
     /// Gives the machine a network device, for the interface of that name.
@@ -287,7 +312,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_folder_is_named() {
-        let tree = ShareTree { name: "t".into(), source: "/no/such".into(), read_only: false, recursive: true };
+        let tree = ShareTree {
+            name: "t".into(),
+            source: "/no/such".into(),
+            read_only: false,
+            recursive: true,
+            follows: false,
+        };
 
         let error = open_tree(&tree).await.unwrap_err();
 

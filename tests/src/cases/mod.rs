@@ -59,6 +59,7 @@ mod port_forward;
 mod preserved;
 mod process;
 mod random;
+mod propagation;
 mod refused;
 mod resources;
 mod rootless;
@@ -197,6 +198,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         process::CASES,
         random::CASES,
         refused::CASES,
+        propagation::CASES,
         resources::CASES,
         rootless::CASES,
         sandbox::CASES,

@@ -95,6 +95,15 @@ impl Changeable {
                 let [] = exactly(descriptors)?;
                 Ok(self.trees(device)?.remove(&name)?)
             }
+            Order::AddMount { tree, parent, name } => {
+                let [covered, top] = exactly(descriptors)?;
+                let trees = self.trees(ShareDevice::Shared)?;
+                Ok(trees.add_mount((&name, &tree, parent.as_deref()), covered, top)?)
+            }
+            Order::RemoveMount { name } => {
+                let [] = exactly(descriptors)?;
+                Ok(self.trees(ShareDevice::Shared)?.remove_mount(&name)?)
+            }
             Order::AttachNet { id, mac, pairs, limits } => {
                 let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
@@ -206,6 +215,39 @@ mod tests {
         assert_eq!(failures[1].as_deref(), Some("there is a tree \"a\" already"));
         assert_eq!(failures[2], None);
         assert_eq!(failures[3].as_deref(), Some("there is no tree \"a\" that was added"));
+    }
+
+    #[test]
+    fn mounts_come_and_go_with_their_trees() {
+        let machine = Changeable { shared: Some(AddedTrees::new([]).unwrap()), ..Changeable::default() };
+        let device = ShareDevice::Shared;
+        let mount = |parent: Option<&str>, name: &str| Order::AddMount {
+            tree: "a".to_owned(),
+            parent: parent.map(str::to_owned),
+            name: name.to_owned(),
+        };
+        let unmount = |name: &str| Order::RemoveMount { name: name.to_owned() };
+        let remove = Order::RemoveTree { device, name: "a".to_owned() };
+
+        let orders = vec![
+            (mount(None, "a-1"), 2),
+            (add(device, "a"), 1),
+            (mount(None, "a-1"), 1),
+            (mount(None, "a-1"), 2),
+            (mount(None, "a-2"), 2),
+            (mount(Some("a-3"), "a-2"), 2),
+            (unmount("a-1"), 0),
+            (mount(None, "a-1"), 2),
+            (remove, 0),
+            (unmount("a-1"), 0),
+        ];
+        let failures = answers(machine, orders);
+
+        let absent = |name: &str| Some(format!("there is no tree {name:?} that was added"));
+        let few = Some("the request has 1 descriptors, and needs 2".to_owned());
+        let twice = Some("there is a tree \"a-2\" already".to_owned());
+        let expected = [absent("a"), None, few, None, twice, absent("a-3"), None, None, None, absent("a-1")];
+        assert_eq!(failures, expected);
     }
 
     #[test]

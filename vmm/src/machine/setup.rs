@@ -151,15 +151,14 @@ fn set_up_vcpus(kvm: &Kvm, vcpus: &[Vcpu], start: StartState) -> Result<(), Mach
 }
 
 fn changeable(config: &MachineConfig) -> Result<Changeable, MachineError> {
-    if !config.trees_grow {
-        return Ok(Changeable::default());
-    }
+    let follows = config.shared_trees.iter().any(|tree| tree.follows);
     let added = |trees: &[ShareTree]| {
         AddedTrees::new(trees.iter().map(|tree| tree.name.clone()))
             .map_err(|source| MachineError::Host { doing: "make an eventfd", source })
     };
-    let (private, shared) = (added(&config.private_trees)?, added(&config.shared_trees)?);
-    Ok(Changeable { private: Some(private), shared: Some(shared), ..Changeable::default() })
+    let private = config.trees_grow.then(|| added(&config.private_trees)).transpose()?;
+    let shared = (config.trees_grow || follows).then(|| added(&config.shared_trees)).transpose()?;
+    Ok(Changeable { private, shared, ..Changeable::default() })
 }
 
 /// A device, and what to call it.
@@ -188,6 +187,9 @@ fn devices(
     for (tag, cache, root, added) in trees {
         let Some(root) = root else { continue };
         let doing = "duplicate a descriptor";
+        if let Some(added) = added {
+            added.lie_in(&root).map_err(|source| MachineError::Host { doing, source })?;
+        }
         let proc_self_fd = jail.proc_self_fd.try_clone().map_err(|source| MachineError::Host { doing, source })?;
         let device = FsDevice::new(FsConfig { tag: tag.into(), root, proc_self_fd, cache, added: added.clone() })
             .map_err(|source| MachineError::Device { device: format!("{tag} file system"), source: source.into() })?;

@@ -12,10 +12,12 @@ use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use bulkhead_vmm::control::ShareDevice;
 use bulkhead_vmm::tree::DetachedTree;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::apart::apart;
 use crate::logging;
 use crate::storage::{self, Shares};
+use crate::supervisor::submounts::Following;
 use crate::supervisor::vmm_control::{ControlError, VmmControl, open_tree};
 use crate::text;
 
@@ -32,6 +34,8 @@ struct SharedTree {
     tree: ShareTree,
     identity: Identity,
     users: usize,
+    /// Has the guest see what the host mounts below, if it is to.
+    following: Option<JoinHandle<()>>,
 }
 
 /// What tells a tree from an earlier or later one at the same path.
@@ -60,7 +64,7 @@ struct Found {
 impl Found {
     fn open(tree: &ShareTree) -> io::Result<Self> {
         // First: a tree into which something is mounted meanwhile is another one for those who come later.
-        let mounts = if tree.recursive { storage::mounts_below(&tree.source)? } else { Vec::new() };
+        let mounts = if tree.recursive && !tree.follows { storage::mounts_below(&tree.source)? } else { Vec::new() };
         let opened = DetachedTree::open(tree)?;
         let identity = Identity::of(opened.mount(), mounts)?;
         Ok(Self { opened, identity })
@@ -115,6 +119,7 @@ impl PodTrees {
         for tree in &shares.shared {
             trees.push((tree, Found::open_apart(tree).await?));
         }
+        let mut followed = Vec::new();
         // Held over the requests, so that no two containers add one folder twice.
         let mut shared = self.shared.lock().await;
         for (tree, Found { opened, identity }) in trees {
@@ -126,8 +131,17 @@ impl PodTrees {
                 continue;
             }
             self.control.add_tree(ShareDevice::Shared, tree, &opened).await?;
-            shared.push(SharedTree { tree: tree.clone(), identity, users: 1 });
+            shared.push(SharedTree { tree: tree.clone(), identity, users: 1, following: None });
             taken.shared.push(tree.name.clone());
+            followed.extend(tree.follows.then_some(tree));
+        }
+        drop(shared);
+        for tree in followed {
+            let following = Following::start(tree, &self.control).await?;
+            let mut shared = self.shared.lock().await;
+            if let Some(known) = shared.iter_mut().find(|known| known.tree.name == tree.name) {
+                known.following = Some(tokio::spawn(following.run()));
+            }
         }
         Ok(())
     }
@@ -147,6 +161,11 @@ impl PodTrees {
         *shared = used;
         let unused: Vec<SharedTree> = unused;
         for known in unused {
+            if let Some(following) = known.following {
+                following.abort();
+                // What it has open of the host's is closed then.
+                let _ = following.await;
+            }
             self.remove(ShareDevice::Shared, &known.tree.name).await;
         }
     }
@@ -165,6 +184,7 @@ fn serves(known: &ShareTree, wanted: &ShareTree) -> bool {
     known.name.starts_with(PART_PREFIX) == wanted.name.starts_with(PART_PREFIX)
         && known.source == wanted.source
         && known.recursive == wanted.recursive
+        && known.follows == wanted.follows
         && (wanted.read_only || !known.read_only)
 }
 
@@ -173,7 +193,7 @@ mod tests {
     use super::*;
 
     fn tree(read_only: bool, recursive: bool) -> ShareTree {
-        ShareTree { name: "t".into(), source: "/s".into(), read_only, recursive }
+        ShareTree { name: "t".into(), source: "/s".into(), read_only, recursive, follows: false }
     }
 
     #[test]

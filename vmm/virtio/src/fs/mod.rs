@@ -9,6 +9,7 @@
 //! | `server` | carries requests out on the host's files |
 //! | `reply` | an answer's bytes |
 //! | [`trees`](AddedTrees) | trees that come and go while the device runs |
+//! | `submounts` | what the host mounts below them meanwhile |
 //! | [`wire`] | the protocol's numbers |
 //!
 //! # What the guest may do wrong
@@ -29,6 +30,7 @@ pub mod wire;
 mod device;
 mod reply;
 mod server;
+mod submounts;
 mod trees;
 mod worker;
 
@@ -37,6 +39,7 @@ mod worker;
 pub const PART_PREFIX: &str = "part-";
 
 pub use device::{CachePolicy, FsConfig, FsDevice, TagError};
+pub use submounts::MAX_SUBMOUNTS;
 pub use trees::{AddedTrees, MAX_ADDED_TREES, MAX_TREE_NAME_LEN, TreeError, is_tree_name};
 
 /// Decodes a request as the device does, touching nothing: the entry of fuzz tests. Returns whether it was well-formed.

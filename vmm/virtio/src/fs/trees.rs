@@ -6,15 +6,19 @@
 //! descriptors are closed: a guest cannot keep a tree that it is no longer to have.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::server::host;
+use super::server::inode::Identity;
+use super::submounts::{Cover, MAX_SUBMOUNTS, Submounts};
 
 /// Most trees that a device can have been given at a time.
 pub const MAX_ADDED_TREES: usize = 1024;
@@ -44,8 +48,11 @@ pub enum TreeError {
     /// There are too many.
     #[error("there are {MAX_ADDED_TREES} added trees already")]
     TooMany,
-    /// It is nothing that can be shared.
-    #[error("the tree {0:?} is neither a directory nor a regular file")]
+    /// There is too much mounted below them.
+    #[error("there are {MAX_SUBMOUNTS} mounts below the trees already")]
+    TooManyMounts,
+    /// It is nothing that can be shared, or, mounted over another, not of its kind.
+    #[error("the tree {0:?} is neither a directory nor a regular file, or covers what is not of its kind")]
     Kind(String),
     /// Its top cannot be looked at.
     #[error("cannot look at the top of the tree {0:?}")]
@@ -57,6 +64,10 @@ pub enum TreeError {
 pub(super) struct Membership(Arc<AtomicBool>);
 
 impl Membership {
+    pub(super) fn new(is_over: &Arc<AtomicBool>) -> Self {
+        Self(Arc::clone(is_over))
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -70,9 +81,13 @@ pub struct AddedTrees(Arc<Inner>);
 struct Inner {
     /// The names of those that the device has had from the beginning.
     fixed: HashSet<String>,
+    /// Where those are.
+    root: OnceLock<OwnedFd>,
     trees: Mutex<HashMap<String, Tree>>,
-    removals: AtomicU64,
-    /// Written to at each removal.
+    /// What the host has mounted below all of them.
+    submounts: Mutex<Submounts>,
+    changes: AtomicU64,
+    /// Written to at each change that closes something.
     wake: EventFd,
 }
 
@@ -91,10 +106,29 @@ impl AddedTrees {
     pub fn new(fixed: impl IntoIterator<Item = String>) -> io::Result<Self> {
         Ok(Self(Arc::new(Inner {
             fixed: fixed.into_iter().collect(),
+            root: OnceLock::new(),
             trees: Mutex::default(),
-            removals: AtomicU64::new(0),
+            submounts: Mutex::default(),
+            changes: AtomicU64::new(0),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })))
+    }
+
+    /// Tells where the device's top directory is, for mounts in the trees that it has had from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// When no descriptor is left.
+    pub fn lie_in(&self, root: &OwnedFd) -> io::Result<()> {
+        let root = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
+        // It is told once, when the device is made.
+        self.0.root.get_or_init(|| root);
+        Ok(())
+    }
+
+    fn submounts(&self) -> MutexGuard<'_, Submounts> {
+        // As below.
+        self.0.submounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn trees(&self) -> MutexGuard<'_, HashMap<String, Tree>> {
@@ -134,11 +168,84 @@ impl AddedTrees {
     /// [`TreeError::Absent`].
     pub fn remove(&self, name: &str) -> Result<(), TreeError> {
         let tree = self.trees().remove(name).ok_or_else(|| TreeError::Absent(name.to_owned()))?;
+        self.submounts().remove_of(name);
         tree.is_over.store(true, Ordering::Release);
-        self.0.removals.fetch_add(1, Ordering::Release);
+        self.has_changed();
+        Ok(())
+    }
+
+    /// Adds a mount that lies over `covered` in a tree, or in the mount `parent` that was added to it before. `top` is the mount's
+    /// top. Both may be `O_PATH`.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError`]; then nothing is added.
+    pub fn add_mount(
+        &self,
+        (name, tree, parent): (&str, &str, Option<&str>),
+        covered: OwnedFd,
+        top: OwnedFd,
+    ) -> Result<(), TreeError> {
+        let base = self.base(tree, parent)?;
+        self.submounts().add((name, tree), &base, covered, top, parent.is_none())?;
+        self.has_changed();
+        Ok(())
+    }
+
+    /// Takes a mount away that was added. The guest's use of it fails from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Absent`].
+    pub fn remove_mount(&self, name: &str) -> Result<(), TreeError> {
+        if !self.submounts().remove(name) {
+            return Err(TreeError::Absent(name.to_owned()));
+        }
+        self.has_changed();
+        Ok(())
+    }
+
+    /// The top of a tree, or of a mount in it.
+    fn base(&self, tree: &str, parent: Option<&str>) -> Result<OwnedFd, TreeError> {
+        let named = parent.unwrap_or(tree);
+        let absent = || TreeError::Absent(named.to_owned());
+        let unseen = |errno: Errno| TreeError::Stat(named.to_owned(), errno.into());
+        let again = |top: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(top, 0).map_err(unseen);
+        if let Some(parent) = parent {
+            return again(self.submounts().top(parent).ok_or_else(absent)?);
+        }
+        if let Some(added) = self.trees().get(tree) {
+            return again(&added.top);
+        }
+        let root = self.0.root.get().filter(|_| self.0.fixed.contains(tree)).ok_or_else(absent)?;
+        let name = CString::new(tree).map_err(|_| absent())?;
+        host::open_path(root, &name).map_err(unseen)
+    }
+
+    fn has_changed(&self) {
+        self.0.changes.fetch_add(1, Ordering::Release);
         // An eventfd's write fails only when it has been written to before.
         let _ = self.0.wake.write(1);
-        Ok(())
+    }
+
+    /// Whether the host has mounted anything below the trees.
+    pub(super) fn have_mounts(&self) -> bool {
+        !self.submounts().is_empty()
+    }
+
+    /// Whether something is mounted over a file.
+    pub(super) fn are_mounted_over(&self, file: &Identity) -> bool {
+        self.submounts().covers(file)
+    }
+
+    /// What is mounted over a file that is not a tree's top.
+    pub(super) fn over(&self, file: &Identity) -> Option<Result<Cover, Errno>> {
+        self.submounts().over(file)
+    }
+
+    /// What is mounted over whole trees, by their tops.
+    pub(super) fn over_trees(&self) -> Vec<(Identity, Result<Cover, Errno>)> {
+        self.submounts().over_trees()
     }
 
     /// A descriptor of a tree's top, and its membership; [`None`] if there is no such tree.
@@ -149,12 +256,12 @@ impl AddedTrees {
         Some(rustix::io::fcntl_dupfd_cloexec(&tree.top, 0).map(|top| (top, membership)))
     }
 
-    /// How many trees have been taken away so far.
-    pub(super) fn removals(&self) -> u64 {
-        self.0.removals.load(Ordering::Acquire)
+    /// How often something has been taken away, or mounted, so far.
+    pub(super) fn changes(&self) -> u64 {
+        self.0.changes.load(Ordering::Acquire)
     }
 
-    /// Becomes readable at each removal.
+    /// Becomes readable at each change.
     pub(super) fn wake(&self) -> &EventFd {
         &self.0.wake
     }
@@ -185,7 +292,7 @@ mod tests {
 
         assert!(membership.is_over());
         assert!(trees.find(b"c1").is_none());
-        assert_eq!(trees.removals(), 1);
+        assert_eq!(trees.changes(), 1);
         assert!(matches!(trees.remove("c1"), Err(TreeError::Absent(_))));
     }
 

@@ -92,9 +92,9 @@ impl Worker {
         let Self { memory, mut queues, interrupt, stop, mut server } = self;
         server.enter_thread().map_err(WorkerError::EnterThread)?;
         let mut buffers = Buffers::default();
-        let waiter = Waiter::new(&stop.event, &queues, server.removal_event()).map_err(WorkerError::Wait)?;
+        let waiter = Waiter::new(&stop.event, &queues, server.change_event()).map_err(WorkerError::Wait)?;
         loop {
-            server.retire_removed();
+            server.catch_up();
             for active in &mut queues {
                 drain(active, &memory, (&interrupt, &stop), &mut server, &mut buffers)?;
             }

@@ -17,7 +17,7 @@ pub(in crate::fs) fn stat(descriptor: impl AsFd) -> Result<Statx, Errno> {
 }
 
 /// Opens one name of a directory, whatever it is, to stand for the file.
-pub(super) fn open_path(directory: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(in crate::fs) fn open_path(directory: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(too_many)
 }
 

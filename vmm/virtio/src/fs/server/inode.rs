@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
+use super::super::submounts::Cover;
 use super::super::trees::Membership;
 use super::super::wire::ROOT_NODE;
 
@@ -17,7 +18,7 @@ pub(super) const MAX_NODES: usize = 1 << 20;
 
 /// What makes a file the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
+pub(in crate::fs) struct Identity {
     device: (u32, u32),
     inode: u64,
     /// One file that is seen through two mounts, of which only one may be writable, is two nodes.
@@ -25,8 +26,13 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn of(stat: &Statx) -> Self {
+    pub(in crate::fs) fn of(stat: &Statx) -> Self {
         Self { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino, mount: stat.stx_mnt_id }
+    }
+
+    /// The same file as seen through another mount.
+    pub(in crate::fs) fn in_mount(self, mount: u64) -> Self {
+        Self { mount, ..self }
     }
 }
 
@@ -57,10 +63,22 @@ pub(super) struct Inode {
     pub(super) kind: FileType,
     pub(super) descriptor: Arc<OwnedFd>,
     pub(super) access: Access,
-    /// The added tree that it is in.
+    /// The mount that what is found in it is expected in.
+    mount: u64,
+    /// The added tree, or mount, that it is in.
     membership: Option<Membership>,
+    /// What it was before the host mounted something over it.
+    covered: Option<Covered>,
     /// How often the guest has been told of it and not forgotten it since.
     lookups: u64,
+}
+
+/// What of a node changes when something is mounted over it.
+#[derive(Debug)]
+struct Covered {
+    descriptor: Arc<OwnedFd>,
+    mount: u64,
+    membership: Option<Membership>,
 }
 
 impl Inode {
@@ -71,14 +89,16 @@ impl Inode {
             kind: FileType::from_raw_mode(u32::from(stat.stx_mode)),
             descriptor: Arc::new(descriptor),
             access,
+            mount: stat.stx_mnt_id,
             membership,
+            covered: None,
             lookups: 1,
         }
     }
 
     /// What files that are found in it have of it.
     pub(super) fn origin(&self) -> Origin {
-        Origin { mount: self.identity.mount, membership: self.membership.clone() }
+        Origin { mount: self.mount, membership: self.membership.clone() }
     }
 
     /// The added tree that it is in.
@@ -88,6 +108,21 @@ impl Inode {
 
     fn is_removed(&self) -> bool {
         self.membership.as_ref().is_some_and(Membership::is_over)
+    }
+
+    /// Becomes the top of what has been mounted over it. To the guest it is the same node.
+    fn cover(&mut self, cover: Cover) {
+        self.uncover();
+        let descriptor = std::mem::replace(&mut self.descriptor, Arc::new(cover.top));
+        let membership = self.membership.replace(cover.membership);
+        self.covered = Some(Covered { descriptor, mount: self.mount, membership });
+        self.mount = cover.mount;
+    }
+
+    fn uncover(&mut self) {
+        if let Some(Covered { descriptor, mount, membership }) = self.covered.take() {
+            (self.descriptor, self.mount, self.membership) = (descriptor, mount, membership);
+        }
     }
 }
 
@@ -131,10 +166,22 @@ impl InodeTable {
     pub(super) fn retire(&mut self, stand_in: &Arc<OwnedFd>) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Some(inode) = slot.inode.as_mut().filter(|inode| inode.is_removed()) else { continue };
+            inode.uncover();
+            if !inode.is_removed() {
+                continue;
+            }
             inode.descriptor = Arc::clone(stand_in);
             if self.by_identity.get(&inode.identity) == Some(&index) {
                 self.by_identity.remove(&inode.identity);
             }
+        }
+    }
+
+    /// Puts what is mounted over a file in its place, if the guest knows that.
+    pub(super) fn cover(&mut self, file: &Identity, cover: Cover) {
+        let index = self.by_identity.get(file);
+        if let Some(inode) = index.and_then(|index| self.slots.get_mut(*index)?.inode.as_mut()) {
+            inode.cover(cover);
         }
     }
 

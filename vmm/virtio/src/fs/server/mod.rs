@@ -43,7 +43,7 @@ mod create;
 mod directory;
 mod handle;
 pub(super) mod host;
-mod inode;
+pub(super) mod inode;
 mod io_requests;
 mod listing;
 mod names;
@@ -101,8 +101,8 @@ pub(super) struct Server {
     cache: CachePolicy,
     /// The trees that come and go, if any can.
     added: Option<AddedTrees>,
-    /// Removals of such trees that have been seen to.
-    retired: u64,
+    /// Changes of these that have been seen to.
+    seen_changes: u64,
     /// Owner of what the server creates, before it is given away.
     uid: u32,
     is_started: bool,
@@ -131,7 +131,7 @@ impl Server {
         Ok(Self {
             proc_self_fd,
             cache,
-            retired: added.as_ref().map_or(0, AddedTrees::removals),
+            seen_changes: added.as_ref().map_or(0, AddedTrees::changes),
             added,
             uid: rustix::process::geteuid().as_raw(),
             is_started: false,
@@ -154,18 +154,29 @@ impl Server {
         Ok(())
     }
 
-    /// What is written to when a tree is taken away; the thread then calls [`Self::retire_removed`].
-    pub(super) fn removal_event(&self) -> Option<&EventFd> {
+    /// What is written to when something is taken away, or mounted; the thread then calls [`Self::catch_up`].
+    pub(super) fn change_event(&self) -> Option<&EventFd> {
         self.added.as_ref().map(AddedTrees::wake)
     }
 
-    /// Closes what is open of trees that were taken away.
-    pub(super) fn retire_removed(&mut self) {
-        let removals = self.added.as_ref().map_or(0, AddedTrees::removals);
-        if removals != self.retired {
-            self.retired = removals;
+    /// Closes what is open of trees and mounts that were taken away, and has those that are covered show what covers them.
+    pub(super) fn catch_up(&mut self) {
+        let changes = self.added.as_ref().map_or(0, AddedTrees::changes);
+        if changes != self.seen_changes {
+            self.seen_changes = changes;
             self.nodes.retire(&self.proc_self_fd);
             self.handles.retire();
+            self.cover_trees();
+        }
+    }
+
+    /// A tree's top is a node that the guest does not look up again: it becomes what is mounted over it.
+    fn cover_trees(&mut self) {
+        for (top, cover) in self.added.as_ref().map(AddedTrees::over_trees).unwrap_or_default() {
+            // Without a descriptor for it, the guest goes on to see what is below.
+            if let Ok(cover) = cover {
+                self.nodes.cover(&top, cover);
+            }
         }
     }
 
@@ -175,7 +186,7 @@ impl Server {
     ///
     /// [`Unanswerable`]; then nothing has been done.
     pub(super) fn serve(&mut self, buffers: &Buffers<'_>) -> Result<u32, Unanswerable> {
-        self.retire_removed();
+        self.catch_up();
         // Taken out so that the request can borrow from it while the server works.
         let mut request = std::mem::take(&mut self.request);
         let outcome = self.serve_with(buffers, &mut request);

@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use super::super::reply::Entry;
 use super::super::request::Name;
 use super::super::wire::{ATTR_SUBMOUNT, ROOT_NODE};
-use super::inode::{Access, Inode, Origin};
+use super::inode::{Access, Identity, Inode, Origin};
 use super::{PRIVATE_ABSENT, Server, host};
-use crate::fs::{CachePolicy, PART_PREFIX};
+use crate::fs::{AddedTrees, CachePolicy, PART_PREFIX};
 
 impl Server {
     pub(super) fn lookup(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
@@ -40,10 +40,41 @@ impl Server {
             None => host::open_path(&parent.descriptor, name.as_c_str())?,
         };
         let stat = host::stat(&descriptor)?;
-        if directory == ROOT_NODE && name.as_c_str().to_bytes().starts_with(PART_PREFIX.as_bytes()) {
-            origin.mount = stat.stx_mnt_id;
+        if directory == ROOT_NODE {
+            if name.as_c_str().to_bytes().starts_with(PART_PREFIX.as_bytes()) {
+                origin.mount = stat.stx_mnt_id;
+            }
+            return self.find_tree(origin, descriptor, &stat);
         }
-        Ok((self.admit(origin, descriptor, Access::Path, &stat)?, stat))
+        match self.added.as_ref().and_then(|added| added.over(&Identity::of(&stat))) {
+            Some(cover) => {
+                let cover = cover.map_err(host::too_many)?;
+                origin.membership = Some(cover.membership);
+                let stat = host::stat(&cover.top)?;
+                Ok((self.admit(origin, cover.top, Access::Path, &stat)?, stat))
+            }
+            None => Ok((self.admit(origin, descriptor, Access::Path, &stat)?, stat)),
+        }
+    }
+
+    /// A tree, by its top, which may be covered by now.
+    fn find_tree(&mut self, origin: Origin, top: OwnedFd, stat: &Statx) -> Result<(Entry, Statx), Errno> {
+        let entry = self.admit(origin, top, Access::Path, stat)?;
+        if !self.added.as_ref().is_some_and(AddedTrees::have_mounts) {
+            return Ok((entry, *stat));
+        }
+        self.cover_trees();
+        let shown = self.nodes.get(entry.node).and_then(|inode| host::stat(&inode.descriptor));
+        Ok((entry, shown.unwrap_or(*stat)))
+    }
+
+    /// Refuses to have a name taken from what the host has mounted something over, as its kernel does.
+    fn expect_no_mount(&self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        let Some(added) = self.added.as_ref().filter(|added| added.have_mounts()) else { return Ok(()) };
+        let named = host::open_path(&self.nodes.get(directory)?.descriptor, name.as_c_str());
+        let is_covered =
+            named.and_then(|named| host::stat(&named)).map(|stat| added.are_mounted_over(&Identity::of(&stat)));
+        if is_covered == Ok(true) { Err(Errno::BUSY) } else { Ok(()) }
     }
 
     /// Makes a node of a descriptor, or finds the one that there is, and counts a lookup of it. `origin` is the directory
@@ -66,10 +97,12 @@ impl Server {
     }
 
     pub(super) fn unlink(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        self.expect_no_mount(directory, name)?;
         unlinkat(&self.changeable(directory)?.descriptor, name.as_c_str(), AtFlags::empty())
     }
 
     pub(super) fn rmdir(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
+        self.expect_no_mount(directory, name)?;
         unlinkat(&self.changeable(directory)?.descriptor, name.as_c_str(), AtFlags::REMOVEDIR)
     }
 
@@ -81,6 +114,8 @@ impl Server {
     ) -> Result<(), Errno> {
         let allowed = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT;
         let flags = RenameFlags::from_bits(flags).filter(|flags| allowed.contains(*flags)).ok_or(Errno::INVAL)?;
+        self.expect_no_mount(old_directory, old_name)?;
+        self.expect_no_mount(new_directory, new_name)?;
         renameat_with(
             &self.changeable(old_directory)?.descriptor,
             old_name.as_c_str(),

@@ -14,6 +14,7 @@ use crate::fs::wire::{init, setattr};
 mod added_trees;
 mod directories;
 mod overlay;
+mod submounts;
 
 /// A guest's view of a server: the top directory has one tree, `tree`.
 struct Guest {
