@@ -2,7 +2,7 @@
 //! Block devices of the host that the machine has: found by the serial number that the host has given them, since the kernel
 //! names them as it comes upon them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
@@ -39,18 +39,66 @@ pub(crate) struct Disks {
     /// The kernel's names of those that were found, by their serial numbers. A device is asked for its own but once: one that does
     /// not answer any more is not to hold up the search for others.
     names: Mutex<HashMap<String, String>>,
+    /// The kernel's names of those that are being asked.
+    asked: Mutex<HashSet<String>>,
+}
+
+/// A device that is asked for its serial number. That is a request to the disk like any other: who waits for it is not to hold up
+/// anybody, nor does another call wait for the same one.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    disks: &'a Disks,
+    name: String,
+}
+
+impl Asked<'_> {
+    /// The file that has the number, or stays empty.
+    pub(crate) fn file(&self, sys: &Path) -> PathBuf {
+        sys.join(BLOCK).join(&self.name).join("serial")
+    }
+
+    /// It has answered.
+    pub(crate) fn answered(self, serial: &str) {
+        self.disks.names().insert(serial.trim_end().to_owned(), self.name.clone());
+    }
+
+    /// The kernel's name of it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.disks.asked().remove(&self.name);
+    }
 }
 
 impl Disks {
+    /// The next device that has not been asked for its serial number, but those that are `passed` over.
+    pub(crate) fn ask_next(&self, sys: &Path, passed: &[String]) -> Result<Option<Asked<'_>>, DiskError> {
+        let path = sys.join(BLOCK);
+        let failed = |source| DiskError::List { path: path.clone(), source };
+        let (names, mut asked) = (self.names(), self.asked());
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            let is_known = names.values().any(|known| *known == name) || passed.contains(&name);
+            if name.starts_with(PREFIX) && !is_known && asked.insert(name.clone()) {
+                return Ok(Some(Asked { disks: self, name }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether all of these have been found. Else the kernel is to look again, which may take as long as a disk takes to be read.
+    pub(crate) fn are_known(&self, serials: &[String]) -> bool {
+        let names = self.names();
+        serials.iter().all(|serial| names.contains_key(serial))
+    }
+
     /// The numbers of these devices, in their order; `sys` is a sysfs.
     pub(crate) fn find(&self, sys: &Path, serials: &[String]) -> Result<Vec<Number>, DiskError> {
-        let mut names = self.names();
-        look_for(&mut names, sys)?;
-        if serials.iter().any(|serial| !names.contains_key(serial)) {
-            // What is not found is told below.
-            let _ = late::look_again(sys);
-            look_for(&mut names, sys)?;
-        }
+        let names = self.names();
         let find = |serial: &String| {
             let name = names.get(serial).ok_or_else(|| DiskError::Absent { serial: serial.clone() })?;
             number(&sys.join(BLOCK).join(name).join("dev"))
@@ -59,41 +107,28 @@ impl Disks {
         serials.iter().map(find).collect()
     }
 
-    /// Has the kernel let go of these devices.
-    pub(crate) fn release(&self, sys: &Path, serials: &[String]) -> Result<(), DiskError> {
-        let mut names = self.names();
-        for serial in serials {
-            let Some(name) = names.get(serial) else { continue };
-            fs::canonicalize(sys.join(BLOCK).join(name))
-                .and_then(|device| late::let_go(sys, &device))
-                .map_err(|source| DiskError::Release { serial: serial.clone(), source })?;
-            names.remove(serial);
-        }
-        Ok(())
+    /// Has the kernel let go of a device, if it was asked for. One whose disk does not answer may hold the caller up for ever, and
+    /// this is to be called where that holds up nobody else; [`Self::forget`] comes after it.
+    pub(crate) fn release(&self, sys: &Path, serial: &str) -> io::Result<()> {
+        let Some(name) = self.names().get(serial).cloned() else { return Ok(()) };
+        let device = fs::canonicalize(sys.join(BLOCK).join(name))?;
+        late::let_go(sys, &device)
+    }
+
+    /// A device that the kernel has let go of: its name may be another's from now on.
+    pub(crate) fn forget(&self, serial: &str) {
+        self.names().remove(serial);
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashSet<String>> {
+        // As below.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn names(&self) -> MutexGuard<'_, HashMap<String, String>> {
         // Nothing panics while the lock is held.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Adds the devices that have come since the last time.
-fn look_for(names: &mut HashMap<String, String>, sys: &Path) -> Result<(), DiskError> {
-    let path = sys.join(BLOCK);
-    let failed = |source| DiskError::List { path: path.clone(), source };
-    for entry in fs::read_dir(&path).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(PREFIX) || names.values().any(|known| *known == name) {
-            continue;
-        }
-        // One without is none that is asked for.
-        if let Ok(serial) = fs::read_to_string(entry.path().join("serial")) {
-            names.insert(serial.trim_end().to_owned(), name);
-        }
-    }
-    Ok(())
 }
 
 /// The number in a file, as in `254:16`.
@@ -130,6 +165,17 @@ mod tests {
         symlink(&device, sys.join(BLOCK).join(name)).unwrap();
     }
 
+    /// Asks all devices that have not been asked.
+    fn learn(disks: &Disks, sys: &Path) {
+        let mut passed = Vec::new();
+        while let Some(asked) = disks.ask_next(sys, &passed).unwrap() {
+            match fs::read_to_string(asked.file(sys)) {
+                Ok(serial) => asked.answered(&serial),
+                Err(_) => passed.push(asked.name().to_owned()),
+            }
+        }
+    }
+
     fn serials(serials: &[&str]) -> Vec<String> {
         serials.iter().map(|serial| (*serial).to_owned()).collect()
     }
@@ -138,6 +184,7 @@ mod tests {
     fn devices_are_found_by_their_serial_numbers() {
         let sys = sysfs(&[("vda", "disk-1\n", "254:0\n"), ("vdb", "disk-0\n", "254:16\n"), ("loop0", "disk-2", "7:0")]);
         let disks = Disks::default();
+        learn(&disks, sys.path());
 
         let found = disks.find(sys.path(), &serials(&["disk-0", "disk-1"])).unwrap();
 
@@ -150,10 +197,12 @@ mod tests {
     fn a_device_is_asked_for_its_serial_number_once() {
         let sys = sysfs(&[("vda", "disk-0\n", "254:0\n")]);
         let disks = Disks::default();
+        learn(&disks, sys.path());
         disks.find(sys.path(), &serials(&["disk-0"])).unwrap();
 
         fs::write(sys.path().join(BLOCK).join("vda/serial"), "other\n").unwrap();
         add(sys.path(), ("vdb", "disk-1\n", "254:16\n"));
+        learn(&disks, sys.path());
 
         assert_eq!(disks.find(sys.path(), &serials(&["disk-0", "disk-1"])).unwrap().len(), 2);
     }
@@ -162,13 +211,18 @@ mod tests {
     fn what_is_let_go_of_may_come_back_under_its_name() {
         let sys = sysfs(&[("vda", "disk-0\n", "254:0\n")]);
         let disks = Disks::default();
+        learn(&disks, sys.path());
         disks.find(sys.path(), &serials(&["disk-0"])).unwrap();
 
-        disks.release(sys.path(), &serials(&["disk-0", "never-there"])).unwrap();
+        for serial in ["disk-0", "never-there"] {
+            disks.release(sys.path(), serial).unwrap();
+            disks.forget(serial);
+        }
 
         let unbind = sys.path().join("bus/platform/drivers/virtio-mmio/unbind");
         assert_eq!(fs::read_to_string(unbind).unwrap(), "virtio-mmio.vda");
         fs::write(sys.path().join(BLOCK).join("vda/serial"), "disk-1\n").unwrap();
+        learn(&disks, sys.path());
         assert!(disks.find(sys.path(), &serials(&["disk-1"])).is_ok());
         assert!(matches!(disks.find(sys.path(), &serials(&["disk-0"])), Err(DiskError::Absent { .. })));
     }
@@ -176,6 +230,22 @@ mod tests {
     #[test]
     fn a_guest_without_block_devices_has_none() {
         let sys = tempfile::tempdir().unwrap();
-        assert!(matches!(Disks::default().find(sys.path(), &serials(&["x"])), Err(DiskError::List { .. })));
+        assert!(matches!(Disks::default().ask_next(sys.path(), &[]), Err(DiskError::List { .. })));
+    }
+
+    #[test]
+    fn a_device_that_is_being_asked_is_not_asked_twice() {
+        let sys = sysfs(&[("vda", "disk-0\n", "254:0\n"), ("vdb", "disk-1\n", "254:16\n")]);
+        let disks = Disks::default();
+
+        let first = disks.ask_next(sys.path(), &[]).unwrap().unwrap();
+        let second = disks.ask_next(sys.path(), &[]).unwrap().unwrap();
+        assert_ne!(first.name(), second.name());
+        assert!(disks.ask_next(sys.path(), &[]).unwrap().is_none());
+        drop(first);
+        assert!(disks.ask_next(sys.path(), &[]).unwrap().is_some());
+        second.answered("disk-1\n");
+
+        assert!(disks.are_known(&serials(&["disk-1"])) && !disks.are_known(&serials(&["disk-0"])));
     }
 }

@@ -2,7 +2,7 @@
 //! Devices that the machine is given while it runs. The kernel has looked at their windows when it booted, and found none:
 //! it looks at them again when it is told to.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::{fs, io};
 
@@ -11,17 +11,27 @@ const DRIVER: &str = "bus/platform/drivers/virtio-mmio";
 const WINDOWS: &str = "bus/platform/devices";
 const WINDOW_PREFIX: &str = "virtio-mmio.";
 
+/// What the devices in them are called.
+const DEVICE_PREFIX: &str = "virtio";
+
 /// Has the kernel look again at each window in which it found no device.
 pub(crate) fn look_again(sys: &Path) -> io::Result<()> {
     for window in fs::read_dir(sys.join(WINDOWS))? {
         let window = window?;
         let name = window.file_name();
-        if name.to_string_lossy().starts_with(WINDOW_PREFIX) && !window.path().join("driver").exists() {
+        let is_window = name.to_string_lossy().starts_with(WINDOW_PREFIX);
+        if is_window && !window.path().join("driver").exists() && !is_in_use(&window.path()) {
             // Fails where there still is none.
             let _ = fs::write(sys.join(DRIVER).join("bind"), name.as_encoded_bytes());
         }
     }
     Ok(())
+}
+
+/// Whether there is a device in a window, which the kernel may be letting go of: to have it look there would wait for that.
+fn is_in_use(window: &Path) -> bool {
+    let is_device = |name: OsString| name.to_string_lossy().starts_with(DEVICE_PREFIX);
+    fs::read_dir(window).is_ok_and(|entries| entries.flatten().any(|entry| is_device(entry.file_name())))
 }
 
 /// Has the kernel let go of the window that a device is in, so that it can be looked at again. `device` is the device's folder, or one
@@ -52,7 +62,7 @@ mod tests {
     fn windows_without_a_device_are_looked_at() {
         let sys = tempfile::tempdir().unwrap();
         let sys = sys.path();
-        for folder in ["virtio-mmio.4/driver", "virtio-mmio.5", "serial8250"] {
+        for folder in ["virtio-mmio.4/driver", "virtio-mmio.5/power", "virtio-mmio.6/virtio3", "serial8250"] {
             fs::create_dir_all(sys.join(WINDOWS).join(folder)).unwrap();
         }
         fs::create_dir_all(sys.join(DRIVER)).unwrap();

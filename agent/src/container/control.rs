@@ -10,6 +10,7 @@ use super::cgroup::{Cgroup, CgroupError, MEMORY_EVENTS};
 use super::error::{ControlError, NoSuchContainer};
 use super::instance::Instance;
 use super::{Engine, files, listing, proc_files, stats};
+use crate::process::apart;
 
 /// How long a container may take to be frozen: a process that the kernel cannot stop, as it waits for a file system,
 /// would keep the host waiting for ever.
@@ -43,7 +44,7 @@ impl Engine {
                 return Err(ControlError::NotFrozen { id: instance.id.clone(), seconds: FREEZE_DEADLINE.as_secs() });
             }
         }
-        if let Err(error) = self.write_back(&instance) {
+        if let Err(error) = self.write_back(&instance).await {
             crate::log::write(crate::log::Level::Warning, &format!("container {id}: {error}"));
         }
         Ok(())
@@ -51,11 +52,11 @@ impl Engine {
 
     /// Lets the processes of a container go on, which then see what the host has changed meanwhile, but for files that one
     /// of them has open.
-    pub fn resume(&self, id: &str) -> Result<(), ControlError> {
+    pub async fn resume(&self, id: &str) -> Result<(), ControlError> {
         let instance = self.find(id)?;
         refuse_stopped(&instance, "resume")?;
         // What stays cached was not told apart from what the host has changed; a kernel that does not do it is no reason to stop.
-        let _ = std::fs::write(DROP_CACHES, "3");
+        let _ = apart(&self.reaper, || std::fs::write(DROP_CACHES, "3")).await;
         Ok(instance.needs_cgroup()?.freeze(false)?)
     }
 

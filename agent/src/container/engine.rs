@@ -31,8 +31,8 @@ use super::spec::{ContainerSpec, TerminalSize, TmpfsSpec};
 use super::trees::{TreeUses, UsedTrees};
 use super::{devices, launch};
 use crate::process::stdio::AgentStdio;
-use crate::process::{Reaper, StreamTable};
-use crate::storage::{ShareError, ShareRoots, mounts, resolve};
+use crate::process::{Reaper, StreamTable, apart, read_apart};
+use crate::storage::{ShareError, ShareRoots, mounts, resolve, shares};
 use crate::sys::{self, Child, Cloned, Parent};
 use crate::trace::{Trace, now};
 
@@ -340,7 +340,12 @@ impl Engine {
         let instance = self.find(id)?;
         kill_and_wait(&instance).await?;
         // First, as nothing of this may keep the host from what the container has written.
-        self.write_back(&instance)?;
+        if release {
+            self.write_back(&instance).await?;
+        } else {
+            // There is no other container whose calls could wait for it.
+            self.config.shares.write_back(instance.trees.all())?;
+        }
         if let Some(cgroup) = &instance.cgroup {
             cgroup.remove().await?;
         }
@@ -351,9 +356,23 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the host what a container has written.
-    pub(super) fn write_back(&self, instance: &Instance) -> Result<(), ShareError> {
-        self.config.shares.write_back(instance.trees.all())
+    /// Gives the host what a container has written. Others are answered meanwhile.
+    pub(super) async fn write_back(&self, instance: &Instance) -> Result<(), ShareError> {
+        for place in self.config.shares.to_write_back(instance.trees.all()) {
+            let written = apart(&self.reaper, || shares::sync(&place)).await;
+            written.map_err(|source| ShareError::WriteBack { place, source })?;
+        }
+        Ok(())
+    }
+
+    /// Does something that may wait for a device of the host while others are answered.
+    pub(crate) async fn apart(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        apart(&self.reaper, work).await
+    }
+
+    /// The same for a text, of at most a page.
+    pub(crate) async fn read_apart(&self, read: impl FnOnce() -> io::Result<String>) -> io::Result<String> {
+        read_apart(&self.reaper, read).await
     }
 
     /// Takes back a container that could not be made. The error to tell of is the one that led here.

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! New limits for a container that runs: all of them, or none.
 
-use std::io;
-
 use bulkhead_protocol::agent as wire;
 
 use super::cgroup::{Cgroup, CgroupError, Setting};
 use super::control::refuse_stopped;
 use super::error::ControlError;
 use super::{Engine, spec};
-use crate::process::Reaper;
-use crate::sys::{self, Cloned, Parent};
+use crate::process::{Reaper, apart};
 
 /// What the names of files begin with that may make the kernel reclaim memory.
 const RECLAIMING: &str = "memory.";
@@ -72,24 +69,12 @@ impl Change<'_> {
     }
 }
 
-/// Writes a setting in a process of its own: where it makes the kernel reclaim memory, it may take long, and others are to
-/// be answered meanwhile.
+/// Writes a setting in a process of its own: where it makes the kernel reclaim memory, it may take long.
 async fn set_apart(cgroup: &Cgroup, setting: &Setting, reaper: &Reaper) -> Result<(), CgroupError> {
-    let failed = |source| CgroupError::Set { file: setting.file.clone(), value: setting.value.clone(), source };
-    let status = match sys::clone_process(Parent::Caller, 0, None).map_err(failed)? {
-        Cloned::Parent(child) => reaper.expect(child.pid),
-        Cloned::Child => {
-            crate::init::enter_child();
-            let errno = match cgroup.set(setting) {
-                Err(CgroupError::Set { source, .. }) => source.raw_os_error().unwrap_or(libc::EIO),
-                _ => 0,
-            };
-            sys::exit_now(errno)
-        }
+    let set = || match cgroup.set(setting) {
+        Err(CgroupError::Set { source, .. }) => Err(source),
+        _ => Ok(()),
     };
-    // The reaper outlives the engine.
-    match status.await.map_or(0, |status| i32::from(status.code)) {
-        0 => Ok(()),
-        errno => Err(failed(io::Error::from_raw_os_error(errno))),
-    }
+    let failed = |source| CgroupError::Set { file: setting.file.clone(), value: setting.value.clone(), source };
+    apart(reaper, set).await.map_err(failed)
 }

@@ -2,6 +2,7 @@
 //! The methods of the agent's service.
 
 use std::fmt;
+use std::fs;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -17,8 +18,9 @@ use crate::container::{
     TerminalSize,
 };
 use crate::cpus;
-use crate::disks::{Disks, Number};
+use crate::disks::{DiskError, Disks, Number};
 use crate::init::SYS;
+use crate::late;
 use crate::memory;
 use crate::network::{Connect, Network, Question};
 use crate::process::StreamTable;
@@ -59,6 +61,20 @@ impl AgentService {
     pub fn with_shared_device(mut self, mount: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.mount_shared = Some(Box::new(mount));
         self
+    }
+
+    /// Asks the disks that have come since the last time for their serial numbers.
+    async fn ask_disks(&self) -> Result<(), DiskError> {
+        let mut without = Vec::new();
+        while let Some(asked) = self.disks.ask_next(SYS.as_ref(), &without)? {
+            let file = asked.file(SYS.as_ref());
+            match self.engine.read_apart(|| fs::read_to_string(file)).await {
+                Ok(serial) => asked.answered(&serial),
+                // It is none that is asked for.
+                Err(_) => without.push(asked.name().to_owned()),
+            }
+        }
+        Ok(())
     }
 
     async fn mount_shared_if_used(&self, spec: &ContainerSpec) -> ttrpc::Result<()> {
@@ -149,13 +165,25 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::DisksRequest,
     ) -> ttrpc::Result<wire::FindDisksResponse> {
+        self.ask_disks().await.map_err(ToStatus::into_status)?;
+        if !self.disks.are_known(&request.serials) {
+            // What is not found is told below.
+            let _ = self.engine.apart(|| late::look_again(SYS.as_ref())).await;
+            self.ask_disks().await.map_err(ToStatus::into_status)?;
+        }
         let found = self.disks.find(SYS.as_ref(), &request.serials).map_err(ToStatus::into_status)?;
         let to_wire = |number: Number| wire::Disk { major: number.major, minor: number.minor, ..Default::default() };
         Ok(wire::FindDisksResponse { disks: found.into_iter().map(to_wire).collect(), ..Default::default() })
     }
 
     async fn release_disks(&self, _context: &TtrpcContext, request: wire::DisksRequest) -> ttrpc::Result<wire::Empty> {
-        self.disks.release(SYS.as_ref(), &request.serials).map_err(ToStatus::into_status)?;
+        for serial in request.serials {
+            let released = self.engine.apart(|| self.disks.release(SYS.as_ref(), &serial)).await;
+            if let Err(source) = released {
+                return Err(DiskError::Release { serial, source }.into_status());
+            }
+            self.disks.forget(&serial);
+        }
         Ok(wire::Empty::default())
     }
 
@@ -289,7 +317,7 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::ResumeContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.engine.resume(&request.container_id).map_err(ToStatus::into_status)?;
+        self.engine.resume(&request.container_id).await.map_err(ToStatus::into_status)?;
         Ok(wire::Empty::new())
     }
 

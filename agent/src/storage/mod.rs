@@ -7,7 +7,7 @@ pub(crate) mod hidden;
 pub(crate) mod mounts;
 pub(crate) mod resolve;
 pub(crate) mod rootfs;
-mod shares;
+pub(crate) mod shares;
 pub(crate) mod tree;
 
 pub use shares::{Device, ShareError, ShareRoots, SharedTree};

@@ -148,19 +148,24 @@ impl ShareRoots {
         let _ = rustix::mount::unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 
-    /// Writes what is dirty in the trees of the private device back to the host. The other device writes through.
-    pub(crate) fn write_back(&self, trees: &[SharedTree]) -> Result<(), ShareError> {
+    /// Where those are that have something to be written back.
+    pub(crate) fn to_write_back(&self, trees: &[SharedTree]) -> Vec<PathBuf> {
         let private: BTreeSet<&str> =
             trees.iter().filter(|tree| tree.device == Device::Private).map(|tree| tree.tree.as_str()).collect();
-        for tree in private {
-            let place = self.private.join(tree);
+        private.into_iter().map(|tree| self.private.join(tree)).collect()
+    }
+
+    /// Writes what is dirty in the trees of the private device back to the host. The other device writes through.
+    pub(crate) fn write_back(&self, trees: &[SharedTree]) -> Result<(), ShareError> {
+        for place in self.to_write_back(trees) {
             sync(&place).map_err(|source| ShareError::WriteBack { place, source })?;
         }
         Ok(())
     }
 }
 
-fn sync(place: &Path) -> io::Result<()> {
+/// Writes what is dirty in a tree back to the host.
+pub(crate) fn sync(place: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::openat(CWD, place, flags, Mode::empty()) {
         Ok(file) => Ok(rustix::fs::syncfs(file)?),

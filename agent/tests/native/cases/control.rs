@@ -49,7 +49,7 @@ pub(crate) async fn paused_container_stands_still_until_it_is_resumed() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(stdout.read_now(&mut buffer).unwrap(), None);
 
-    world.engine.resume("case").unwrap();
+    world.engine.resume("case").await.unwrap();
     read_until(&stdout, "tick").await;
     world.engine.delete("case", false).await.unwrap();
 }
@@ -68,7 +68,7 @@ pub(crate) async fn exec_in_a_paused_container_waits_without_holding_up_the_rest
     assert!(!exec.is_finished());
     // Others are served in the meantime.
     assert_eq!(world.engine.processes("case").await.unwrap().len(), 2);
-    world.engine.resume("case").unwrap();
+    world.engine.resume("case").await.unwrap();
     timeout(DEADLINE, exec).await.unwrap().unwrap().unwrap();
     assert_eq!(timeout(DEADLINE, world.engine.wait("case", "one")).await.unwrap().unwrap().code, 5);
     world.engine.delete("case", false).await.unwrap();
@@ -89,7 +89,7 @@ pub(crate) async fn paused_container_can_be_killed_and_deleted() {
         if kill_first {
             world.engine.signal("case", "", 9, false).unwrap();
             assert_eq!(timeout(DEADLINE, world.engine.wait("case", "")).await.unwrap().unwrap().code, 137);
-            assert!(matches!(world.engine.resume("case"), Err(ControlError::Stopped { .. })));
+            assert!(matches!(world.engine.resume("case").await, Err(ControlError::Stopped { .. })));
         }
         timeout(DEADLINE, world.engine.delete("case", false)).await.unwrap().unwrap();
         timeout(DEADLINE, exec).await.unwrap().unwrap().unwrap_err();
