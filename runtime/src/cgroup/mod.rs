@@ -207,6 +207,11 @@ impl HostCgroup {
         self.groups.iter().any(|group| group.version_2 || group.path.join("cpuset.cpus").exists())
     }
 
+    /// Whether it can be told now.
+    pub(crate) fn has_cpus(&self) -> bool {
+        self.groups.iter().any(|group| group.version_2 && group.path.join("cpuset.cpus").exists())
+    }
+
     /// Sets the limits that are given, all of them or none; what was before.
     pub(crate) fn update(&self, limits: &Limits) -> Result<Former, HostCgroupError> {
         let mut former = Former::default();

@@ -55,7 +55,7 @@ pub(crate) use self::host_cgroup::host_memory_bytes;
 use self::id_mappings::IdMappings;
 use self::linux::Namespaces;
 use self::machine::{Besides, Host, POD_VCPUS};
-pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine};
+pub(crate) use self::machine::{DEFAULT_MEMORY_MIB, MEMORY_OVERHEAD_MIB, Machine, parse_cpu_list};
 pub(crate) use self::net_device::NetSettings;
 pub(crate) use self::pod::{OVERHEAD, PodNamespaces, Role, tells_memory as tells_memory_of_pod};
 pub(crate) use self::user_network::{Protocol, Published, UserNetwork};

@@ -28,6 +28,7 @@ use super::execs::Execs;
 use super::machine_cpus::{CpuClaim, OnlineError};
 use super::machine_memory::{Claim, GrowError};
 use super::network::Settler;
+use super::pod_cpus::CpusClaim;
 use super::signals;
 use super::state::{self, Record, Status};
 use crate::cgroup::{HostCgroup, HostCgroupError};
@@ -169,6 +170,8 @@ pub(crate) struct Container {
     memory: Option<Claim>,
     /// The same of its processors.
     cpus: Option<CpuClaim>,
+    /// Of a container in a pod: its part in which CPUs of the host the machine has.
+    host_cpus: Option<CpusClaim>,
     /// Of a pod's sandbox, which runs nothing in the guest: how it is to end, once somebody wants that.
     sandbox_end: Option<watch::Sender<Option<u8>>>,
     /// What a further process has of the container's own, unless it says otherwise.
@@ -220,6 +223,7 @@ impl Container {
             cgroup,
             memory: None,
             cpus: None,
+            host_cpus: None,
             sandbox_end: None,
             init: init.clone(),
         }
@@ -239,6 +243,18 @@ impl Container {
     /// It uses the machine's memory and its processors as these tell.
     pub(super) fn claiming(self, memory: Claim, cpus: CpuClaim) -> Self {
         Self { memory: Some(memory), cpus: Some(cpus), ..self }
+    }
+
+    /// It has a say in which CPUs the machine has.
+    pub(super) fn claiming_host_cpus(self, cpus: CpusClaim) -> Self {
+        Self { host_cpus: Some(cpus), ..self }
+    }
+
+    /// It has no say in that any more.
+    pub(super) fn release_host_cpus(&self) {
+        if let Some(cpus) = &self.host_cpus {
+            cpus.release();
+        }
     }
 
     /// It has these block devices of the host; told once.

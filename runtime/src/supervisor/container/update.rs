@@ -14,7 +14,7 @@ impl Container {
             let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
             return Err(CallError::NotSupported(what));
         }
-        if limits.host.cpus.is_some() && !self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()) {
+        if limits.host.cpus.is_some() && !self.has_host_cpus() {
             return Err(CallError::NotSupported("other CPUs, without a cgroup of its own on the host"));
         }
         let _change = self.change.lock().await;
@@ -38,7 +38,14 @@ impl Container {
     /// The host goes first: the guest is not changed where it refuses, and where the guest does it has what it had.
     async fn change_on_both_sides(&self, limits: NewLimits) -> Result<(), CallError> {
         let former = self.cgroup.upgrade().map(|cgroup| cgroup.update(&limits.host)).transpose()?;
+        let cpus = self.host_cpus.as_ref().zip(limits.host.cpus.clone());
+        let former_cpus =
+            cpus.map(|(claim, cpus)| Ok::<_, CallError>((claim, claim.change(Some(cpus))?))).transpose()?;
         let changed = self.change_in_guest(limits).await;
+        if let (Err(_), Some((claim, cpus))) = (&changed, former_cpus) {
+            // What was set before can be set again.
+            let _ = claim.change(cpus);
+        }
         if let (Err(_), Some(former)) = (&changed, former) {
             former.restore();
         }
@@ -53,6 +60,14 @@ impl Container {
         let disks = self.disks.get().map_or(&[][..], Vec::as_slice);
         let filter = limits.device_rules.map(|rules| rules.compile(disks)).unwrap_or_default();
         Ok(self.agent.update(limits.cgroup_settings, filter).await?)
+    }
+
+    /// Whether the host keeps the machine to some CPUs where it is asked to.
+    fn has_host_cpus(&self) -> bool {
+        match &self.host_cpus {
+            Some(cpus) => cpus.can_be_changed(),
+            None => self.cgroup.upgrade().is_some_and(|cgroup| cgroup.takes_cpus()),
+        }
     }
 
     /// Fails where a limit of memory is to be above what is used, and is not.

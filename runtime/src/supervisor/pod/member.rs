@@ -156,7 +156,7 @@ impl Pod {
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
     ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
-        let Translated { mut request, shares, device_rules, hooks, bundle, annotations, .. } = translated;
+        let Translated { mut request, shares, device_rules, hooks, bundle, annotations, cgroup, .. } = translated;
         let ends = Ends::Given(ends);
         let terminal = request.process.terminal;
         let ids = ends.ids(terminal).shifted(first_stream - 1);
@@ -222,7 +222,8 @@ impl Pod {
             () = self.machine_gone() => return Err(RunError::PodGone),
         };
         let container = Container::new(agent, record, &request.process, hooks.poststart.clone(), Weak::new(), dir);
-        let container = Arc::new(container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory, cpus));
+        let container = container.numbering_streams(Arc::clone(&self.numbers)).claiming(memory, cpus);
+        let container = Arc::new(container.claiming_host_cpus(self.host_cpus.claim(cgroup.limits.cpus)));
         container.has_disks(disks.disks.clone());
         let server = match TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop) {
             Ok(server) => server,
@@ -338,6 +339,7 @@ async fn live(container: Arc<Container>, held: Held) {
     };
     pod.disks.take_back(disks).await;
     pod.trees.take_back(taken).await;
+    container.release_host_cpus();
     let hook_state = container.record().hook_state();
     drop(state);
     container.stopped(status, false);

@@ -43,6 +43,7 @@ use super::machine_cpus::MachineCpus;
 use super::machine_memory::MachineMemory;
 use super::network::NetworkTask;
 use super::oom_score::VmmScore;
+use super::pod_cpus::PodCpus;
 use super::signals::{self, BlockedSignals};
 use super::state::{self, Record, Status, sweep};
 use super::task_service::TaskServer;
@@ -75,6 +76,7 @@ pub(crate) struct Pod {
     memory: Arc<MachineMemory>,
     cpus: Arc<MachineCpus>,
     oom_score: Arc<VmmScore>,
+    host_cpus: Arc<PodCpus>,
     connections: Room,
     /// Whether the machine grows for a container that comes: not where the sum of all their limits has been told.
     grows: bool,
@@ -128,9 +130,8 @@ async fn make(
     state::check_id(&options.id)?;
     let translated = spec::load_as(&options.bundle, Role::Sandbox)?;
     let install = Install::find()?;
-    let parts = install.open()?;
+    let (parts, boot_timeout) = (install.open()?, install.boot_timeout);
     let signals = BlockedSignals::block().map_err(RunError::Signals)?;
-    let boot_timeout = install.boot_timeout;
     let request = translated.request;
     let (spec, shares, network) = (&translated.machine, &Shares::default(), translated.network);
     // It has a namespace's, and no other.
@@ -185,7 +186,7 @@ async fn make(
     let told = Arc::clone(&sandbox);
     let without_vhost = move || told.network_is_without_vhost();
     tokio::spawn(vmm::follow(report, watched, control.clone(), vmm_sender, without_vhost));
-    let memory = MachineMemory::new(&translated.machine, control.clone(), agent.clone(), weak_cgroup);
+    let memory = MachineMemory::new(&translated.machine, control.clone(), agent.clone(), weak_cgroup.clone());
     let cpus = MachineCpus::new(&translated.machine, agent.clone());
     let (gone, is_gone) = watch::channel(false);
     let (alive, all_ended) = mpsc::channel(1);
@@ -198,6 +199,7 @@ async fn make(
         memory,
         cpus,
         oom_score: VmmScore::of(vmm.pid()),
+        host_cpus: PodCpus::new(weak_cgroup, translated.cgroup.limits.cpus),
         connections: Room::default(),
         grows,
         namespaces,
