@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
@@ -135,9 +135,17 @@ fn bind_own(context: &MountContext<'_>, mount: &Mount, directory: Option<&Path>)
 fn bind_tmpfs(context: &MountContext<'_>, mount: &Mount, tmpfs: &TmpfsSpec) -> Result<(), Failure> {
     let make = || -> io::Result<()> {
         let top = resolve::own_directory(&context.tmpfs.join(&tmpfs.name))?;
-        // Containers may have put links there: none of them leads out of it.
-        let source = resolve::existing_or_made(top.as_fd(), &tmpfs.folder, Kind::Directory)?;
-        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::Directory)
+        // Containers may have put links there: none of them leads out of it. What the host takes for a folder, which it has nothing
+        // in, may be a file that another container has made.
+        let source = match resolve::existing(top.as_fd(), &tmpfs.folder) {
+            Ok(source) => source,
+            Err(_) => resolve::existing_or_made(top.as_fd(), &tmpfs.folder, Kind::Directory)?,
+        };
+        let kind = match resolve::file_type(source.as_fd())? {
+            FileType::Directory => Kind::Directory,
+            _ => Kind::File,
+        };
+        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, kind)
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }

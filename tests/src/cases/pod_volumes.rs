@@ -113,7 +113,22 @@ fn of_memory(env: &Env) -> Result {
         pod.exec(&first, "head -c 2000000 /dev/zero > /cache/large")?.exit_code != 0,
         "a volume of 1 MiB is larger"
     );
-    pod.output(&first, "rm /cache/large")?;
+    pod.output(&first, "rm /cache/large; echo of the first > /cache/settings")?;
+    // The kubelet makes a folder of what it does not find on the node, and binds what it finds.
+    let settings = kubelet.volume("pods/7e57/volume-subpaths/cache/third")?.join("0");
+    if volume.join("settings").exists() {
+        fs::write(&settings, "")?;
+    } else {
+        fs::create_dir(volume.join("settings"))?;
+        fs::create_dir(&settings)?;
+    }
+    env.bind(&volume.join("settings"), &settings)?;
+    let third = start("third", 0, &settings, "/etc/settings")?;
+    ensure_eq!(pod.output(&third, "cat /etc/settings")?, "of the first\n", "a file that another has made");
+    pod.output(&third, "echo of the third > /etc/settings")?;
+    ensure_eq!(pod.output(&first, "cat /cache/settings")?, "of the third\n", "the same file");
+    pod.stop(&third, 0)?;
+    pod.remove_container(&third)?;
     ensure_eq!(pod.output(&first, "cat /cache/part/file")?, "two\n", "what another has written to its part");
     for id in [&first, &second] {
         pod.stop(id, 0)?;
