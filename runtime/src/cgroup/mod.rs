@@ -212,6 +212,13 @@ impl HostCgroup {
         self.groups.iter().any(|group| group.version_2 && group.path.join("cpuset.cpus").exists())
     }
 
+    /// Those that the one above it may use.
+    pub(crate) fn cpus_of_parent(&self) -> Option<String> {
+        let group = self.groups.iter().find(|group| group.version_2)?;
+        let cpus = fs::read_to_string(group.path.parent()?.join("cpuset.cpus.effective")).ok()?;
+        Some(cpus.trim_end().to_owned()).filter(|cpus| !cpus.is_empty())
+    }
+
     /// Sets the limits that are given, all of them or none; what was before.
     pub(crate) fn update(&self, limits: &Limits) -> Result<Former, HostCgroupError> {
         let mut former = Former::default();

@@ -13,9 +13,6 @@ use crate::logging;
 use crate::spec::parse_cpu_list;
 use crate::text;
 
-/// What a file of cpuset has where nothing is said.
-const ALL: &str = "\n";
-
 /// The CPUs of a pod's machine.
 #[derive(Debug)]
 pub(super) struct PodCpus {
@@ -29,6 +26,8 @@ pub(super) struct PodCpus {
 #[derive(Debug, Default)]
 struct Containers {
     last: u64,
+    /// Whether the machine has been kept to some.
+    is_kept: bool,
     cpus: BTreeMap<u64, Option<String>>,
 }
 
@@ -48,21 +47,25 @@ impl PodCpus {
         containers.last += 1;
         let number = containers.last;
         containers.cpus.insert(number, cpus);
-        self.write_or_warn(&containers);
+        self.write_or_warn(&mut containers);
         CpusClaim { pod: Arc::clone(self), number }
     }
 
-    fn write_or_warn(&self, containers: &Containers) {
+    fn write_or_warn(&self, containers: &mut Containers) {
         if let Err(error) = self.write(containers) {
             logging::warn(format_args!("linux.resources.cpu.cpus: the pod's machine: {}", text::chain(&error)));
         }
     }
 
-    fn write(&self, containers: &Containers) -> Result<(), HostCgroupError> {
+    fn write(&self, containers: &mut Containers) -> Result<(), HostCgroupError> {
         let Some(cgroup) = self.cgroup.upgrade().filter(|cgroup| cgroup.has_cpus()) else { return Ok(()) };
         let together = together(containers.cpus.values().map(Option::as_deref));
-        let cpus = together.or_else(|| self.own.clone()).unwrap_or_else(|| ALL.to_owned());
-        cgroup.update(&Limits { cpus: Some(cpus), ..Limits::default() }).map(drop)
+        // What has been set is not unset as long as there are processes.
+        let all = || containers.is_kept.then(|| cgroup.cpus_of_parent()).flatten();
+        let Some(cpus) = together.or_else(|| self.own.clone()).or_else(all) else { return Ok(()) };
+        cgroup.update(&Limits { cpus: Some(cpus), ..Limits::default() })?;
+        containers.is_kept = true;
+        Ok(())
     }
 }
 
@@ -93,7 +96,7 @@ impl CpusClaim {
     pub(super) fn change(&self, cpus: Option<String>) -> Result<Option<String>, HostCgroupError> {
         let mut containers = self.pod.of_containers();
         let before = containers.cpus.insert(self.number, cpus).flatten();
-        if let Err(error) = self.pod.write(&containers) {
+        if let Err(error) = self.pod.write(&mut containers) {
             containers.cpus.insert(self.number, before);
             return Err(error);
         }
@@ -106,7 +109,7 @@ impl CpusClaim {
     pub(super) fn release(&self) {
         let mut containers = self.pod.of_containers();
         if containers.cpus.remove(&self.number).is_some() {
-            self.pod.write_or_warn(&containers);
+            self.pod.write_or_warn(&mut containers);
         }
     }
 }

@@ -49,6 +49,7 @@ mod network_queues;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
+mod pod_containers;
 mod pod_creates;
 mod pod_events;
 mod pod_volumes;
@@ -58,8 +59,8 @@ mod pods;
 mod port_forward;
 mod preserved;
 mod process;
-mod random;
 mod propagation;
+mod random;
 mod refused;
 mod resources;
 mod rootless;
@@ -189,6 +190,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_user_ends::CASES,
         podman::CASES,
         podman_networks::CASES,
+        pod_containers::CASES,
         pod_creates::CASES,
         pod_events::CASES,
         pod_volumes::CASES,
@@ -196,9 +198,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         port_forward::CASES,
         preserved::CASES,
         process::CASES,
+        propagation::CASES,
         random::CASES,
         refused::CASES,
-        propagation::CASES,
         resources::CASES,
         rootless::CASES,
         sandbox::CASES,

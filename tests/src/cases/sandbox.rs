@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, ShutdownRequest, StartRequest, WaitRequest};
@@ -29,7 +30,7 @@ use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::processes;
 
-pub(super) const CASES: &[Case] = &[case!(calls), case!(lost), case!(refused), case!(pods)];
+pub(super) const CASES: &[Case] = &[case!(calls), case!(lost), case!(killed), case!(refused), case!(pods)];
 
 /// A pod's sandbox, by its shim.
 struct Sandbox<'a> {
@@ -118,12 +119,17 @@ impl<'a> Sandbox<'a> {
         Ok(())
     }
 
-    /// Runs a script in a container of its own to its end; its exit status, and what it has written.
-    fn script(&self, bundle: &mut Bundle, id: &str, script: &str) -> Result<(u32, String)> {
+    /// Makes a bundle one of a container of the sandbox that runs a script.
+    fn prepare(&self, bundle: &mut Bundle, script: &str) -> Result {
         let cri =
             json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": self.shim.id });
         let own = json!([{"type": "pid"}, {"type": "mount"}]);
-        bundle.sh(script).set("/annotations", cri).set("/linux/namespaces", own).set("/hostname", json!("")).write()?;
+        bundle.sh(script).set("/annotations", cri).set("/linux/namespaces", own).set("/hostname", json!("")).write()
+    }
+
+    /// Runs a script in a container of its own to its end; its exit status, and what it has written.
+    fn script(&self, bundle: &mut Bundle, id: &str, script: &str) -> Result<(u32, String)> {
+        self.prepare(bundle, script)?;
         let output = bundle.folder.join(id);
         let request = CreateTaskRequest {
             id: id.to_owned(),
@@ -191,6 +197,47 @@ fn lost(env: &Env) -> Result {
     ensure_eq!(sandbox.wait()?, 137, "the exit status");
     ensure_eq!(sandbox.status()?.state, "SANDBOX_NOTREADY", "the state");
     sandbox.shut_down()
+}
+
+/// The server is killed while a container runs and another one is being made; containerd calls `delete` then.
+fn killed(env: &Env) -> Result {
+    let sandbox = Sandbox::new(env)?;
+    sandbox.run()?;
+    let address = fs::read_to_string(sandbox.shim.bundle.join("address"))?;
+    let bundles = [env.id(), env.id()].map(|id| (Bundle::busybox(env), id));
+    let mut requests = Vec::new();
+    for (bundle, id) in bundles {
+        let mut bundle = bundle?;
+        sandbox.prepare(&mut bundle, "sleep 1000")?;
+        let bundle = bundle.folder.display().to_string();
+        requests.push(CreateTaskRequest { id, bundle, ..CreateTaskRequest::default() });
+    }
+    let (running, creating) = (&requests[0], &requests[1]);
+    sandbox.tasks.create(limit(), running)?;
+    sandbox.tasks.start(limit(), &StartRequest { id: running.id.clone(), ..StartRequest::default() })?;
+    let pid = sandbox.shim.pid()?;
+    let processes = processes::descendants(pid);
+
+    let created = thread::scope(|scope| {
+        let creation = scope.spawn(|| sandbox.tasks.create(limit(), creating).map(drop));
+        let state = sandbox.shim.root().join("e2e").join(&creating.id);
+        while !state.exists() && !creation.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let killed = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        killed.map(|()| creation.join())
+    })?;
+
+    ensure!(matches!(created, Ok(Err(_)) | Ok(Ok(()))), "the call has panicked");
+    Shim::ends(pid)?;
+    sandbox.shim.remove_what_is_left()?;
+    let left: Vec<_> = fs::read_dir(sandbox.shim.root().join("e2e")).into_iter().flatten().flatten().collect();
+    ensure!(left.is_empty(), "state that is left: {left:?}");
+    ensure!(!Path::new(address.trim_start_matches("unix://")).exists(), "{address} is left");
+    for process in processes {
+        Shim::ends(process.pid)?;
+    }
+    Ok(())
 }
 
 fn refused(env: &Env) -> Result {

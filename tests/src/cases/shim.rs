@@ -21,14 +21,20 @@ use protobuf::Message;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
-use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail, skip};
 use crate::messages::shim::{Any, BootstrapParams, BootstrapResult, DeleteResponse, RuntimeInfo};
 use crate::output::Output;
 use crate::processes::{self, Process};
 use crate::run::Run;
 
-pub(super) const CASES: &[Case] =
-    &[case!(start_and_delete), case!(information), case!(refused), case!(root_in_a_file), case!(log)];
+pub(super) const CASES: &[Case] = &[
+    case!(start_and_delete),
+    case!(information),
+    case!(refused),
+    case!(root_in_a_file),
+    case!(root_of_layers),
+    case!(log),
+];
 
 /// `log_level` of the bootstrap parameters.
 const DEBUG: i32 = -4;
@@ -114,6 +120,13 @@ impl<'a> Shim<'a> {
     pub(super) fn connect(&self) -> Result<Client> {
         let address = self.start(Vec::new())?.stdout();
         Client::connect(&address).context(|| format!("connecting to {address}"))
+    }
+
+    /// `delete` of a server that is gone.
+    pub(super) fn remove_what_is_left(&self) -> Result {
+        let bundle = self.bundle.display().to_string();
+        let output = self.call(&[self.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?;
+        output.expect_code(0)
     }
 
     /// `delete` of a server at that address, after which nothing is left.
@@ -247,6 +260,80 @@ fn root_in_a_file(env: &Env) -> Result {
     }
     let bundle = killed.bundle.display().to_string();
     killed.call(&[killed.flags().as_slice(), &["-bundle", &bundle, "delete"]].concat()).output()?.expect_code(0)
+}
+
+/// What the snapshotter `erofs` of containerd 2.1 hands over: for a view of one layer its file, and for a container an overlay over
+/// layers that containerd has mounted, as the layers' files are read-only.
+fn root_of_layers(env: &Env) -> Result {
+    if env.tool(Path::new("modprobe"), ["erofs"]).output()?.status.code() != Some(0) {
+        skip!("this host's kernel has no erofs");
+    }
+    env.tool(Path::new("modprobe"), ["loop"]).output()?.expect_code(0)?;
+    // The second one runs before its layers are mounted.
+    let shims = [Shim::new(env)?, Shim::new(env)?];
+    let calls = [shims[0].tasks()?, shims[1].tasks()?];
+    let bundle = Bundle::busybox(env)?;
+    let image = env.work.join("layer.erofs");
+    bundle.add_file("etc/layer", "of the layer\n", 0o640)?;
+    let [image_path, rootfs] = [&image, &bundle.rootfs()].map(|path| path.display().to_string());
+    env.tool(Path::new("mkfs.erofs"), ["--quiet", &image_path, &rootfs]).output()?.expect_code(0)?;
+    fs::remove_dir_all(bundle.rootfs())?;
+    let limit = || with_duration(Duration::from_secs(120));
+    let run = |number: usize, root: Mount, script: &str| -> Result<(u32, String)> {
+        let (shim, tasks) = (&shims[number], &calls[number]);
+        let output = env.work.join(format!("output{number}"));
+        let mut bundle = Bundle { folder: bundle.folder.clone(), spec: bundle.spec.clone() };
+        bundle.sh(script).write()?;
+        let request = CreateTaskRequest {
+            id: shim.id.clone(),
+            bundle: bundle.folder.display().to_string(),
+            rootfs: vec![root],
+            stdout: format!("file://{}", output.display()),
+            ..CreateTaskRequest::default()
+        };
+        tasks.create(limit(), &request)?;
+        tasks.start(limit(), &StartRequest { id: shim.id.clone(), ..StartRequest::default() })?;
+        let ended = tasks.wait(limit(), &WaitRequest { id: shim.id.clone(), ..WaitRequest::default() })?;
+        tasks.delete(limit(), &DeleteRequest { id: shim.id.clone(), ..DeleteRequest::default() })?;
+        let pid = shim.pid()?;
+        tasks.shutdown(limit(), &ShutdownRequest { id: shim.id.clone(), ..ShutdownRequest::default() })?;
+        Shim::ends(pid)?;
+        Ok((ended.exit_status, fs::read_to_string(&output)?))
+    };
+    let options = |options: &[&str]| options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>();
+
+    let root = Mount {
+        type_: "erofs".into(),
+        source: image_path.clone(),
+        options: options(&["ro", "loop"]),
+        ..Mount::default()
+    };
+    let script = "cat /etc/layer; stat -c %a /etc/layer; touch /new 2>/dev/null || echo read-only";
+    ensure_eq!(run(0, root, script)?, (0, "of the layer\n640\nread-only\n".to_owned()), "a view");
+    ensure_eq!(loop_devices(&image)?, 0, "loop devices when it is gone");
+
+    // Below an upper folder that is no overlay's.
+    let snapshots = env.folder("snapshots")?;
+    env.mount("tmpfs", "tmpfs", &snapshots, "size=16m")?;
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| snapshots.join(name));
+    [&lower, &upper, &work].into_iter().try_for_each(fs::create_dir)?;
+    let words = ["-t", "erofs", "-o", "ro,loop", &image_path, &lower.display().to_string()];
+    env.tool(Path::new("mount"), words).output()?.expect_code(0)?;
+    let [lower_option, upper_option, work_option] = [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)]
+        .map(|(name, path)| format!("{name}={}", path.display()));
+    let root = Mount {
+        type_: "overlay".into(),
+        source: "overlay".into(),
+        options: options(&[&work_option, &upper_option, &lower_option]),
+        ..Mount::default()
+    };
+    let script = "cat /etc/layer; echo changed > /etc/layer; cat /etc/layer; rm -r /etc/group";
+    let ended = run(1, root, script);
+    env.tool(Path::new("umount"), [&lower]).output()?.expect_code(0)?;
+
+    ensure_eq!(ended?, (0, "of the layer\nchanged\n".to_owned()), "a container");
+    ensure_eq!(fs::read_to_string(upper.join("etc/layer"))?, "changed\n", "what it has changed");
+    Ok(())
 }
 
 /// What containerd reads at the named pipe in the bundle, and with `-debug`.

@@ -5,6 +5,6 @@ mod grpc;
 mod websocket;
 
 pub(crate) use grpc::Client;
-pub(crate) use websocket::{PORT_DATA, PORT_ERROR, STATUS, STDIN, STDOUT, WebSocket};
+pub(crate) use websocket::{PORT_DATA, PORT_ERROR, RESIZE, STATUS, STDIN, STDOUT, WebSocket};
 
 pub(crate) use crate::messages::cri as api;

@@ -12,6 +12,8 @@ pub(crate) const STDIN: u8 = 0;
 pub(crate) const STDOUT: u8 = 1;
 /// Its end, as JSON.
 pub(crate) const STATUS: u8 = 3;
+/// The size of its terminal, as JSON.
+pub(crate) const RESIZE: u8 = 4;
 
 /// Channels of a forwarded port. Each begins with the number of the port.
 pub(crate) const PORT_DATA: u8 = 0;
