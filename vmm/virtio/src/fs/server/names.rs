@@ -93,7 +93,10 @@ impl Server {
         let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
         let attr_flags = if is_directory && stat.stx_mnt_id != origin.mount { ATTR_SUBMOUNT } else { 0 };
         let (valid, attr_valid) = (self.name_valid(stat), self.attr_valid(stat));
-        Ok(Entry { node: id.node, generation: id.generation, valid, attr_valid, attr_flags })
+        // Linux keeps no generation of the place of a submount (6.12): with another than 0, it would take the place for another file
+        // whenever it looks, and mount it anew. Its node is not another's as long as the guest knows it.
+        let generation = if attr_flags == 0 { id.generation } else { 0 };
+        Ok(Entry { node: id.node, generation, valid, attr_valid, attr_flags })
     }
 
     pub(super) fn unlink(&mut self, directory: u64, name: Name<'_>) -> Result<(), Errno> {
