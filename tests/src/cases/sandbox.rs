@@ -220,7 +220,7 @@ fn killed(env: &Env) -> Result {
 
     let created = thread::scope(|scope| {
         let creation = scope.spawn(|| sandbox.tasks.create(limit(), creating).map(drop));
-        let state = sandbox.shim.root().join("e2e").join(&creating.id);
+        let state = sandbox.shim.root().join("e2e").join(&creating.id).join("state.json");
         while !state.exists() && !creation.is_finished() {
             thread::sleep(Duration::from_millis(1));
         }

@@ -76,6 +76,9 @@ impl Pod {
         let sockets = mem::take(&mut translated.sockets);
         let state = StateDir::create(&self.root, &options.id)?;
         state.link_vsock(self.sandbox.id())?;
+        // At once: whoever removes what a killed server has left finds the sandbox's containers by their records.
+        let record = self.record(options, &translated);
+        state.record(&record)?;
         let memory = Claim::new(Arc::clone(&self.memory));
         memory.note(translated.memory_limit_mib);
         if self.grows {
@@ -95,7 +98,7 @@ impl Pod {
                 return Err(error.into());
             }
         };
-        let made = self.make(options, translated, (&taken, &disks), (memory, cpus), &state, (first_stream, ends)).await;
+        let made = self.make(record, translated, (&taken, &disks), (memory, cpus), &state, (first_stream, ends)).await;
         let (container, outputs, server, poststop) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -147,46 +150,48 @@ impl Pod {
         if Arc::strong_count(&self.own_pids) > 1 { Err(RunError::ForeignPids) } else { Ok(None) }
     }
 
+    fn record(&self, options: &Options, translated: &Translated) -> Record {
+        Record {
+            id: options.id.clone(),
+            pid: process::id(),
+            status: Status::Creating,
+            bundle: translated.bundle.clone(),
+            rootfs: translated.shares.private.first().map_or(Path::new(""), |tree| &tree.source).to_owned(),
+            created: state::now(),
+            annotations: translated.annotations.clone(),
+            kept: false,
+            exit_status: None,
+            net_backend: self.sandbox.record().net_backend,
+            poststop: translated.hooks.poststop.clone(),
+            sandbox: Some(self.sandbox.id().to_owned()),
+        }
+    }
+
     async fn make(
         &self,
-        options: &Options,
+        record: Record,
         translated: Translated,
         (taken, disks): (&Taken, &TakenDisks),
         (memory, cpus): (Claim, CpuClaim),
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
     ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
-        let Translated { mut request, shares, device_rules, hooks, bundle, annotations, cgroup, .. } = translated;
+        let Translated { mut request, device_rules, hooks, bundle, annotations, cgroup, .. } = translated;
+        let id = record.id.clone();
         let ends = Ends::Given(ends);
         let terminal = request.process.terminal;
         let ids = ends.ids(terminal).shifted(first_stream - 1);
-        request.id.clone_from(&options.id);
+        request.id.clone_from(&id);
         if let Some(process) = request.process.as_mut() {
             ids.name_in(process);
         }
         rename(&mut request, &taken.renamed);
         localize(&mut request, &device_rules, &disks.disks);
-        let hook_state = hooks::State::new(&options.id, &bundle, annotations.clone());
+        let hook_state = hooks::State::new(&id, &bundle, annotations);
         let creating = hook_state.at(hooks::Status::Creating, Some(process::id()));
         if !request.start_hooks.is_empty() {
             request.start_hook_state = creating.at(hooks::Status::Created, Some(process::id())).to_text();
         }
-        let net_backend = self.sandbox.record().net_backend;
-        let record = Record {
-            id: options.id.clone(),
-            pid: process::id(),
-            status: Status::Creating,
-            bundle,
-            rootfs: shares.private.first().map_or(Path::new(""), |tree| &tree.source).to_owned(),
-            created: state::now(),
-            annotations,
-            kept: false,
-            exit_status: None,
-            net_backend,
-            poststop: hooks.poststop.clone(),
-            sandbox: Some(self.sandbox.id().to_owned()),
-        };
-        state.record(&record)?;
         let (task, dir) = (state.bind_task()?, state.handle()?);
         hooks::run(&hooks.create, &creating).await?;
         if !hooks.create_container.is_empty() {
@@ -195,7 +200,7 @@ impl Pod {
             let namespaces = namespaces.map_err(RunError::HookNamespaces)?;
             hooks::run_inside(&namespaces, &hooks.create_container, &creating).await?;
         }
-        let agent = self.agent.for_container(&options.id);
+        let agent = self.agent.for_container(&id);
         let vsock = state.vsock_path();
         let created = async {
             tokio::try_join!(async { Ok(streams::open(&vsock, ids).await?.pump(ends)?) }, async {
