@@ -35,7 +35,6 @@ pub(super) const CASES: &[Case] = &[
     case!(files_copied_both_ways).limit(600),
     case!(processes_shown),
     case!(stop_that_runs_out_of_time),
-    case!(removed_when_it_ends),
 ];
 
 fn foreground(env: &Env) -> Result {
@@ -318,31 +317,6 @@ fn stop_that_runs_out_of_time(env: &Env) -> Result {
     waiting.finish()?.expect_stdout("137\n")?;
     ensure_eq!(exit_code(&podman, "box")?, 137, "the exit code of a container that was killed");
     podman.succeed(["rm", "box"]).map(drop)
-}
-
-/// A container that nobody waits for: when it ends by itself, and when it is stopped.
-fn removed_when_it_ends(env: &Env) -> Result {
-    let podman = Podman::new(env)?;
-    let expect_removed = || -> Result {
-        let end = Instant::now() + LIMIT;
-        loop {
-            let left = podman.succeed(["ps", "--all", "--quiet"])?.stdout();
-            if left.is_empty() {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "it is still there: {left}");
-            thread::sleep(Duration::from_millis(100));
-        }
-    };
-
-    podman.run_detached_with("short", &["--rm"], &["sleep", "1"])?;
-    expect_removed()?;
-
-    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
-    podman.run_detached_with("long", &["--rm"], &["sh", "-c", script])?;
-    wait_for_log(&podman, "long", 1)?;
-    podman.succeed(["stop", "--time", "30", "long"])?;
-    expect_removed()
 }
 
 fn state(podman: &Podman<'_>, name: &str) -> Result<Value> {
