@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case!(the_guest_has_the_families_of_the_host),
     case!(out_by_tcp_and_udp),
     case!(in_by_published_ports),
+    case!(in_by_published_ports_for_datagrams),
     case!(the_hosts_loopback_is_shut_unless_asked_for),
     case!(names_are_asked_of_the_hosts_server),
     case!(much_data_unchanged),
@@ -58,12 +59,16 @@ fn host_network_of(env: &Env, addresses: &[&str]) -> Result {
 pub(super) fn container(env: &Env, script: &str, annotations: &[(&str, &str)]) -> Result<Bundle> {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh(script);
+    Ok(with_annotations(bundle, annotations))
+}
+
+fn with_annotations(mut bundle: Bundle, annotations: &[(&str, &str)]) -> Bundle {
     let mut all = json!({ "io.bulkhead.net.user": "true" });
     for (key, value) in annotations {
         all[*key] = json!(value);
     }
     bundle.set("/annotations", all);
-    Ok(bundle)
+    bundle
 }
 
 /// What a server in a container answers to a line. passt takes a connection also while nobody listens there yet, and ends it.
@@ -175,7 +180,7 @@ fn out_by_tcp_and_udp(env: &Env) -> Result {
 
 fn in_by_published_ports(env: &Env) -> Result {
     host_network(env)?;
-    let ports = "8080:80, 127.0.0.1:8081:80/tcp,5353:53/udp";
+    let ports = "8080:80, 127.0.0.1:8081:80/tcp";
     let script = "nc -ll -p 80 -e sh -c 'read line; echo tcp $line' & wait";
     let bundle = container(env, script, &[("io.bulkhead.net.publish", ports)])?;
 
@@ -190,6 +195,59 @@ fn in_by_published_ports(env: &Env) -> Result {
     container.wait()?;
     // What was the container's is anybody's again.
     TcpListener::bind("0.0.0.0:8080").context(|| "taking the port of a container that has ended".to_owned())?;
+    container.must(&["delete"]).map(drop)
+}
+
+/// Sends datagrams from one address of the host's to another, until one is answered.
+fn ask_by_datagrams(from: &str, to: &str) -> Result<String> {
+    let socket = UdpSocket::bind((from, 0)).context(|| format!("making a socket at {from}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let end = Instant::now() + PATIENCE;
+    let mut answer = [0; 100];
+    loop {
+        // The server may not be there yet, which is told as an error of the next call.
+        match socket.send_to(b"one\n", to).and_then(|_| socket.recv_from(&mut answer)) {
+            Ok((len, peer)) if peer.to_string() == to => {
+                return Ok(String::from_utf8_lossy(&answer[..len]).into_owned());
+            }
+            other => ensure!(Instant::now() < end, "no answer from {to} to {from}: {other:?}"),
+        }
+    }
+}
+
+/// Answers datagrams of both families.
+const ANSWER: &str = r#"
+import socket
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind(("::", 53))
+while True:
+    question, asker = server.recvfrom(100)
+    server.sendto(b"udp " + question, asker)
+"#;
+
+fn in_by_published_ports_for_datagrams(env: &Env) -> Result {
+    host_network(env)?;
+    let mut server = Bundle::debian(env)?;
+    server.args(&["python3", "-c", ANSWER]);
+    let published = [
+        ("io.bulkhead.net.publish", "5353:53/udp,198.51.100.1:5354:53/udp"),
+        ("io.bulkhead.net.host_loopback", "true"),
+    ];
+    let bundle = with_annotations(server, &published);
+
+    let container = Detached::create(env, &bundle)?;
+    container.must(&["start"])?;
+    for (from, to) in [
+        ("198.51.100.1", "198.51.100.1:5353"),
+        ("fd98::1", "[fd98::1]:5353"),
+        ("127.0.0.1", "127.0.0.1:5353"),
+        ("198.51.100.1", "198.51.100.1:5354"),
+    ] {
+        ensure_eq!(ask_by_datagrams(from, to)?, "udp one\n", "the answer from {to}");
+    }
+    container.must_with(&["kill"], &["KILL"])?;
+    container.wait()?;
+    UdpSocket::bind("0.0.0.0:5353").context(|| "taking the port of a container that has ended".to_owned())?;
     container.must(&["delete"]).map(drop)
 }
 
