@@ -76,6 +76,26 @@ impl Header for AddressHeader {
     }
 }
 
+/// `struct nfgenmsg` (linux/netfilter/nfnetlink.h).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetfilterHeader {
+    /// `NFPROTO_*`.
+    pub family: u8,
+}
+
+impl Header for NetfilterHeader {
+    const LEN: usize = 4;
+
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend([self.family, 0, 0, 0]);
+    }
+
+    fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let ([family, ..], rest) = bytes.split_first_chunk::<{ Self::LEN }>()?;
+        Some((Self { family: *family }, rest))
+    }
+}
+
 /// `struct rtmsg`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RouteHeader {

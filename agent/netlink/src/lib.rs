@@ -10,6 +10,8 @@ mod socket;
 
 pub use attributes::{Attribute, Attributes};
 pub use events::Events;
-pub use headers::{AddressHeader, Header, LinkHeader, NeighbourHeader, RouteHeader, RuleHeader, TrafficHeader};
+pub use headers::{
+    AddressHeader, Header, LinkHeader, NeighbourHeader, NetfilterHeader, RouteHeader, RuleHeader, TrafficHeader,
+};
 pub use message::Message;
 pub use socket::Socket;

@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
 
 use crate::headers::Header;
 use crate::message::{HEADER_LEN, Message};
@@ -36,7 +38,20 @@ impl Socket {
     /// Those of socket(2).
     pub fn open() -> io::Result<Self> {
         // Of netlink's protocols, NETLINK_ROUTE is number 0, which is the default.
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Self::open_for(None)
+    }
+
+    /// Connects to what filters packets in the calling thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of socket(2).
+    pub fn open_netfilter() -> io::Result<Self> {
+        Self::open_for(Some(netlink::NETFILTER))
+    }
+
+    fn open_for(protocol: Option<Protocol>) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_LEN] })
     }
 

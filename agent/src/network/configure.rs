@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The sandbox's network, as the host describes it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::resolver::Resolver;
 use super::setting::{Kind, Place, Setting};
 use super::wanted::settings;
-use super::{NetworkError, NetworkFailures, bring_loopback_up, link};
+use super::{NetworkError, NetworkFailures, bring_loopback_up, link, settings as sysctls};
 
 /// The network of the guest's own namespace, as the host wanted it last.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ struct There {
     /// The interfaces as they were set up last, and their numbers.
     interfaces: Vec<(wire::NetworkInterface, i32)>,
     settings: Vec<Setting>,
+    /// What was wanted for all interfaces.
+    sysctls: HashMap<String, String>,
     /// The numbers of interfaces that were wanted once: their devices are of no use any more.
     gone: Vec<i32>,
 }
@@ -75,6 +77,9 @@ impl There {
         socket: &mut Socket,
         failures: &mut NetworkFailures,
     ) {
+        // What is said of all interfaces goes before what is said of one.
+        sysctls::follow_common(link::SETTINGS.as_ref(), &self.sysctls, &request.sysctls);
+        self.sysctls.clone_from(&request.sysctls);
         let was_there = present(socket, &self.settings, failures);
         let Self { interfaces, gone, .. } = self;
         let wanted = interfaces.iter().map(|(interface, index)| (interface, *index)).collect();

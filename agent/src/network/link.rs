@@ -13,8 +13,8 @@ use crate::late;
 /// Longest name of an interface.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 
-/// Where the kernel keeps what it does about an interface.
-const SETTINGS: &str = "/proc/sys/net";
+/// Where the kernel keeps what it does by itself.
+pub(super) const SETTINGS: &str = "/proc/sys/net";
 
 /// An interface that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]

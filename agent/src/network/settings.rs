@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel does by itself on an interface: sysctls, which are as the host has them.
+//! What the kernel does by itself, on an interface or on all of them: sysctls, which are as the host has them.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::{fs, io};
 
 use bulkhead_protocol::agent::{Ipv6Settings, NetworkInterface};
+
+use crate::log::{self, Level};
 
 /// Of what it does about IPv4, what is as the host has it: the numbers (`IPV4_DEVCONF_*`, linux/ip.h), the files, and what is in
 /// these of a new interface.
@@ -28,6 +31,36 @@ const IPV4: [(usize, &str, i32); 18] = [
     (26, "route_localnet", 0),
     (29, "ignore_routes_with_linkdown", 0),
 ];
+
+/// What is set for all interfaces by this one changes what others say: it is set first.
+const FIRST: &str = "/forwarding";
+
+/// Makes what is below `folder` what the host wants, as far as it has wanted something else before; what a container has changed
+/// stays. What this kernel does not take is left, with a word in its log.
+pub(super) fn follow_common(folder: &Path, old: &HashMap<String, String>, wanted: &HashMap<String, String>) {
+    let mut news: Vec<_> = wanted.iter().filter(|(file, value)| old.get(*file) != Some(value)).collect();
+    news.sort_by_key(|(file, _)| (!file.ends_with(FIRST), *file));
+    // Some are bounds of others: they may be set in this order alone, or in the other one.
+    news.retain(|(file, value)| set(&folder.join(file), value).is_err());
+    for (file, value) in news {
+        if let Err(error) = set(&folder.join(file), value) {
+            log::write(Level::Warning, &format!("cannot set net/{file} to {value:?}: {error}"));
+        }
+    }
+}
+
+/// Has a file say this, unless it does, or there is none.
+fn set(path: &Path, value: &str) -> io::Result<()> {
+    let current = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        current => current?,
+    };
+    if current.split_whitespace().eq(value.split_whitespace()) {
+        return Ok(());
+    }
+    // A line of its own: one without anything in it empties a list.
+    fs::write(path, format!("{value}\n"))
+}
 
 /// A file, and the number that is to be in it.
 type Setting = (&'static str, i32);
@@ -88,6 +121,29 @@ mod tests {
             .collect();
         files.sort();
         files
+    }
+
+    #[test]
+    fn what_is_common_is_set_where_it_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        fs::create_dir(file("core")).unwrap();
+        let map = |entries: &[(&str, &str)]| entries.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        let none: HashMap<String, String> = HashMap::new();
+        for (name, content) in [("core/somaxconn", "4096\n"), ("range", "32768\t60999\n"), ("list", "7\n")] {
+            fs::write(file(name), content).unwrap();
+        }
+        let first = map(&[("core/somaxconn", "99"), ("range", "32768 60999"), ("list", ""), ("no/such", "1")]);
+
+        follow_common(folder.path(), &none, &first);
+        let read = |name: &str| fs::read_to_string(file(name)).unwrap();
+        assert_eq!([read("core/somaxconn"), read("range"), read("list")], ["99\n", "32768\t60999\n", "\n"]);
+        assert!(!file("no").exists());
+
+        // A container has changed it.
+        fs::write(file("core/somaxconn"), "5").unwrap();
+        follow_common(folder.path(), &first, &map(&[("core/somaxconn", "99"), ("range", "1 2")]));
+        assert_eq!([read("core/somaxconn"), read("range")], ["5", "1 2\n"]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::link::Link;
 use super::loopback::Loopback;
 use super::survey::Survey;
 use super::warned::Warned;
-use super::{Device, Junctions, NetworkError, Passed, Resolver, is_idle, request, resolver, tap};
+use super::{Device, Junctions, NetworkError, Passed, Resolver, is_idle, request, tap};
 use crate::logging;
 use crate::text;
 
@@ -85,7 +85,7 @@ impl View {
     /// What is to be done, if anything.
     fn look(&mut self) -> io::Result<Change> {
         let mut survey = Survey::take(&mut self.socket)?;
-        survey.resolver = self.junctions.namespace.inside(resolver::is_there)?;
+        self.junctions.namespace.inside(|| survey.look_inside())?;
         self.forget_gone(&survey);
         self.probed.mark(&mut survey.links, &self.passed);
         let mut late = Vec::new();

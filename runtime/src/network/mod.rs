@@ -9,6 +9,8 @@
 //! | `claim` | that a namespace is one machine's |
 //! | `survey`, `link`, `address`, `routes`, `rules` | what there is in one |
 //! | `warned` | what has been said of what is left out |
+//! | `netfilter` | rules there that are not the guest's |
+//! | `sysctls` | what is set there for all interfaces |
 //! | `carrier` | whether an interface leads somewhere |
 //! | `join` | an interface and a tap, joined |
 //! | `tap` | interfaces whose other side is a descriptor |
@@ -33,6 +35,7 @@ mod join;
 mod link;
 mod loopback;
 mod namespace;
+mod netfilter;
 mod own;
 mod record;
 mod redirect;
@@ -40,6 +43,7 @@ mod resolver;
 mod routes;
 mod rules;
 mod survey;
+mod sysctls;
 mod tap;
 pub(crate) mod user;
 mod vhost;
@@ -426,7 +430,7 @@ fn look(socket: &mut Socket) -> io::Result<Survey> {
     let end = Instant::now() + TAPS_STAY;
     loop {
         let mut survey = Survey::take(socket)?;
-        survey.resolver = resolver::is_there();
+        survey.look_inside();
         if !survey.links.iter().any(tap::is_one) || Instant::now() >= end {
             return Ok(survey);
         }
@@ -455,7 +459,8 @@ pub(crate) fn expect_none(namespace: &NetworkNamespace) -> Result<(), NetworkErr
 
 /// What the guest is told of what there is: the interfaces that its machine has, and what leads through them.
 fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
-    let Survey { links, loopback, routes: Routes { mut routes, rules, .. }, mut neighbours, resolver, .. } = survey;
+    let Survey { links, loopback, routes, mut neighbours, resolver, sysctls, .. } = survey;
+    let Routes { mut routes, rules, .. } = routes;
     let mac_of =
         |link: &Link| passed.iter().find(|passed| passed.index == link.index).map(|passed| passed.mac.to_vec());
     let interface = |link: Link| {
@@ -480,7 +485,7 @@ fn request(survey: Survey, passed: &[Passed]) -> ConfigureNetworkRequest {
     let is_there = |name: &str| interfaces.iter().any(|interface| interface.name == name);
     routes.retain(|route| route.interface.is_empty() || is_there(&route.interface));
     neighbours.retain(|neighbour| is_there(&neighbour.interface));
-    ConfigureNetworkRequest { interfaces, loopback, routes, neighbours, rules, resolver, ..Default::default() }
+    ConfigureNetworkRequest { interfaces, loopback, routes, neighbours, rules, resolver, sysctls, ..Default::default() }
 }
 
 /// Whether an interface is one that a tunnel's module makes in each namespace, and that nobody has turned on.

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What there is in a network namespace, as far as a container gets it.
 
+use std::collections::HashMap;
 use std::io;
 
 use bulkhead_netlink::{AddressHeader, Attributes, LinkHeader, Message, NeighbourHeader, Socket};
 use bulkhead_protocol::agent::{NetworkAddress, NetworkNeighbour};
 
-use super::address;
 use super::link::Link;
 use super::routes::Routes;
+use super::{address, netfilter, resolver, sysctls};
 
 /// What there is.
 #[derive(Debug, Default, PartialEq)]
@@ -22,8 +23,10 @@ pub(super) struct Survey {
     pub(super) neighbours: Vec<NetworkNeighbour>,
     /// What is not passed on, or not as it is: one text each.
     pub(super) left_out: Vec<String>,
-    /// Whether an engine has a resolver there; who looks inside the namespace knows.
+    /// Whether an engine has a resolver there; see [`Self::look_inside`].
     pub(super) resolver: bool,
+    /// What is set there for all interfaces; see [`Self::look_inside`].
+    pub(super) sysctls: HashMap<String, String>,
 }
 
 impl Survey {
@@ -57,6 +60,13 @@ impl Survey {
             neighbours.extend(neighbour(&header, attributes, links));
         })?;
         Ok(survey)
+    }
+
+    /// Adds what only a thread sees that is in the namespace; to be called by one.
+    pub(super) fn look_inside(&mut self) {
+        self.resolver = resolver::is_there();
+        self.left_out.extend(netfilter::left_out(self.resolver));
+        self.sysctls = sysctls::list(sysctls::FOLDER.as_ref());
     }
 }
 

@@ -46,6 +46,7 @@ mod network_load;
 mod network_names;
 mod network_offloads;
 mod network_queues;
+mod network_settings;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
@@ -185,6 +186,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_names::CASES,
         network_offloads::CASES,
         network_queues::CASES,
+        network_settings::CASES,
         network_shared::CASES,
         network_user::CASES,
         network_user_ends::CASES,

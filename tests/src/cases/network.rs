@@ -80,6 +80,15 @@ impl Namespace {
         Ok(self)
     }
 
+    /// Has a sysctl of `net` say something, as in `core.somaxconn=5`.
+    pub(super) fn set(&self, setting: &str) -> Result {
+        let argument = format!("net.{setting}");
+        let inside = format!("--net={}", self.path.display());
+        let set = Command::new("nsenter").args([&inside, "sysctl", "-qw", &argument]).status()?;
+        ensure!(set.success(), "setting {argument}: {set}");
+        Ok(())
+    }
+
     pub(super) fn inside(&self, command: &str) -> Result<String> {
         host(&format!("nsenter --net={} {command}", self.path.display()))
     }

@@ -229,20 +229,14 @@ fn in_by_published_ports_for_datagrams(env: &Env) -> Result {
     host_network(env)?;
     let mut server = Bundle::debian(env)?;
     server.args(&["python3", "-c", ANSWER]);
-    let published = [
-        ("io.bulkhead.net.publish", "5353:53/udp,198.51.100.1:5354:53/udp"),
-        ("io.bulkhead.net.host_loopback", "true"),
-    ];
+    let published = [("io.bulkhead.net.publish", "5353:53/udp"), ("io.bulkhead.net.host_loopback", "true")];
     let bundle = with_annotations(server, &published);
 
     let container = Detached::create(env, &bundle)?;
     container.must(&["start"])?;
-    for (from, to) in [
-        ("198.51.100.1", "198.51.100.1:5353"),
-        ("fd98::1", "[fd98::1]:5353"),
-        ("127.0.0.1", "127.0.0.1:5353"),
-        ("198.51.100.1", "198.51.100.1:5354"),
-    ] {
+    for (from, to) in
+        [("198.51.100.1", "198.51.100.1:5353"), ("fd98::1", "[fd98::1]:5353"), ("127.0.0.1", "127.0.0.1:5353")]
+    {
         ensure_eq!(ask_by_datagrams(from, to)?, "udp one\n", "the answer from {to}");
     }
     container.must_with(&["kill"], &["KILL"])?;
