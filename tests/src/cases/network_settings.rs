@@ -62,7 +62,7 @@ fn rules_are_told_of(env: &Env) -> Result {
     namespace.inside("nft add rule ip6 more some drop")?;
     namespace.inside("iptables-legacy -t mangle -A OUTPUT -p udp -j DROP")?;
     let output = run()?;
-    output.expect_stdout("reached\n")?;
+    output.expect_in_stdout(&["reached\n"])?;
     let tables =
         format!("{}, {said} (tables: inet fw, ip mangle, ip6 more) are not passed on", namespace.path.display());
     ensure!(output.stderr().contains(&tables), "no word of {tables:?}: {}", output.describe());
