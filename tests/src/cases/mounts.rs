@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Case, case};
 use crate::bundle::Bundle;
-use crate::env::Env;
+use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -183,10 +183,12 @@ fn binds_have_what_their_sources_mount_has(env: &Env) -> Result {
     fs::copy(bundle.path("bin/busybox"), volume.join("true"))?;
     let source = volume.display().to_string();
     bundle.mount("bind", &source, "/kept", &["bind"]).mount("bind", &source, "/cleared", &["bind", "exec", "suid"]);
-    bundle.sh("/kept/true 2>/dev/null && echo executed || echo refused; /cleared/true && echo executed; \
+    bundle.sh("/kept/true 2>/dev/null && echo executed || echo refused; /cleared/true 2>/dev/null && echo executed; \
                grep ' /kept ' /proc/mounts | grep -c nosuid.*noexec");
 
-    env.run(&bundle)?.output()?.expect_stdout("refused\nexecuted\n1\n")
+    // runc 1.1 does not change the mount where options only take flags away.
+    let cleared = if env.kind == Kind::Bulkhead { "executed\n" } else { "" };
+    env.run(&bundle)?.output()?.expect_stdout(&format!("refused\n{cleared}1\n"))
 }
 
 fn bind_makes_its_destination(env: &Env) -> Result {
