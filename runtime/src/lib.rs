@@ -15,6 +15,7 @@
 //! | `pidfd`, `said` | a program's end, and what it said before |
 //! | `install` | where the VMM, the kernel and the guest image lie |
 //! | `user_namespace` | whether this is the host's root |
+//! | `heap` | how the allocator is to keep memory |
 //! | `logging`, `trace` | what is written for a person, a machine, or a trace viewer |
 
 mod apart;
@@ -22,6 +23,7 @@ mod bpf;
 mod cgroup;
 mod cli;
 mod commands;
+mod heap;
 mod hooks;
 mod install;
 mod logging;
@@ -43,6 +45,7 @@ use std::process::ExitCode;
 /// Runs the program on the process' arguments and environment: the command line, or, by its name, containerd's shim.
 #[must_use]
 pub fn main() -> ExitCode {
+    heap::keep_small();
     panic::set_hook(Box::new(|info| {
         let place = info.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let payload = info.payload();
