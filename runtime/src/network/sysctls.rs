@@ -10,7 +10,8 @@ use std::path::Path;
 /// Where they are, as the calling thread's network namespace has them.
 pub(super) const FOLDER: &str = "/proc/sys/net";
 
-/// Their names below, by folder. A kernel may lack some.
+/// Their names below, by folder. A kernel may lack some. Those that a kernel chooses by the size of its memory (`tcp_rmem`, `tcp_wmem`,
+/// `tcp_max_syn_backlog`) are not among them: a namespace has the host's, which are too large for the guest.
 const NAMES: [(&str, &[&str]); 6] = [
     ("core", &["somaxconn"]),
     (
@@ -31,12 +32,10 @@ const NAMES: [(&str, &[&str]); 6] = [
             "tcp_keepalive_intvl",
             "tcp_keepalive_probes",
             "tcp_keepalive_time",
-            "tcp_max_syn_backlog",
             "tcp_mtu_probing",
             "tcp_notsent_lowat",
             "tcp_retries1",
             "tcp_retries2",
-            "tcp_rmem",
             "tcp_sack",
             "tcp_slow_start_after_idle",
             "tcp_syn_retries",
@@ -45,7 +44,6 @@ const NAMES: [(&str, &[&str]); 6] = [
             "tcp_timestamps",
             "tcp_tw_reuse",
             "tcp_window_scaling",
-            "tcp_wmem",
             "udp_rmem_min",
             "udp_wmem_min",
         ],
