@@ -20,6 +20,7 @@ Runs the end-to-end cases; root, on a machine whose KVM runs guests.
   --stop-after S   begin no case once S seconds have passed; those that were not begun count as failed
   --claim DIR      only cases that nobody else has claimed in DIR, long ones first, for several hosts side by side that
                    share DIR, which is empty at first
+  --host NAME      what a claim names as its host (default: host)
   --keep           keep the folders of failed cases
   --list           print the names and end
   --bench-pods N   instead of the cases, measure N pods of Bulkhead and of runc in turns (`make bench-pods`);
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) stop_after: Option<Duration>,
     /// Where hosts that run side by side claim their cases.
     pub(crate) claims: Option<PathBuf>,
+    /// What this host calls itself there.
+    pub(crate) host: String,
     pub(crate) keep: bool,
     pub(crate) list: bool,
     /// Measures pods instead.
@@ -84,6 +87,7 @@ impl Options {
             jobs: 1,
             stop_after: None,
             claims: None,
+            host: "host".to_owned(),
             keep: false,
             list: false,
             pod_bench: None,
@@ -122,6 +126,7 @@ impl Options {
                 "--machine" => machine = text(value()?)?,
                 "--json" => json = Some(value()?.into()),
                 "--claim" => options.claims = Some(value()?.into()),
+                "--host" => options.host = text(value()?)?,
                 "--may-skip" => options.may_skip = Some(value()?.into()),
                 "--skip-slow" => options.skip_slow = true,
                 "--second-try" => options.second_try = true,

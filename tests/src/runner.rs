@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -160,8 +161,8 @@ impl<'a> Suite<'a> {
     fn claim(&self, case: &Case) -> Result<bool> {
         let Some(folder) = &self.options.claims else { return Ok(true) };
         let claim = folder.join(case.name().replace("::", "-"));
-        // Unlike a file's, a folder's creation is one step wherever it lies.
-        match fs::create_dir(&claim) {
+        // Unlike a file's, a link's creation is one step wherever it lies, what it says included.
+        match symlink(&self.options.host, &claim) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => fail!("claiming {}: {error}", claim.display()),

@@ -13,12 +13,19 @@ use serde_json::{Value, json};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
+use crate::engines::{Docker, Podman};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail, skip};
 use crate::processes;
 
-pub(super) const CASES: &[Case] =
-    &[case!(limits), case!(changed_limits), case!(places), case!(killed_supervisor_leaves_none)];
+pub(super) const CASES: &[Case] = &[
+    case!(limits),
+    case!(changed_limits),
+    case!(places),
+    case!(killed_supervisor_leaves_none),
+    case!(podman).limit(600),
+    case!(docker).limit(600),
+];
 
 /// Where the hierarchies are.
 const TOP: &str = "/sys/fs/cgroup";
@@ -27,6 +34,12 @@ const TOP: &str = "/sys/fs/cgroup";
 const NO_LIMIT: &str = "9223372036854771712";
 
 const MIB: u64 = 1 << 20;
+
+/// What an engine is asked for.
+const LIMITED: [&str; 4] = ["--memory", "128m", "--pids-limit", "40"];
+
+/// How a container sees the latter. Bulkhead's have cgroups of version 2 whatever the host has.
+const PIDS_LIMIT: &str = "cat /sys/fs/cgroup/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max";
 
 /// The hierarchies that have controllers, and systemd's own.
 fn hierarchies() -> Result<Vec<PathBuf>> {
@@ -121,9 +134,7 @@ fn limits(env: &Env) -> Result {
             ("pids", "pids.max", pids),
         ],
     )?;
-    // Bulkhead's containers have cgroups of version 2 whatever the host has.
-    let script = "cat /sys/fs/cgroup/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max";
-    container.exec(script).output()?.expect_stdout("40\n")?;
+    container.exec(PIDS_LIMIT).output()?.expect_stdout("40\n")?;
 
     container.must(&["delete", "--force"])?;
     ensure_gone(&hierarchies, &place)
@@ -205,4 +216,44 @@ fn killed_supervisor_leaves_none(env: &Env) -> Result {
     container.must(&["delete"])?;
 
     ensure_gone(&hierarchies, &place)
+}
+
+fn podman(env: &Env) -> Result {
+    let hierarchies = hierarchies()?;
+    let podman = Podman::new(env)?;
+    podman.run_detached_with("box", &LIMITED, &["sleep", "1000"])?;
+
+    let pid = podman.succeed(["inspect", "--format", "{{.State.Pid}}", "box"])?.stdout();
+    let place = limited_place(env, pid.trim())?;
+    podman.succeed(["exec", "box", "sh", "-c", PIDS_LIMIT])?.expect_stdout("40\n")?;
+    podman.succeed(["pause", "box"])?;
+    podman.succeed(["unpause", "box"])?;
+
+    podman.succeed(["rm", "--force", "--time", "0", "box"])?;
+    ensure_gone(&hierarchies, &place)
+}
+
+fn docker(env: &Env) -> Result {
+    let hierarchies = hierarchies()?;
+    let docker = Docker::new(env)?;
+    docker.run(&[&["-d", "--name", "box"], &LIMITED[..]].concat(), &["sleep", "1000"]).output()?.expect_code(0)?;
+
+    let pid = docker.succeed(["inspect", "--format", "{{.State.Pid}}", "box"])?.stdout();
+    let place = limited_place(env, pid.trim())?;
+    docker.succeed(["exec", "box", "sh", "-c", PIDS_LIMIT])?.expect_stdout("40\n")?;
+
+    docker.succeed(["rm", "--force", "box"])?;
+    ensure_gone(&hierarchies, &place)?;
+    docker.end()
+}
+
+/// Where an engine's container is, whose limit there is that of its machine.
+fn limited_place(env: &Env, pid: &str) -> Result<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let Some((_, place)) = table.lines().find_map(|line| line.split_once(":memory:/")) else {
+        fail!("process {pid} is in no cgroup of memory: {table}");
+    };
+    let expected = if env.kind == Kind::Bulkhead { 128 + 96 + 64 } else { 128 } * MIB;
+    ensure_eq!(read(place, "memory", "memory.limit_in_bytes")?, expected.to_string(), "the limit of memory");
+    Ok(place.to_owned())
 }

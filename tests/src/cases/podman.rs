@@ -22,6 +22,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(super) const CASES: &[Case] = &[
     case!(foreground),
     case!(detached),
+    case!(detached_and_removed),
     case!(paused_and_killed),
     case!(limits),
     case!(usage_is_told),
@@ -75,6 +76,22 @@ fn detached(env: &Env) -> Result {
     podman.succeed(["start", "box"])?;
     podman.succeed(["rm", "--force", "--time", "0", "box"])?;
     podman.succeed(["ps", "--all", "--quiet"])?.expect_stdout("")
+}
+
+/// What ends by itself is removed by conmon, which calls the engine.
+fn detached_and_removed(env: &Env) -> Result {
+    let podman = Podman::new(env)?;
+    podman.run_detached_with("box", &["--rm"], &["sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.1; done"])?;
+    podman.succeed(["ps", "--quiet", "--filter", "name=box", "--format", "{{.Names}}"])?.expect_stdout("box\n")?;
+
+    podman.succeed(["exec", "box", "touch", "/tmp/end"])?;
+
+    let deadline = Instant::now() + LIMIT;
+    while !podman.succeed(["ps", "--all", "--quiet"])?.stdout().is_empty() {
+        ensure!(Instant::now() < deadline, "a container of --rm is still there");
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
 fn paused_and_killed(env: &Env) -> Result {

@@ -18,6 +18,9 @@ const IMPORT_LIMIT: Duration = Duration::from_secs(240);
 /// Where it has its network namespaces.
 const NAMESPACES: &str = "/run/netns";
 
+/// Its runroot. The podman that conmon calls gets it as an option, and refuses one of more than 50 characters there.
+const RUNROOT: &str = "/mnt";
+
 /// An engine to give commands to.
 #[derive(Debug)]
 pub(crate) struct Podman<'a> {
@@ -32,13 +35,12 @@ impl<'a> Podman<'a> {
         let program = debian_program("/usr/bin/podman", "podman")?;
         debian_program("/usr/bin/conmon", "conmon")?;
         let state = state_folder(env, "podman")?;
+        env.mount("tmpfs", "tmpfs", RUNROOT.as_ref(), "mode=700")?;
         let storage = format!(
-            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/storage\"\nrunroot = \"{0}/run\"\n",
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{}/storage\"\nrunroot = \"{RUNROOT}\"\n",
             state.display()
         );
         fs::write(state.join("storage.conf"), storage)?;
-        // Its networks: netavark's, in this folder. The rest lies where it looks without settings too, since conmon, which has
-        // containers cleaned up, knows only a part of them.
         let settings = format!(
             "[network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{0}/networks\"\n[engine]\n\
              cgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\ntmp_dir = \"{0}/libpod\"\n\
