@@ -17,18 +17,29 @@ pub(crate) struct CpuError {
     source: io::Error,
 }
 
-/// Has the kernel use the first `count` processors; `sys` is a sysfs. Those in use stay so, and containers may use all of them:
-/// the kernel adds them to the cgroups, which have no CPUs of their own.
-pub(crate) async fn bring_online(sys: &Path, count: u32) -> Result<(), CpuError> {
-    // The first one is always in use, and has no such file.
-    for number in 1..count {
-        let path = sys.join(CPUS).join(format!("cpu{number}/online"));
-        // The kernel takes it again of one that is in use.
-        fs::write(&path, "1").map_err(|source| CpuError { number, path, source })?;
-        // Other calls are not to wait for all of them.
-        tokio::task::yield_now().await;
+/// A processor that the kernel can be told to use.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    number: u32,
+    path: PathBuf,
+}
+
+impl Cpu {
+    /// The first `count` ones; `sys` is a sysfs. The very first is always in use, and has no such file.
+    pub(crate) fn first(sys: &Path, count: u32) -> impl Iterator<Item = Self> {
+        (1..count).map(move |number| Self { number, path: sys.join(CPUS).join(format!("cpu{number}/online")) })
     }
-    Ok(())
+
+    /// Has the kernel use it, which takes a while; nothing is done for one that is in use. Containers may use it then: the kernel
+    /// adds it to the cgroups, which have no CPUs of their own.
+    pub(crate) fn bring_online(&self) -> io::Result<()> {
+        fs::write(&self.path, "1")
+    }
+
+    /// Why it is not in use.
+    pub(crate) fn error(self, source: io::Error) -> CpuError {
+        CpuError { number: self.number, path: self.path, source }
+    }
 }
 
 #[cfg(test)]
@@ -53,26 +64,30 @@ mod tests {
         (1..count).map(read).collect()
     }
 
-    #[tokio::test]
-    async fn the_first_processors_are_used_and_no_others() {
+    fn bring_online(sys: &Path, count: u32) -> Result<(), CpuError> {
+        Cpu::first(sys, count).try_for_each(|cpu| cpu.bring_online().map_err(|source| cpu.error(source)))
+    }
+
+    #[test]
+    fn the_first_processors_are_used_and_no_others() {
         let sys = sysfs(5);
 
-        bring_online(sys.path(), 3).await.unwrap();
+        bring_online(sys.path(), 3).unwrap();
         assert_eq!(states(sys.path(), 5), "1100");
         // Fewer are no order to leave one.
-        bring_online(sys.path(), 1).await.unwrap();
-        bring_online(sys.path(), 0).await.unwrap();
+        bring_online(sys.path(), 1).unwrap();
+        bring_online(sys.path(), 0).unwrap();
         assert_eq!(states(sys.path(), 5), "1100");
-        bring_online(sys.path(), 5).await.unwrap();
+        bring_online(sys.path(), 5).unwrap();
         assert_eq!(states(sys.path(), 5), "1111");
         assert!(!sys.path().join(CPUS).join("cpu0/online").exists());
     }
 
-    #[tokio::test]
-    async fn one_that_there_is_not_is_named() {
+    #[test]
+    fn one_that_there_is_not_is_named() {
         let sys = sysfs(2);
 
-        let error = bring_online(sys.path(), 4).await.unwrap_err().to_string();
+        let error = bring_online(sys.path(), 4).unwrap_err().to_string();
 
         assert!(error.starts_with("the guest's kernel cannot use the processor 2 ("), "{error}");
         assert_eq!(states(sys.path(), 2), "1");

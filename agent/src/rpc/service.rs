@@ -17,7 +17,7 @@ use crate::container::{
     ContainerSpec, CreateError, Engine, ExecError, ProcessSpec, ResizeError, SandboxSpec, SpecError, StartError,
     TerminalSize,
 };
-use crate::cpus;
+use crate::cpus::Cpu;
 use crate::disks::{DiskError, Disks, Number};
 use crate::init::SYS;
 use crate::late;
@@ -156,7 +156,11 @@ impl Agent for AgentService {
         _context: &TtrpcContext,
         request: wire::OnlineCpusRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        cpus::bring_online(SYS.as_ref(), request.count).await.map_err(ToStatus::into_status)?;
+        for cpu in Cpu::first(SYS.as_ref(), request.count) {
+            // The kernel starts it before this returns.
+            let online = self.engine.apart(|| cpu.bring_online()).await;
+            online.map_err(|source| cpu.error(source).into_status())?;
+        }
         Ok(wire::Empty::default())
     }
 

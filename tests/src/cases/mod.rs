@@ -21,6 +21,7 @@ mod exit;
 mod files;
 mod growth;
 mod guest_failure;
+mod hanging_disk;
 mod hooks;
 mod host_cost;
 mod host_limits;
@@ -163,6 +164,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         guest_failure::CASES,
         hooks::CASES,
         host_cost::CASES,
+        hanging_disk::CASES,
         host_limits::CASES,
         host_sockets::CASES,
         install_containerd::CASES,
