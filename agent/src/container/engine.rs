@@ -198,6 +198,7 @@ impl Engine {
             sockets,
             cgroup,
             execs: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
         };
         let begin = trace.add("clone", begin);
         let ready = launch::wait_until_ready(&channel, &instance.init, Vec::new()).await;

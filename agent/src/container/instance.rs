@@ -32,6 +32,8 @@ pub(crate) struct Instance {
     pub(crate) cgroup: Option<Arc<Cgroup>>,
     /// The exec'd processes by their ids; `None` for one that is being made.
     pub(crate) execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Held while its limits are changed: what one change takes back is not to be what another one has set.
+    pub(crate) changing: tokio::sync::Mutex<()>,
 }
 
 impl Instance {

@@ -20,6 +20,7 @@ impl Engine {
         refuse_stopped(&instance, "update")?;
         let settings = request.cgroup_settings.into_iter().map(spec::cgroup_setting).collect::<Result<Vec<_>, _>>()?;
         let filter = spec::device_filter(request.device_filter)?;
+        let _changing = instance.changing.lock().await;
         let mut change = Change { cgroup: instance.needs_cgroup()?, reaper: &self.reaper, before: Vec::new() };
         let changed = change.make(&settings, &filter).await;
         if changed.is_err() {

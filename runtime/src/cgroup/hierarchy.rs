@@ -24,6 +24,10 @@ const JOINED: [&str; 15] = [
     "rdma",
 ];
 
+/// Those of them whose hierarchy makes a host one of version 1. The others are also mounted where all that has limits is in version
+/// 2: `net_cls` by who marks packets, systemd's own for old images.
+const DECIDING: [&str; 7] = ["blkio", "cpu", "cpuacct", "cpuset", "freezer", "memory", "pids"];
+
 /// What a cgroup of version 1 has to have before it can have a process.
 const NEEDED_CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
@@ -39,7 +43,7 @@ pub(crate) struct Hierarchy {
     pub(crate) version_2: bool,
 }
 
-/// The hierarchies to be used: version 2, or where controllers are mounted as version 1, those.
+/// The hierarchies to be used: version 2, or where controllers with limits are mounted as version 1, those.
 #[derive(Debug)]
 pub(crate) struct Hierarchies(Vec<Hierarchy>);
 
@@ -71,28 +75,30 @@ struct Mount<'a> {
 
 fn find(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(parse_mount).collect();
-    let version_1 = mounts.iter().filter(|mount| !mount.version_2).filter_map(|mount| {
-        let joined = |controllers: &str| controllers.split(',').any(|one| JOINED.contains(&one));
-        if !joined(mount.options) {
-            return None;
-        }
-        let same = |controllers: &str| controllers.split(',').any(|one| mount.options.split(',').any(|o| o == one));
-        own_path(own, mount.root, |id, controllers| id != "0" && joined(controllers) && same(controllers))
-            .map(|own_path| Hierarchy { mount_point: mount.mount_point.clone().into(), own_path, version_2: false })
-    });
-    let mut hierarchies: Vec<Hierarchy> = version_1.collect();
+    let decides = |mount: &Mount<'_>| !mount.version_2 && names_any(mount.options, &DECIDING);
+    if mounts.iter().any(decides) { version_1(&mounts, own) } else { version_2(&mounts, own).into_iter().collect() }
+}
+
+/// Whether a list with commas has any of these.
+fn names_any(list: &str, names: &[&str]) -> bool {
+    list.split(',').any(|one| names.contains(&one))
+}
+
+fn version_1(mounts: &[Mount<'_>], own: &str) -> Vec<Hierarchy> {
+    let of_mount = |mount: &Mount<'_>| {
+        let options: Vec<&str> = mount.options.split(',').filter(|option| JOINED.contains(option)).collect();
+        let own_path = own_path(own, mount.root, |id, controllers| id != "0" && names_any(controllers, &options))?;
+        Some(Hierarchy { mount_point: mount.mount_point.clone().into(), own_path, version_2: false })
+    };
+    let mut hierarchies: Vec<Hierarchy> = mounts.iter().filter(|mount| !mount.version_2).filter_map(of_mount).collect();
     hierarchies.dedup_by(|later, earlier| later.mount_point == earlier.mount_point);
-    if hierarchies.is_empty() {
-        let version_2 = mounts.iter().find(|mount| mount.version_2).and_then(|mount| {
-            own_path(own, mount.root, |id, _| id == "0").map(|own_path| Hierarchy {
-                mount_point: mount.mount_point.clone().into(),
-                own_path,
-                version_2: true,
-            })
-        });
-        hierarchies.extend(version_2);
-    }
     hierarchies
+}
+
+fn version_2(mounts: &[Mount<'_>], own: &str) -> Option<Hierarchy> {
+    let mount = mounts.iter().find(|mount| mount.version_2)?;
+    let own_path = own_path(own, mount.root, |id, _| id == "0")?;
+    Some(Hierarchy { mount_point: mount.mount_point.clone().into(), own_path, version_2: true })
 }
 
 fn parse_mount(line: &str) -> Option<Mount<'_>> {
@@ -201,6 +207,17 @@ mod tests {
 
         assert_eq!(found(UNIFIED, own), [("/sys/fs/cgroup".to_owned(), "user.slice/session-1.scope".to_owned(), true)]);
         assert_eq!(found(UNIFIED, "0::/../outside\n"), []);
+    }
+
+    #[test]
+    fn hierarchies_without_limits_leave_a_host_of_version_2() {
+        for (options, own) in
+            [("net_cls", "1:net_cls:/\n0::/u\n"), ("xattr,name=systemd", "1:name=systemd:/s\n0::/u\n")]
+        {
+            let mounts = format!("{UNIFIED}40 25 0:40 / /sys/fs/cgroup/more rw - cgroup cgroup rw,{options}\n");
+
+            assert_eq!(found(&mounts, own), [("/sys/fs/cgroup".to_owned(), "u".to_owned(), true)], "{options}");
+        }
     }
 
     #[test]

@@ -160,11 +160,15 @@ struct Kills {
     ended: bool,
 }
 
+/// The longest duration that Go has, some 292 years.
+const LONGEST_INTERVAL: Duration = Duration::from_nanos(i64::MAX.cast_unsigned());
+
 /// Seconds, or what Go takes for a duration, as runc does: numbers with units, one after the other.
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<u32>().map(f64::from).ok().or_else(|| seconds_with_units(text));
     let interval = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    interval.filter(|interval| !interval.is_zero()).ok_or_else(|| "not a time such as 5s, 500ms or 1m30s".to_owned())
+    let is_possible = |interval: &Duration| !interval.is_zero() && *interval <= LONGEST_INTERVAL;
+    interval.filter(is_possible).ok_or_else(|| "not a time such as 5s, 500ms or 1m30s".to_owned())
 }
 
 fn seconds_with_units(text: &str) -> Option<f64> {
@@ -190,10 +194,16 @@ mod tests {
     #[test]
     fn intervals_have_units() {
         let given = [("5", 5000), ("250ms", 250), ("2s", 2000), ("1m", 60_000), ("1h", 3_600_000), ("1.5s", 1500)];
-        for (text, ms) in given.into_iter().chain([("1m30s", 90_000), ("1h.5m", 3_630_000), ("2000µs", 2)]) {
+        for (text, ms) in given.into_iter().chain([
+            ("1m30s", 90_000),
+            ("1h.5m", 3_630_000),
+            ("2000µs", 2),
+            ("9200000000s", 9_200_000_000_000),
+        ]) {
             assert_eq!(parse_interval(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "0", "0s", "s", "-1s", "1d", "1.s.5", "1..5s", ".s", "9999999999999999999999h"] {
+        for text in ["", "0", "0s", "s", "-1s", "1d", "1.s.5", "1..5s", ".s", "9999999999999999999999h", "9300000000s"]
+        {
             assert!(parse_interval(text).is_err(), "{text}");
         }
     }

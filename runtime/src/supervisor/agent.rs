@@ -45,7 +45,7 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest may take to have its kernel use more processors, each of which starts.
 const CPUS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a guest may take to write its dirty pages back: all of its memory, to a slow disk.
+/// How long a guest may take to write its dirty pages back, or to reclaim memory: all that it has, to a slow disk.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A call that did not succeed.
@@ -293,7 +293,7 @@ impl Agent {
 
     pub(crate) async fn resume(&self) -> Result<(), AgentError> {
         let request = ResumeContainerRequest { container_id: self.container_id.clone(), ..Default::default() };
-        within(CALL_TIMEOUT, self.client.resume_container(Context::default(), &request)).await?;
+        within(DELETE_TIMEOUT, self.client.resume_container(Context::default(), &request)).await?;
         Ok(())
     }
 
@@ -304,7 +304,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let container_id = self.container_id.clone();
         let request = UpdateContainerRequest { container_id, cgroup_settings, device_filter, ..Default::default() };
-        within(CALL_TIMEOUT, self.client.update_container(Context::default(), &request)).await?;
+        within(DELETE_TIMEOUT, self.client.update_container(Context::default(), &request)).await?;
         Ok(())
     }
 

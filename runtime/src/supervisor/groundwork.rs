@@ -125,6 +125,10 @@ impl Groundwork {
             tokio::select! {
                 result = &mut running => match result {
                     Ok(namespaces) => {
+                        if namespaces.is_some() {
+                            // What hooks have mounted below them is in their namespace alone, where nobody looks for more.
+                            self.translated.shares.shared.iter_mut().for_each(|tree| tree.follows = false);
+                        }
                         self.namespaces = namespaces;
                         self.begin_ns = now_ns();
                         return Ok(());

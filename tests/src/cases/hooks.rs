@@ -103,6 +103,8 @@ fn namespaces_of_hooks(env: &Env) -> Result {
         let mut bundle = Bundle::busybox(env)?;
         let (folder, place) = (bundle.folder.clone(), bundle.rootfs().join("mnt"));
         fs::create_dir_all(&place)?;
+        let volume = bundle.folder.join("volume");
+        fs::create_dir_all(volume.join("below"))?;
         let look = |kind: &str| {
             format!(
                 "for kind in {}; do readlink /proc/self/ns/$kind; done > {}/{kind}; ",
@@ -111,8 +113,9 @@ fn namespaces_of_hooks(env: &Env) -> Result {
             )
         };
         let mounts = format!(
-            "mount -t tmpfs tmpfs {0} && echo of the hook > {0}/file && hostname > {1}/name",
+            "for place in {} {}/below; do mount -t tmpfs tmpfs $place && echo of the hook > $place/file; done; hostname > {}/name",
             place.display(),
+            volume.display(),
             folder.display()
         );
         let hook = |script: String| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
@@ -120,12 +123,15 @@ fn namespaces_of_hooks(env: &Env) -> Result {
             "/hooks",
             json!({ "createRuntime": hook(look("createRuntime")), "createContainer": hook(look("createContainer") + &mounts) }),
         );
-        bundle.set("/hostname", json!("box")).sh("cat /mnt/file");
+        // runc has made the container's mounts by then.
+        let below = if env.kind == Kind::Bulkhead { "cat /volume/below/file" } else { "echo of the hook" };
+        bundle.bind(&volume, "/volume", &["rbind"]);
+        bundle.set("/hostname", json!("box")).sh(&format!("cat /mnt/file; {below}"));
         if let Some(namespace) = given {
             namespace.give_to(&mut bundle);
         }
 
-        env.run(&bundle)?.output()?.expect_stdout("of the hook\n")?;
+        env.run(&bundle)?.output()?.expect_stdout("of the hook\nof the hook\n")?;
 
         let seen = |kind: &str| Ok::<_, Failure>(fs::read_to_string(folder.join(kind))?);
         let (outside, inside) = (seen("createRuntime")?, seen("createContainer")?);
@@ -136,7 +142,8 @@ fn namespaces_of_hooks(env: &Env) -> Result {
         }
         // runc names the host after these hooks.
         ensure!(env.kind == Kind::Other || seen("name")? == "box\n", "the hook sees the name {:?}", seen("name")?);
-        ensure!(!place.join("file").exists(), "the host has what the hook has mounted");
+        let on_the_host = [place.join("file"), volume.join("below/file")].into_iter().find(|file| file.exists());
+        ensure!(on_the_host.is_none(), "the host has what the hook has mounted: {on_the_host:?}");
         fs::remove_dir(&place)?;
     }
     Ok(())

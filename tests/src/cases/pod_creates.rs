@@ -53,13 +53,18 @@ fn refused_by_the_guest(env: &Env) -> Result {
     let other = tasks.run_member("sleep 1000", "")?;
     let (volume, id) = (env.folder("volume")?, env.id());
     let mut bundle = with_volume(&tasks, &volume, "true")?;
-    bundle.set("/linux/resources", json!({ "unified": { "memory.high": "lots" } })).write()?;
+    bundle.set("/linux/resources", json!({ "unified": { "memory.high": "lots" } }));
+    let undone = env.work.join("undone");
+    let hook = |script: String| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    let undo = format!("echo undone >> {}", undone.display());
+    bundle.set("/hooks", json!({ "createRuntime": hook("true".to_owned()), "poststop": hook(undo) })).write()?;
 
     for _ in 0..2 {
         let refused = tasks.calls.create(limit(), &creation(&id, &bundle, "")).map(drop);
         ensure!(format!("{refused:?}").contains("memory.high"), "what the guest's kernel does not take: {refused:?}");
         ensure!(tasks.status(&id).is_err(), "what was refused has a state");
     }
+    ensure_eq!(fs::read_to_string(&undone)?, "undone\nundone\n", "what the last hooks have done");
 
     goes_on(env, &tasks, &id, &volume, &other)?;
     let sandbox = tasks.shim.id.clone();

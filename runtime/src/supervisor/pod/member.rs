@@ -79,6 +79,7 @@ impl Pod {
         // At once: whoever removes what a killed server has left finds the sandbox's containers by their records.
         let record = self.record(options, &translated);
         state.record(&record)?;
+        let (poststop, hook_state) = (record.poststop.clone(), record.hook_state());
         let memory = Claim::new(Arc::clone(&self.memory));
         memory.note(translated.memory_limit_mib);
         if self.grows {
@@ -99,11 +100,13 @@ impl Pod {
             }
         };
         let made = self.make(record, translated, (&taken, &disks), (memory, cpus), &state, (first_stream, ends)).await;
-        let (container, outputs, server, poststop) = match made {
+        let (container, outputs, server) = match made {
             Ok(made) => made,
             Err(error) => {
                 self.disks.take_back(disks).await;
                 self.trees.take_back(taken).await;
+                // As with a container alone: they undo what its first hooks have made.
+                hooks::run_all(&poststop, &hook_state.at(hooks::Status::Stopped, None)).await;
                 return Err(error);
             }
         };
@@ -175,7 +178,7 @@ impl Pod {
         (memory, cpus): (Claim, CpuClaim),
         state: &StateDir,
         (first_stream, ends): (u32, GivenEnds),
-    ) -> Result<(Arc<Container>, Outputs, TaskServer, Vec<Hook>), RunError> {
+    ) -> Result<(Arc<Container>, Outputs, TaskServer), RunError> {
         let Translated { mut request, device_rules, hooks, bundle, annotations, cgroup, .. } = translated;
         let id = record.id.clone();
         let ends = Ends::Given(ends);
@@ -238,7 +241,7 @@ impl Pod {
             }
         };
         container.enter(Status::Created);
-        Ok((container, outputs, server, hooks.poststop))
+        Ok((container, outputs, server))
     }
 }
 
