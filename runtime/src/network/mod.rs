@@ -248,13 +248,24 @@ impl Junctions {
         if undone.is_empty() {
             return false;
         }
-        let result = self.namespace.inside(|| {
+        let failed = self.namespace.inside(|| {
             let mut socket = Socket::open()?;
             // All of them, also after one that fails.
-            undone.into_iter().map(|joined: Joined| joined.undo(&mut socket)).fold(Ok(()), Result::and)
+            let failed =
+                undone.iter().filter_map(|joined| Some((*joined, joined.undo(&mut socket).err()?.to_string())));
+            Ok(failed.collect())
         });
-        if let Err(error) = result.and_then(|result| result) {
-            logging::debug(format_args!("filters are left in {}: {error}", self.namespace.path().display()));
+        let failed: Vec<_> = failed.flatten().unwrap_or_else(|error: io::Error| {
+            let why = error.to_string();
+            undone.iter().map(|joined| (*joined, why.clone())).collect()
+        });
+        for (joined, why) in failed {
+            let (link, path) = (joined.link, self.namespace.path().display());
+            logging::warn(format_args!(
+                "cannot remove the filters of the interface with number {link} in the network namespace {path}: {why}"
+            ));
+            // It stays noted, to be undone again; no answers are let in there.
+            self.joined().push(Joined { is_answered: true, ..joined });
         }
         true
     }

@@ -96,3 +96,19 @@ fn what_was_written_down_is_undone_in_the_same_namespace_only() {
     text = text.replace("\"inode\":", "\"inode\":1");
     assert!(Network::reopen(serde_json::from_str(&text).unwrap()).is_none());
 }
+
+#[test]
+fn what_cannot_be_undone_stays_noted() {
+    let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
+    let (sender, records) = std::sync::mpsc::channel();
+    let recorder = Recorder::new(move |record| sender.send(serde_json::to_string(record)?).map_err(io::Error::other));
+    // To the kernel that is no interface, but a block of filters (`TCM_IFINDEX_MAGIC_BLOCK`), which is not there: an error for
+    // those, too, who may enter the namespace and change filters.
+    let joined = Joined { link: -1, tap: 7, is_prepared: false, is_answered: false };
+    let junctions = Junctions::new(namespace, vec![joined], recorder);
+
+    junctions.undo(|joined| joined.link == -1);
+
+    assert!(records.recv().unwrap().contains(r#""links":[{"index":-1,"tap":7,"prepared":false}]"#));
+    assert_eq!(*junctions.joined(), [Joined { is_answered: true, ..joined }]);
+}
