@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_netlink::{Events, Header, NeighbourHeader, Socket};
+use bulkhead_netlink::{Attributes, Events, Header, LinkHeader, NeighbourHeader, Socket};
 use bulkhead_protocol::agent::ConfigureNetworkRequest;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -79,14 +79,16 @@ pub(crate) struct Change {
     pub(crate) carriers: Vec<Carrier>,
     /// What the guest is to be told then; `None` if it knows.
     pub(crate) request: Option<ConfigureNetworkRequest>,
+    /// Whether that is something else than what it was told last, of which it may not have all.
+    pub(crate) is_news: bool,
 }
 
 impl View {
     /// What is to be done, if anything.
     fn look(&mut self) -> io::Result<Change> {
-        let mut survey = Survey::take(&mut self.socket)?;
-        self.junctions.namespace.inside(|| survey.look_inside())?;
+        let mut survey = self.survey()?;
         self.forget_gone(&survey);
+        let mut refused = self.rejoin(&survey);
         self.probed.mark(&mut survey.links, &self.passed);
         let mut late = Vec::new();
         for link in &survey.links {
@@ -101,34 +103,68 @@ impl View {
                     self.passed.push(Passed { index: link.index, mac: device.mac, carrier: true });
                     late.push(Late { name: link.name.clone(), device, index: link.index });
                 }
-                Err(why) => self.give_up(link.index, &link.name, &why),
+                Err(why) => refused.push((link.index, link.name.clone(), why)),
             }
+        }
+        for (index, name, why) in &refused {
+            self.give_up(*index, name, why);
+        }
+        // Routes have other ways then. Without them the guest has what leads by the interfaces that it has.
+        if !refused.is_empty()
+            && let Ok(again) = self.survey()
+        {
+            survey = again;
+            self.probed.mark(&mut survey.links, &self.passed);
         }
         if survey.resolver {
             self.junctions.let_answers_in(&mut self.socket);
         }
         self.warned.warn(&self.joiner.path, &survey.left_out);
         let carriers = carrier::changes(&mut self.passed, &survey.links);
-        Ok(Change { late, carriers, request: self.news(survey) })
+        let (request, is_news) = self.news(survey);
+        Ok(Change { late, carriers, request, is_news })
     }
 
-    /// Forgets the interfaces that are no longer there. What they have used of the machine's room stays used.
+    /// What there is.
+    fn survey(&mut self) -> io::Result<Survey> {
+        let mut survey = Survey::take(&mut self.socket, &self.given_up)?;
+        self.junctions.namespace.inside(|| survey.look_inside())?;
+        Ok(survey)
+    }
+
+    /// Joins interfaces again that have left and come back since the last look; which cannot be, and why.
+    fn rejoin(&mut self, survey: &Survey) -> Vec<(i32, String, String)> {
+        let Self { joiner, junctions, socket, passed, .. } = self;
+        let known = survey.links.iter().filter(|link| passed.iter().any(|passed| passed.index == link.index));
+        let rejoined = known.map(|link| (link, joiner.rejoin(socket, link, junctions)));
+        rejoined.filter_map(|(link, done)| Some((link.index, link.name.clone(), text::chain(&done.err()?)))).collect()
+    }
+
+    /// Forgets the interfaces that are no longer there. What they have used of the machine's room stays used, and so do their
+    /// taps, which the machine holds.
     fn forget_gone(&mut self, survey: &Survey) {
         let is_there = |index: i32| survey.links.iter().any(|link| link.index == index);
         self.given_up.retain(|index| is_there(*index));
         self.passed.retain(|passed| is_there(passed.index));
-        self.junctions.undo(|joined| !is_there(joined.link));
+        let Self { junctions, socket, .. } = self;
+        for joined in junctions.joined().iter().filter(|joined| !is_there(joined.link)) {
+            if let Err(error) = tap::retire(socket, joined.tap) {
+                logging::debug(format_args!("cannot turn off a tap whose interface {} has gone: {error}", joined.link));
+            }
+        }
+        junctions.undo(|joined| !is_there(joined.link));
     }
 
-    /// What the guest does not know yet.
-    fn news(&mut self, survey: Survey) -> Option<ConfigureNetworkRequest> {
+    /// What the guest does not have yet, and whether that is something else than what it was told last.
+    fn news(&mut self, survey: Survey) -> (Option<ConfigureNetworkRequest>, bool) {
         let wanted = request(survey, &self.passed);
-        if self.is_told && self.told == wanted {
-            return None;
+        let is_news = self.told != wanted;
+        if self.is_told && !is_news {
+            return (None, false);
         }
         self.told = wanted.clone();
         self.is_told = true;
-        Some(wanted)
+        (Some(wanted), is_news)
     }
 
     /// Joins an interface that has come to a tap.
@@ -248,25 +284,83 @@ impl Following {
     }
 }
 
-/// Whether a message may tell of something that the guest is told. Neighbours come and go.
+/// Whether a message may tell of something that the guest is told. Neighbours come and go; and what a tap can do changes whenever
+/// a guest sets its device up again.
 fn counts(kind: u16, payload: &[u8]) -> bool {
-    kind != libc::RTM_NEWNEIGH
-        || NeighbourHeader::read(payload).is_some_and(|(header, _)| header.state & libc::NUD_PERMANENT != 0)
+    match kind {
+        libc::RTM_NEWNEIGH => {
+            NeighbourHeader::read(payload).is_some_and(|(header, _)| header.state & libc::NUD_PERMANENT != 0)
+        }
+        libc::RTM_NEWLINK => !LinkHeader::read(payload)
+            .and_then(|(header, attributes)| Link::read(&header, Attributes::new(attributes)))
+            .is_some_and(|link| tap::is_one(&link)),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use bulkhead_netlink::Message;
+    use bulkhead_protocol::agent::NetworkAddress;
+
+    use super::super::{DeviceOptions, NetworkNamespace, Recorder};
     use super::*;
+    use crate::spec::NetSettings;
 
     #[test]
     fn neighbours_that_are_not_for_good_do_not_count() {
         let message = |state| {
             let header = NeighbourHeader { family: 2, index: 3, state, flags: 0 };
-            bulkhead_netlink::Message::new(0, 0, &header).into_content()
+            Message::new(0, 0, &header).into_content()
         };
 
         assert!(!counts(libc::RTM_NEWNEIGH, &message(libc::NUD_REACHABLE)));
         assert!(counts(libc::RTM_NEWNEIGH, &message(libc::NUD_PERMANENT)));
         assert!(counts(libc::RTM_NEWADDR, &[]));
+    }
+
+    #[test]
+    fn what_becomes_of_taps_does_not_count() {
+        let message = |name: &str, kind: &str| {
+            let header = LinkHeader { index: 5, hardware: libc::ARPHRD_ETHER, ..Default::default() };
+            Message::new(libc::RTM_NEWLINK, 0, &header)
+                .with_text(libc::IFLA_IFNAME, name)
+                .with_number(libc::IFLA_MTU, 1500)
+                .with_nested(libc::IFLA_LINKINFO, |info| info.with_text(libc::IFLA_INFO_KIND, kind))
+                .into_content()
+        };
+
+        assert!(!counts(libc::RTM_NEWLINK, &message("bh-2", "tun")));
+        assert!(counts(libc::RTM_NEWLINK, &message("eth0", "tun")));
+        assert!(counts(libc::RTM_NEWLINK, &message("bh-2", "veth")));
+        assert!(counts(libc::RTM_DELLINK, &message("bh-2", "tun")));
+        assert!(counts(libc::RTM_NEWLINK, &[]));
+    }
+
+    #[test]
+    fn what_the_guest_was_told_in_vain_is_told_again_and_is_no_news() {
+        let namespace = NetworkNamespace::open(Path::new("/proc/self/ns/net")).unwrap();
+        let joiner = Joiner { path: "/run/netns/x".into(), options: DeviceOptions::new(NetSettings::default(), 1) };
+        let mut view = View {
+            joiner,
+            junctions: Junctions::new(namespace, Vec::new(), Recorder::new(|_| Ok(()))),
+            socket: Socket::open().unwrap(),
+            passed: Vec::new(),
+            given_up: Vec::new(),
+            room: 0,
+            told: ConfigureNetworkRequest::default(),
+            is_told: true,
+            warned: Warned::default(),
+            probed: Probed::default(),
+        };
+        assert_eq!(view.news(Survey::default()), (None, false));
+
+        let survey = || Survey { loopback: vec![NetworkAddress::default()], ..Survey::default() };
+        assert!(matches!(view.news(survey()), (Some(_), true)));
+        assert_eq!(view.news(survey()), (None, false));
+        view.is_told = false;
+        assert!(matches!(view.news(survey()), (Some(_), false)));
     }
 }

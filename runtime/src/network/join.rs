@@ -48,24 +48,38 @@ impl Joiner {
         let index = index.map_err(self.cannot(&format!("find the tap {name}")))?;
         let turned_on = tap::turn_on(socket, index, link.mtu);
         turned_on.map_err(self.cannot(&format!("turn the tap {name} on")))?;
-        let doing = format!(
-            "join the interface {} and the tap {name} (modules sch_ingress, cls_matchall, act_mirred)",
-            link.name
-        );
+        let doing = joining(link);
         // A filter that is there already has been left by a killed supervisor, as has what it hangs on.
         let was_joined = redirect::remove(socket, link.index).is_ok();
-        let is_prepared = was_joined || !redirect::is_prepared(socket, link.index).map_err(self.cannot(&doing))?;
+        let prepared = redirect::prepared(socket).map_err(self.cannot(&doing))?;
+        let is_prepared = was_joined || !prepared.contains(&link.index);
         let begun = junctions.begin(Joined { link: link.index, tap: index, is_prepared, is_answered: false });
         begun.map_err(self.cannot("note what is to be undone"))?;
-        redirect::prepare(socket, link.index)
-            .and_then(|()| redirect::prepare(socket, index))
-            .and_then(|()| redirect::add(socket, index, link.index))
-            .and_then(|()| redirect::add(socket, link.index, index))
-            .map_err(self.cannot(&doing))?;
+        redirect::join(socket, link.index, index).map_err(self.cannot(&doing))?;
         let mac = link.mac.as_slice().try_into().unwrap_or_default();
         let limits = self.options.settings.limits;
         let device_link = DeviceLink::Tap { taps, vhosts: self.vhosts()? };
         Ok(Device { link: device_link, limits, mac, id: link.index, carrier: link.carrier })
+    }
+
+    /// Joins an interface again to its tap, if it has lost what hung on it: it has left the namespace and come back, and nobody
+    /// has looked meanwhile.
+    pub(super) fn rejoin(&self, socket: &mut Socket, link: &Link, junctions: &Junctions) -> Result<(), NetworkError> {
+        let doing = joining(link);
+        if redirect::prepared(socket).map_err(self.cannot(&doing))?.contains(&link.index) {
+            return Ok(());
+        }
+        // The last, should one that could not be undone have had that number.
+        let Some(tap) = junctions.joined().iter_mut().rev().find(|joined| joined.link == link.index).map(|joined| {
+            (joined.is_prepared, joined.is_answered) = (true, false);
+            joined.tap
+        }) else {
+            return Ok(());
+        };
+        junctions.note().map_err(self.cannot("note what is to be undone"))?;
+        // What leads to an interface that has left does not lead to it when it is back.
+        let _ = redirect::remove(socket, tap);
+        redirect::join(socket, link.index, tap).map_err(self.cannot(&doing))
     }
 
     fn vhosts(&self) -> Result<Vec<OwnedFd>, NetworkError> {
@@ -84,4 +98,12 @@ impl Joiner {
         let (doing, path) = (doing.to_owned(), self.path.clone());
         move |source| NetworkError::Step { doing, path, source: source.into() }
     }
+}
+
+/// What is done with an interface.
+fn joining(Link { index, name, .. }: &Link) -> String {
+    format!(
+        "join the interface {name} and the tap {} (modules sch_ingress, cls_matchall, act_mirred)",
+        tap::name(*index)
+    )
 }

@@ -7,7 +7,7 @@
 //! | `namespace` | a network namespace, and how work is done in it |
 //! | `own` | the one that this process is in, and the host's |
 //! | `claim` | that a namespace is one machine's |
-//! | `survey`, `link`, `address`, `routes`, `rules` | what there is in one |
+//! | `survey`, `link`, `address`, `routes`, `next_hops`, `rules` | what there is in one |
 //! | `warned` | what has been said of what is left out |
 //! | `netfilter` | rules there that are not the guest's |
 //! | `sysctls` | what is set there for all interfaces |
@@ -36,6 +36,7 @@ mod link;
 mod loopback;
 mod namespace;
 mod netfilter;
+mod next_hops;
 mod own;
 mod record;
 mod redirect;
@@ -440,7 +441,7 @@ impl Connector<'_> {
 fn look(socket: &mut Socket) -> io::Result<Survey> {
     let end = Instant::now() + TAPS_STAY;
     loop {
-        let mut survey = Survey::take(socket)?;
+        let mut survey = Survey::take(socket, &[])?;
         survey.look_inside();
         if !survey.links.iter().any(tap::is_one) || Instant::now() >= end {
             return Ok(survey);
@@ -456,7 +457,7 @@ fn look(socket: &mut Socket) -> io::Result<Survey> {
 /// That there is, or that it cannot be found out.
 pub(crate) fn expect_none(namespace: &NetworkNamespace) -> Result<(), NetworkError> {
     let path = || namespace.path().to_owned();
-    let survey = namespace.inside(|| Survey::take(&mut Socket::open()?));
+    let survey = namespace.inside(|| Survey::take(&mut Socket::open()?, &[]));
     let survey = survey.map_err(|source| NetworkError::Enter { path: path(), source })?;
     let survey = survey.map_err(|source| {
         let doing = "look at the interfaces".to_owned();

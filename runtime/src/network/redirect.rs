@@ -40,17 +40,17 @@ const TC_ACT_STOLEN: u32 = 4;
 /// `TCA_EGRESS_REDIR`: it goes out.
 const TCA_EGRESS_REDIR: u32 = 1;
 
-/// Whether an interface's incoming frames can be filtered.
-pub(super) fn is_prepared(socket: &mut Socket, link: i32) -> io::Result<bool> {
-    let (mut is_prepared, request) = (false, Message::new(libc::RTM_GETQDISC, 0, &TrafficHeader::default()));
+/// The numbers of the interfaces whose incoming frames can be filtered.
+pub(super) fn prepared(socket: &mut Socket) -> io::Result<Vec<i32>> {
+    let (mut prepared, request) = (Vec::new(), Message::new(libc::RTM_GETQDISC, 0, &TrafficHeader::default()));
     socket.dump(request, libc::RTM_NEWQDISC, |header: TrafficHeader, _| {
-        is_prepared |= header.index == link && header.parent == TC_H_INGRESS;
+        prepared.extend((header.parent == TC_H_INGRESS).then_some(header.index));
     })?;
-    Ok(is_prepared)
+    Ok(prepared)
 }
 
 /// Makes an interface one whose incoming frames can be filtered, unless it is one already.
-pub(super) fn prepare(socket: &mut Socket, link: i32) -> io::Result<()> {
+fn prepare(socket: &mut Socket, link: i32) -> io::Result<()> {
     let header = TrafficHeader { index: link, handle: INGRESS_HANDLE, parent: TC_H_INGRESS, info: 0 };
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     match socket.request(Message::new(libc::RTM_NEWQDISC, flags, &header).with_text(libc::TCA_KIND, "ingress")) {
@@ -65,8 +65,16 @@ pub(super) fn unprepare(socket: &mut Socket, link: i32) -> io::Result<()> {
     socket.request(Message::new(libc::RTM_DELQDISC, 0, &header))
 }
 
+/// Joins two interfaces.
+pub(super) fn join(socket: &mut Socket, one: i32, other: i32) -> io::Result<()> {
+    prepare(socket, one)?;
+    prepare(socket, other)?;
+    add(socket, other, one)?;
+    add(socket, one, other)
+}
+
 /// Sends what comes in at `from` out at `to`.
-pub(super) fn add(socket: &mut Socket, from: i32, to: i32) -> io::Result<()> {
+fn add(socket: &mut Socket, from: i32, to: i32) -> io::Result<()> {
     let mirred: Vec<u8> = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to.cast_unsigned()]
         .into_iter()
         .flat_map(u32::to_ne_bytes)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The routes of a network namespace, as far as a container gets them.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +9,7 @@ use bulkhead_netlink::{Attributes, Message, RouteHeader, Socket};
 use bulkhead_protocol::agent::NetworkRoute;
 
 use super::link::Link;
+use super::next_hops::{self, NOT_PASSED_ON, NextHop};
 use super::rules::Rules;
 use super::survey::{bytes, number};
 
@@ -21,12 +23,6 @@ const DEAD_ENDS: [u8; 4] = [libc::RTN_BLACKHOLE, libc::RTN_UNREACHABLE, libc::RT
 
 /// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is on the link, whatever the addresses say.
 const RTNH_F_ONLINK: u32 = 4;
-
-/// Attributes of a route that are not passed on (linux/rtnetlink.h): a gateway of another family, and encapsulation.
-const REFUSED: [(u16, &str); 2] = [(18, "via a gateway of another family"), (22, "with encapsulation")];
-
-/// Bytes of a next hop in front of its attributes: length, flags, weight, and interface (`struct rtnexthop`).
-const NEXT_HOP_LEN: usize = 8;
 
 /// Where the kernel has a route to an address' network, which it has made itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,11 +43,31 @@ pub(super) struct Routes {
     pub(super) prefixes: Vec<Prefix>,
     /// One text each.
     pub(super) left_out: Vec<String>,
+    /// Those of `routes`.
+    places: HashSet<Place>,
+}
+
+/// That of which the guest has one route: of several the host's kernel asks the first that it lists.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Place {
+    ipv6: bool,
+    table: u32,
+    destination: Vec<u8>,
+    prefix_len: u32,
+    tos: u32,
+    metric: u32,
+}
+
+impl Place {
+    fn of(route: &NetworkRoute) -> Self {
+        let NetworkRoute { ipv6, table, prefix_len, tos, metric, .. } = *route;
+        Self { ipv6, table, destination: route.destination.clone(), prefix_len, tos, metric }
+    }
 }
 
 impl Routes {
     /// Lists those of the socket's network namespace that lead through one of the interfaces, or nowhere.
-    pub(super) fn list(socket: &mut Socket, links: &[Link]) -> io::Result<Self> {
+    pub(super) fn list(socket: &mut Socket, links: &[&Link]) -> io::Result<Self> {
         let mut found = Self::default();
         let request = Message::new(libc::RTM_GETROUTE, 0, &RouteHeader::default());
         socket.dump(request, libc::RTM_NEWROUTE, |header, attributes| found.add_route(&header, attributes, links))?;
@@ -61,7 +77,7 @@ impl Routes {
         Ok(found)
     }
 
-    fn add_route(&mut self, header: &RouteHeader, attributes: Attributes<'_>, links: &[Link]) {
+    fn add_route(&mut self, header: &RouteHeader, attributes: Attributes<'_>, links: &[&Link]) {
         let table = number(attributes, libc::RTA_TABLE).unwrap_or_else(|| header.table.into());
         if header.protocol == libc::RTPROT_KERNEL
             && let Some(interface) = number(attributes, libc::RTA_OIF)
@@ -69,20 +85,35 @@ impl Routes {
             let network = network(header, attributes);
             self.prefixes.push(Prefix { interface, network, prefix_len: header.prefix_len });
         }
-        let is_kernels = table == u32::from(libc::RT_TABLE_LOCAL)
-            || header.flags & libc::RTM_F_CLONED != 0
-            || MADE_BY_KERNEL.contains(&header.protocol);
-        if is_kernels {
+        if is_kernels(header, table) {
             return;
         }
+        let name = name(header, attributes);
         match route(header, table, attributes, links) {
+            Ok((route, _)) if !self.places.insert(Place::of(&route)) => {
+                self.left_out.push(format!("{name}, which comes behind another one"));
+            }
             Ok((route, doubt)) => {
                 self.routes.push(route);
-                self.left_out.extend(doubt.map(|doubt| format!("{} {doubt}", name(header, attributes))));
+                self.left_out.extend(doubt.map(|doubt| format!("{name} {doubt}")));
             }
-            Err(why) => self.left_out.push(format!("{}, {why}", name(header, attributes))),
+            Err(why) => self.left_out.push(format!("{name}, {why}")),
         }
     }
+}
+
+/// Whether the kernel has made a route. All in the table of its own addresses count as such, since older kernels do not say
+/// so of what they send to groups; but for local ones, of which it does say so.
+fn is_kernels(header: &RouteHeader, table: u32) -> bool {
+    let is_somebodys = header.kind == libc::RTN_LOCAL && header.protocol != libc::RTPROT_UNSPEC;
+    header.flags & libc::RTM_F_CLONED != 0
+        || MADE_BY_KERNEL.contains(&header.protocol)
+        || table == u32::from(libc::RT_TABLE_LOCAL) && !is_somebodys
+}
+
+/// Whether it is one of IP.
+fn is_ip(header: &RouteHeader) -> bool {
+    [libc::AF_INET as u8, libc::AF_INET6 as u8].contains(&header.family)
 }
 
 /// The network that a route leads to, as long as an address.
@@ -99,8 +130,11 @@ fn route(
     header: &RouteHeader,
     table: u32,
     attributes: Attributes<'_>,
-    links: &[Link],
+    links: &[&Link],
 ) -> Result<(NetworkRoute, Option<&'static str>), String> {
+    if !is_ip(header) {
+        return Err(format!("which is of the address family {}", header.family));
+    }
     let is_dead_end = DEAD_ENDS.contains(&header.kind);
     if !is_dead_end && header.kind != libc::RTN_UNICAST {
         return Err(format!("which is of kind {}", header.kind));
@@ -108,33 +142,29 @@ fn route(
     if header.source_len != 0 {
         return Err("which is for packets of one source".to_owned());
     }
-    if let Some((_, what)) = REFUSED.iter().find(|(kind, _)| attributes.find_kind(*kind).is_some()) {
-        return Err(format!("which is {what}"));
-    }
-    let link = |index: u32| links.iter().find(|link| link.index.cast_unsigned() == index);
-    let hops = attributes.find_kind(libc::RTA_MULTIPATH).map(|hops| next_hops(hops.value)).unwrap_or_default();
-    let hop = hops.iter().find(|hop| link(hop.interface).is_some());
-    let index = hop.map(|hop| hop.interface).or_else(|| number(attributes, libc::RTA_OIF));
-    let interface = match index.and_then(link) {
+    next_hops::refuse(attributes)?;
+    let hops = attributes.find_kind(libc::RTA_MULTIPATH).map(|hops| next_hops::read(hops.value)).unwrap_or_default();
+    let interface = number(attributes, libc::RTA_OIF).unwrap_or_default();
+    let hop = match hops.is_empty() {
+        true => NextHop { interface, flags: header.flags, attributes },
+        false => next_hops::choose(&hops, links)?,
+    };
+    let interface = match hop.link(links) {
         _ if is_dead_end => String::new(),
         Some(link) => link.name.clone(),
-        None => return Err("which leads through an interface that is not passed on".to_owned()),
-    };
-    let (gateway, flags) = match hop {
-        Some(hop) => (bytes(hop.attributes, libc::RTA_GATEWAY), hop.flags),
-        None => (bytes(attributes, libc::RTA_GATEWAY), header.flags),
+        None => return Err(NOT_PASSED_ON.to_owned()),
     };
     let route = NetworkRoute {
         interface,
         ipv6: header.family == libc::AF_INET6 as u8,
         destination: bytes(attributes, libc::RTA_DST),
         prefix_len: header.prefix_len.into(),
-        gateway,
+        gateway: bytes(hop.attributes, libc::RTA_GATEWAY),
         source: bytes(attributes, libc::RTA_PREFSRC),
         metric: number(attributes, libc::RTA_PRIORITY).unwrap_or_default(),
         scope: header.scope.into(),
         protocol: header.protocol.into(),
-        flags: flags & RTNH_F_ONLINK,
+        flags: hop.flags & RTNH_F_ONLINK,
         table,
         kind: header.kind.into(),
         tos: header.tos.into(),
@@ -144,29 +174,11 @@ fn route(
     Ok((route, (hops.len() > 1).then_some("has several next hops, of which the guest has one")))
 }
 
-/// One of the ways of a route.
-struct NextHop<'a> {
-    interface: u32,
-    flags: u32,
-    attributes: Attributes<'a>,
-}
-
-/// The ways; ends at the first that is not whole.
-fn next_hops(mut bytes: &[u8]) -> Vec<NextHop<'_>> {
-    let mut hops = Vec::new();
-    while let Some(([l0, l1, flags, _, i0, i1, i2, i3], _)) = bytes.split_first_chunk::<NEXT_HOP_LEN>() {
-        let len = usize::from(u16::from_ne_bytes([*l0, *l1]));
-        let Some(attributes) = bytes.get(NEXT_HOP_LEN..len).map(Attributes::new) else {
-            break;
-        };
-        hops.push(NextHop { interface: u32::from_ne_bytes([*i0, *i1, *i2, *i3]), flags: (*flags).into(), attributes });
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    hops
-}
-
 /// What a route is called.
 fn name(header: &RouteHeader, attributes: Attributes<'_>) -> String {
+    if !is_ip(header) {
+        return "a route".to_owned();
+    }
     let destination = bytes(attributes, libc::RTA_DST);
     let address = if let Ok(bytes) = <[u8; 4]>::try_from(destination.as_slice()) {
         Ipv4Addr::from(bytes).to_string()
@@ -180,6 +192,7 @@ fn name(header: &RouteHeader, attributes: Attributes<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::next_hops::tests::{attribute, hop};
     use super::*;
 
     const HEADER: RouteHeader = RouteHeader {
@@ -194,20 +207,16 @@ mod tests {
         flags: 0,
     };
 
-    fn links() -> [Link; 1] {
-        [Link { index: 3, name: "eth0".to_owned(), ..Link::default() }]
-    }
-
-    /// An attribute as it is written.
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let len = u16::try_from(value.len() + 4).unwrap();
-        [&len.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+    /// Adds a route to what is listed.
+    fn list(routes: &mut Routes, header: &RouteHeader, attributes: &[Vec<u8>]) {
+        let link = Link { index: 3, name: "eth0".to_owned(), up: true, ..Link::default() };
+        let to = attribute(libc::RTA_DST, &[10, 7, 0, 0]);
+        routes.add_route(header, Attributes::new(&[to, attributes.concat()].concat()), &[&link]);
     }
 
     fn listed(header: &RouteHeader, attributes: &[Vec<u8>]) -> Routes {
         let mut routes = Routes::default();
-        let to = attribute(libc::RTA_DST, &[10, 7, 0, 0]);
-        routes.add_route(header, Attributes::new(&[to, attributes.concat()].concat()), &links());
+        list(&mut routes, header, attributes);
         routes
     }
 
@@ -237,12 +246,8 @@ mod tests {
 
     #[test]
     fn of_several_ways_one_that_the_guest_has_is_taken_and_told() {
-        let hop = |interface: u32, gateway: [u8; 4]| {
-            let gateway = attribute(libc::RTA_GATEWAY, &gateway);
-            let len = u16::try_from(NEXT_HOP_LEN + gateway.len()).unwrap();
-            [&len.to_ne_bytes()[..], &[0, 0], &interface.to_ne_bytes(), &gateway].concat()
-        };
-        let hops = [hop(9, [10, 0, 0, 9]), hop(3, [10, 0, 0, 3])].concat();
+        let way = |interface, gateway: [u8; 4]| hop(interface, 0, &attribute(libc::RTA_GATEWAY, &gateway));
+        let hops = [way(9, [10, 0, 0, 9]), way(3, [10, 0, 0, 3])].concat();
 
         let found = listed(&HEADER, &[attribute(libc::RTA_MULTIPATH, &hops)]);
 
@@ -253,15 +258,49 @@ mod tests {
     #[test]
     fn what_is_not_passed_on_is_told() {
         let by = attribute(libc::RTA_OIF, &3_u32.to_ne_bytes());
+        let dead = attribute(libc::RTA_MULTIPATH, &[hop(9, 0, &[]), hop(3, 1, &[])].concat());
+        let local = RouteHeader { kind: libc::RTN_LOCAL, ..HEADER };
         let cases = [
             (HEADER, vec![], "which leads through an interface that is not passed on"),
-            (RouteHeader { kind: libc::RTN_LOCAL, ..HEADER }, vec![by.clone()], "which is of kind 2"),
+            (local, vec![by.clone()], "which is of kind 2"),
+            (RouteHeader { table: libc::RT_TABLE_LOCAL, ..local }, vec![by.clone()], "which is of kind 2"),
             (RouteHeader { source_len: 8, ..HEADER }, vec![by.clone()], "which is for packets of one source"),
             (HEADER, vec![by, attribute(22, &[])], "which is with encapsulation"),
+            (HEADER, vec![dead], "of which no next hop is alive"),
         ];
         for (header, attributes, why) in cases {
             let found = listed(&header, &attributes);
             assert_eq!((found.routes.len(), &found.left_out[0]), (0, &format!("the route to 10.7.0.0/16, {why}")));
         }
+        let labels = listed(&RouteHeader { family: libc::AF_MPLS as u8, ..HEADER }, &[]);
+        assert_eq!((labels.routes.len(), &*labels.left_out[0]), (0, "a route, which is of the address family 28"));
+    }
+
+    #[test]
+    fn what_the_kernel_has_made_is_not_told() {
+        let local = RouteHeader { table: libc::RT_TABLE_LOCAL, kind: libc::RTN_LOCAL, ..HEADER };
+        for protocol in [libc::RTPROT_KERNEL, libc::RTPROT_UNSPEC] {
+            assert_eq!(listed(&RouteHeader { protocol, ..local }, &[]), Routes::default());
+        }
+    }
+
+    #[test]
+    fn of_several_routes_the_first_is_passed_on_and_the_others_are_told() {
+        let by = |gateway: u8, more: &[u8]| {
+            let (by, gateway) = (3_u32.to_ne_bytes(), attribute(libc::RTA_GATEWAY, &[10, 0, 0, gateway]));
+            [attribute(libc::RTA_OIF, &by), gateway, more.to_vec()]
+        };
+        let mut found = Routes::default();
+        list(&mut found, &HEADER, &by(1, &[]));
+        list(&mut found, &HEADER, &by(2, &[]));
+        // Elsewhere.
+        list(&mut found, &HEADER, &by(3, &attribute(libc::RTA_PRIORITY, &5_u32.to_ne_bytes())));
+        list(&mut found, &RouteHeader { tos: 4, ..HEADER }, &by(4, &[]));
+        list(&mut found, &RouteHeader { prefix_len: 24, ..HEADER }, &by(5, &[]));
+        list(&mut found, &RouteHeader { table: 7, ..HEADER }, &by(6, &[]));
+
+        let gateways: Vec<_> = found.routes.iter().map(|route| route.gateway[3]).collect();
+        assert_eq!(gateways, [1, 3, 4, 5, 6]);
+        assert_eq!(found.left_out, ["the route to 10.7.0.0/16, which comes behind another one"]);
     }
 }

@@ -30,8 +30,9 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Looks around in the socket's network namespace.
-    pub(super) fn take(socket: &mut Socket) -> io::Result<Self> {
+    /// Looks around in the socket's network namespace, where no route is to lead through the interfaces of the numbers
+    /// `given_up`.
+    pub(super) fn take(socket: &mut Socket, given_up: &[i32]) -> io::Result<Self> {
         let mut survey = Self::default();
         let mut loopback = Link { name: "lo".to_owned(), ..Link::default() };
         let request = Message::new(libc::RTM_GETLINK, 0, &LinkHeader::default());
@@ -52,7 +53,8 @@ impl Survey {
         loopback.addresses.retain(|address| !address::is_every_loopbacks(&address.address));
         survey.loopback = loopback.addresses;
         let Self { links, routes, neighbours, left_out, .. } = &mut survey;
-        *routes = Routes::list(socket, links)?;
+        let passed: Vec<_> = links.iter().filter(|link| !given_up.contains(&link.index)).collect();
+        *routes = Routes::list(socket, &passed)?;
         address::mark_without_route(links, &routes.prefixes);
         left_out.append(&mut routes.left_out);
         let request = Message::new(libc::RTM_GETNEIGH, 0, &NeighbourHeader::default());

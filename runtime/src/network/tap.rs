@@ -25,6 +25,11 @@ pub(super) fn name(link: i32) -> String {
     format!("{PREFIX}{link}")
 }
 
+/// The name of a tap with that number whose interface has gone.
+fn retired_name(tap: i32) -> String {
+    format!("{PREFIX}x{tap}")
+}
+
 /// Whether an interface is such a tap.
 pub(super) fn is_one(link: &Link) -> bool {
     link.kind == "tun" && link.name.starts_with(PREFIX)
@@ -83,4 +88,27 @@ pub(super) fn turn_on(socket: &mut Socket, index: i32, mtu: u32) -> io::Result<(
     let up = libc::IFF_UP.cast_unsigned();
     let header = LinkHeader { index, flags: up, change: up, ..Default::default() };
     socket.request(Message::new(libc::RTM_NEWLINK, 0, &header).with_number(libc::IFLA_MTU, mtu))
+}
+
+/// Turns a tap off whose interface has gone, and gives its name away: an interface that comes may have that one's number.
+pub(super) fn retire(socket: &mut Socket, index: i32) -> io::Result<()> {
+    // Only what is off gets another name from older kernels.
+    let header = LinkHeader { index, flags: 0, change: libc::IFF_UP.cast_unsigned(), ..Default::default() };
+    socket.request(Message::new(libc::RTM_NEWLINK, 0, &header))?;
+    let header = LinkHeader { index, ..Default::default() };
+    socket.request(Message::new(libc::RTM_NEWLINK, 0, &header).with_text(libc::IFLA_IFNAME, &retired_name(index)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_is_known_by_either_name() {
+        for name in [name(i32::MAX), retired_name(i32::MAX)] {
+            assert!(name.len() < libc::IFNAMSIZ, "{name}");
+            assert!(is_one(&Link { name, kind: "tun".to_owned(), ..Link::default() }));
+        }
+        assert!(!is_one(&Link { name: name(2), kind: "veth".to_owned(), ..Link::default() }));
+    }
 }

@@ -32,6 +32,9 @@ const ASKERS: usize = 8;
 const TRIES: u32 = 7;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long who asks waits where changes have it tried ever again: twice as long as for all tries.
+const PATIENCE: Duration = FIRST_PAUSE.saturating_mul(2 << TRIES);
+
 /// What follows needs beside what is followed.
 pub(super) struct NetworkTask {
     pub(super) container: Arc<Container>,
@@ -78,24 +81,30 @@ impl NetworkTask {
             {
                 asking.spawn(questions::serve(self.agent.clone(), resolver));
             }
+            let mut has_changed = false;
             let changed = tokio::select! {
                 changed = following.changed(), if is_heard => {
-                    if changed.is_ok() {
-                        attempts.begin_anew();
-                    }
+                    has_changed = changed.is_ok();
                     changed
                 }
                 Some(asker) = asked.recv() => {
-                    askers.push(asker);
+                    askers.push((Instant::now() + PATIENCE, asker));
                     Ok(())
                 }
-                () = attempts.next() => Ok(()),
+                () = attempts.next() => {
+                    attempts.begin();
+                    Ok(())
+                }
             };
             is_heard = changed.is_ok();
             let result = match changed {
-                Ok(()) => self.catch_up(&mut following).await,
+                Ok(()) => self.catch_up(&mut following, &mut attempts).await,
                 Err(error) => Err(error.into()),
             };
+            // What has changed could not be seen.
+            if has_changed && attempts.are_over() && matches!(result, Err(CatchUpError::Host(_))) {
+                attempts.begin_anew();
+            }
             let told = match result {
                 Ok(()) => Ok(()),
                 // The machine has gone, and whoever waits for it says so.
@@ -112,22 +121,19 @@ impl NetworkTask {
                     log(format_args!("a change of the network was not passed on in full: {why}"));
                 }
             }
-            if told.is_ok() || attempts.are_over() {
-                for asker in mem::take(&mut askers) {
-                    // It may not wait any more.
-                    let _: Result<(), _> = asker.send(told.clone());
-                }
-            }
-            askers.retain(|asker: &Asker| !asker.is_closed());
+            answer(&mut askers, &told, told.is_ok() || attempts.are_over());
         }
     }
 
-    async fn catch_up(&self, following: &mut Following) -> Result<(), CatchUpError> {
+    async fn catch_up(&self, following: &mut Following, attempts: &mut Attempts) -> Result<(), CatchUpError> {
         let begin_ns = now_ns();
         let mut unchanged = None;
         // Each round does without an interface that was new in the one before.
         let request = loop {
-            let Change { late, mut carriers, request } = following.look()?;
+            let Change { late, mut carriers, request, is_news } = following.look()?;
+            if is_news {
+                attempts.begin_anew();
+            }
             let mut are_attached = true;
             for late in late {
                 match self.control.attach_net(&late.device, &late.name).await {
@@ -187,10 +193,23 @@ impl From<AgentError> for CatchUpError {
     }
 }
 
+/// Tells those who ask how it has ended, or, if it is tried again, how it has gone until now where they have waited to their end.
+fn answer(askers: &mut Vec<(Instant, Asker)>, told: &Result<(), String>, has_ended: bool) {
+    let now = Instant::now();
+    for (end, asker) in mem::take(askers) {
+        if has_ended || end <= now {
+            // It may not wait any more.
+            let _: Result<(), _> = asker.send(told.clone());
+        } else if !asker.is_closed() {
+            askers.push((end, asker));
+        }
+    }
+}
+
 /// What has failed is tried again, a few times.
 #[derive(Debug, Default)]
 struct Attempts {
-    /// How often it has failed since something has changed.
+    /// How often it has failed since something else is to be done, as far as that was its turn.
     failed: u32,
     /// When it is tried again.
     next: Option<Instant>,
@@ -199,9 +218,14 @@ struct Attempts {
 }
 
 impl Attempts {
-    /// Something has changed, so that it is worth trying as often again.
+    /// What is to be done is something else now, so that it is worth trying as often again.
     fn begin_anew(&mut self) {
-        self.failed = 0;
+        (self.failed, self.next) = (0, None);
+    }
+
+    /// The next one begins.
+    fn begin(&mut self) {
+        self.next = None;
     }
 
     fn succeeded(&mut self) {
@@ -210,6 +234,10 @@ impl Attempts {
 
     /// Whether that is to be told: what is good in a moment is not, and nothing is twice.
     fn failed(&mut self, why: &str) -> bool {
+        if self.next.is_some() {
+            // It was done besides, for a change that was none.
+            return false;
+        }
         self.next = pause(self.failed).map(|pause| Instant::now() + pause);
         self.failed = self.failed.saturating_add(1);
         let is_news = self.are_over() && self.told.as_deref() != Some(why);
@@ -220,7 +248,7 @@ impl Attempts {
     }
 
     fn are_over(&self) -> bool {
-        self.next.is_none()
+        self.failed > TRIES
     }
 
     /// Waits for the next; without end if there is none.
@@ -249,11 +277,13 @@ mod tests {
 
         let mut attempts = Attempts::default();
         for _ in &pauses {
+            attempts.begin();
             attempts.failed("no");
             assert!(!attempts.are_over());
         }
         // It stays so until something changes.
         for _ in 0..2 {
+            attempts.begin();
             attempts.failed("no");
             assert!(attempts.are_over());
         }
@@ -263,14 +293,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_change_neither_uses_up_tries_nor_puts_them_off() {
+        let mut attempts = Attempts::default();
+        attempts.failed("no");
+        let next = attempts.next;
+        for _ in 0..100 {
+            assert!(!attempts.failed("no"));
+        }
+        assert_eq!((attempts.failed, attempts.next), (1, next));
+    }
+
+    #[test]
     fn a_failure_is_told_once_when_all_tries_are_over() {
         let mut attempts = Attempts::default();
         for _ in 0..TRIES {
             assert!(!attempts.failed("no"));
+            attempts.begin();
         }
         let news = ["no", "no", "never", "never"].map(|why| attempts.failed(why));
         assert_eq!(news, [true, false, true, false]);
         attempts.succeeded();
         assert!(!attempts.failed("never") && !attempts.are_over());
+    }
+
+    #[test]
+    fn who_asks_is_told_how_it_goes_when_it_has_waited_long() {
+        let (told, now) = (Err("no".to_owned()), Instant::now());
+        let (mut askers, mut answers) = (Vec::new(), Vec::new());
+        for end in [now, now + PATIENCE] {
+            let (asker, answer) = oneshot::channel();
+            askers.push((end, asker));
+            answers.push(answer);
+        }
+
+        answer(&mut askers, &told, false);
+        assert_eq!(answers[0].try_recv(), Ok(told.clone()));
+        assert_eq!(answers[1].try_recv(), Err(oneshot::error::TryRecvError::Empty));
+
+        answer(&mut askers, &told, true);
+        assert_eq!((answers[1].try_recv(), askers.len()), (Ok(told), 0));
     }
 }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::network::{Namespace, any_container, container, host};
+use super::network_later::{give, move_away, move_back};
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
@@ -20,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_start_waits_for_an_address),
     case!(what_the_guest_refuses_keeps_nothing_back),
     case!(a_look_that_fails_is_not_the_last),
+    case!(away_and_back_unseen),
 ];
 
 /// For shells: waits for something, and says so. Not for ever: a failure is to show.
@@ -208,5 +210,28 @@ fn a_look_that_fails_is_not_the_last(env: &Env) -> Result {
 
     let status = container.wait()?;
     ensure!(status == 0 && container.output()? == "1\n1\n", "{status}, {:?}", container.output()?);
+    Ok(())
+}
+
+/// An interface has left the namespace and come back before the supervisor could look: all that hung on it is gone.
+fn away_and_back_unseen(env: &Env) -> Result {
+    env.only_bulkhead()?;
+    let elsewhere = Namespace::empty(env, "elsewhere")?;
+    let mut bundle = Bundle::busybox(env)?;
+    let ping = "'ping -c 1 -w 2 10.9.88.1 >/dev/null'";
+    bundle.sh(&format!("{SOON} soon reached {ping}; soon moved 'ip -o addr | grep -q 10.9.88.3/'; soon again {ping}"));
+    let container = Detached::create(env, &bundle)?;
+    give(container.pid, "eth0", 88)?;
+    container.must(&["start"])?;
+    container.wait_for("reached\n")?;
+
+    let paralysis = Paralysis::of(env, container.pid)?;
+    move_away(&container, &elsewhere)?;
+    move_back(&container, &elsewhere, "10.9.88.3/24")?;
+    drop(paralysis);
+
+    let status = container.wait()?;
+    let output = container.output()?;
+    ensure!(status == 0 && output == "reached\nmoved\nagain\n", "{status}, {output:?}");
     Ok(())
 }

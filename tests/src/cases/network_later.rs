@@ -12,16 +12,20 @@ use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::{Env, Kind};
-use crate::failure::{Context as _, Result, ensure, fail};
+use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 
-pub(super) const CASES: &[Case] =
-    &[case!(between_create_and_start_and_after), case!(gone_and_back), case!(a_carrier_is_followed)];
+pub(super) const CASES: &[Case] = &[
+    case!(between_create_and_start_and_after),
+    case!(gone_and_back),
+    case!(away_and_back),
+    case!(a_carrier_is_followed),
+];
 
 /// How long the guest may take.
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// Gives the network namespace of a process an interface, with number 2 in 10.9.`net`.0/24; the host is number 1.
-fn give(pid: i32, name: &str, net: u8) -> Result {
+pub(super) fn give(pid: i32, name: &str, net: u8) -> Result {
     give_with(pid, name, net, "")
 }
 
@@ -113,6 +117,57 @@ fn gone_and_back(env: &Env) -> Result {
     ensure!(status == 0, "the status is {status}: {output:?}");
     ensure!(output == format!("{}1\n1\n", "from the host\n".repeat(3)), "the output is {output:?}");
     Ok(())
+}
+
+/// An interface that leaves for another namespace and comes back has its number as before.
+fn away_and_back(env: &Env) -> Result {
+    let elsewhere = Namespace::empty(env, "elsewhere")?;
+    let mut bundle = Bundle::busybox(env)?;
+    bundle.sh("reach() { until nc 10.9.35.1 $1 </dev/null 2>/dev/null; do sleep 0.1; done; }; reach 4005; \
+         while ip -o -4 addr show | grep -q 10.9.35.2/; do sleep 0.1; done; echo gone; reach 4006; \
+         ls /sys/class/net | grep -c eth");
+    let container = Detached::create(env, &bundle)?;
+    give(container.pid, "eth0", 35)?;
+    container.must(&["start"])?;
+    greet(&container, &TcpListener::bind("0.0.0.0:4005")?)?;
+
+    move_away(&container, &elsewhere)?;
+    container.wait_for("gone\n")?;
+    move_back(&container, &elsewhere, "10.9.35.2/24")?;
+    greet(&container, &TcpListener::bind("0.0.0.0:4006")?)?;
+
+    let status = container.wait()?;
+    let (greeting, output) = ("from the host\n", container.output()?);
+    ensure!(status == 0, "the status is {status}: {output:?}");
+    ensure!(output == format!("{greeting}gone\n{greeting}1\n"), "the output is {output:?}");
+    Ok(())
+}
+
+fn inside(container: &Detached<'_>, command: &str) -> Result<String> {
+    host(&format!("nsenter --net=/proc/{}/ns/net {command}", container.pid))
+}
+
+/// The number of `eth0`, as text.
+fn number(link: &str) -> &str {
+    link.split(':').next().unwrap_or_default()
+}
+
+/// Moves `eth0` from a container's network namespace to another one. It has the same number there.
+pub(super) fn move_away(container: &Detached<'_>, elsewhere: &Namespace) -> Result {
+    let before = inside(container, "ip -o link show dev eth0")?;
+    inside(container, &format!("ip link set eth0 netns {}", elsewhere.path.display()))?;
+    ensure_eq!(number(&elsewhere.inside("ip -o link show dev eth0")?), number(&before), "the interface's number there");
+    Ok(())
+}
+
+/// Moves it back, where it has the same number again, and gives it an address.
+pub(super) fn move_back(container: &Detached<'_>, elsewhere: &Namespace, address: &str) -> Result {
+    let before = elsewhere.inside("ip -o link show dev eth0")?;
+    elsewhere.inside(&format!("ip link set eth0 netns {}", container.pid))?;
+    let after = inside(container, "ip -o link show dev eth0")?;
+    ensure_eq!(number(&after), number(&before), "the interface's number when it is back");
+    inside(container, &format!("ip addr add {address} dev eth0"))?;
+    inside(container, "ip link set eth0 up").map(drop)
 }
 
 /// Where the other end of an interface is off, the container's has no carrier: from the beginning, and later.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a network namespace has besides interfaces: settings of its kernel, and rules that filter packets.
+//! What a network namespace has besides interfaces: settings of its kernel, rules that filter packets, and routes of which the
+//! guest does not have all.
 
 use super::network::{Namespace, any_container, container};
 use super::{Case, case};
@@ -7,7 +8,8 @@ use crate::engines::debian_program;
 use crate::env::Env;
 use crate::failure::{Result, ensure};
 
-pub(super) const CASES: &[Case] = &[case!(settings_for_all_interfaces), case!(rules_are_told_of)];
+pub(super) const CASES: &[Case] =
+    &[case!(settings_for_all_interfaces), case!(rules_are_told_of), case!(routes_that_the_host_uses)];
 
 /// What is set in the namespace holds in the container; what its configuration says goes before that.
 fn settings_for_all_interfaces(env: &Env) -> Result {
@@ -63,5 +65,39 @@ fn rules_are_told_of(env: &Env) -> Result {
     let tables =
         format!("{}, {said} (tables: inet fw, ip mangle, ip6 more) are not passed on", namespace.path.display());
     ensure!(output.stderr().contains(&tables), "no word of {tables:?}: {}", output.describe());
+    Ok(())
+}
+
+/// Of several next hops, and of several routes to the same place, the guest has the one that the host uses.
+fn routes_that_the_host_uses(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "routes")?.with_addresses(86)?;
+    for command in [
+        "link add eth1 type dummy",
+        "addr add 10.9.87.2/24 dev eth1",
+        "link set eth1 up",
+        "route add 10.71.0.0/16 nexthop via 10.9.87.7 dev eth1 nexthop via 10.9.86.8 dev eth0",
+        // With it the first next hop is dead.
+        "link set eth1 down",
+        "route add 10.72.0.0/16 nexthop via inet6 fd09:86::7 dev eth0 nexthop via 10.9.86.8 dev eth0",
+        "route add 10.73.0.0/16 via 10.9.86.8",
+        "route append 10.73.0.0/16 via 10.9.86.9",
+        "route add local 10.74.0.0/16 dev lo",
+    ] {
+        namespace.inside(&format!("ip {command}"))?;
+    }
+
+    let output = env.run(&container(env, &namespace, "ip route | grep ^10.7")?)?.output()?;
+
+    let via = |net: u8| format!("10.7{net}.0.0/16 via 10.9.86.8 dev eth0");
+    output.expect_in_stdout(&[&via(1), &via(2), &via(3)])?;
+    ensure!(output.stdout().lines().count() == 3, "more routes than three: {}", output.describe());
+    for told in [
+        "the route to 10.71.0.0/16 has several next hops, of which the guest has one",
+        "the route to 10.72.0.0/16 has several next hops, of which the guest has one",
+        "the route to 10.73.0.0/16, which comes behind another one",
+        "the route to 10.74.0.0/16, which is of kind 2",
+    ] {
+        ensure!(output.stderr().contains(told), "no word of {told:?}: {}", output.describe());
+    }
     Ok(())
 }
