@@ -69,8 +69,9 @@ impl Before<'_> {
             let let_go = turn_off(socket, *index, &old.name)
                 .and_then(|()| rename(socket, *index, &old.name, &format!("gone{index}")));
             match let_go {
-                Ok(()) => self.gone.push(*index),
-                Err(failure) => failures.add(failure),
+                Err(failure) if !failure.is_without_device() => failures.add(failure),
+                // Or a container has moved it to another namespace, or removed it.
+                _ => self.gone.push(*index),
             }
         }
     }

@@ -40,6 +40,11 @@ impl NetworkError {
     fn new(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self { doing: doing.into(), source: source.into() }
     }
+
+    /// Whether the interface that it was about is not there.
+    fn is_without_device(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::ENODEV)
+    }
 }
 
 /// How many failures are named at once.

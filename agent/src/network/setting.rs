@@ -271,7 +271,7 @@ impl<'a> Address<'a> {
 
 /// Whether what was to go is not there.
 fn is_gone(error: &io::Error) -> bool {
-    let gone = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENETDOWN];
+    let gone = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENETDOWN, libc::ENODEV];
     error.raw_os_error().is_some_and(|number| gone.contains(&number))
 }
 

@@ -39,20 +39,21 @@ fn in_guest(test: impl FnOnce(&mut Guest) + Send + 'static) {
     tested.join().unwrap();
 }
 
+/// The interface, as the host has it.
+fn interface() -> wire::NetworkInterface {
+    let (mac, hardware_address) = (MAC.to_vec(), MAC.to_vec());
+    wire::NetworkInterface { name: "eth0".into(), mac, hardware_address, mtu: 1500, up: true, ..Default::default() }
+}
+
 impl Guest {
     fn configure(&self, addresses: &[wire::NetworkAddress], routes: &[wire::NetworkRoute]) -> String {
-        let interface = wire::NetworkInterface {
-            name: "eth0".into(),
-            mac: MAC.to_vec(),
-            hardware_address: MAC.to_vec(),
-            mtu: 1500,
-            up: true,
-            addresses: addresses.to_vec(),
-            ..Default::default()
-        };
-        let (interfaces, routes) = (vec![interface], routes.to_vec());
-        let request = wire::ConfigureNetworkRequest { interfaces, routes, ..Default::default() };
-        self.network.configure(&request).err().map(|failures| failures.to_string()).unwrap_or_default()
+        let interfaces = vec![wire::NetworkInterface { addresses: addresses.to_vec(), ..interface() }];
+        self.become_as(&wire::ConfigureNetworkRequest { interfaces, routes: routes.to_vec(), ..Default::default() })
+    }
+
+    /// Returns what failed.
+    fn become_as(&self, request: &wire::ConfigureNetworkRequest) -> String {
+        self.network.configure(request).err().map(|failures| failures.to_string()).unwrap_or_default()
     }
 
     /// The interface's number.
@@ -224,5 +225,18 @@ fn a_gateway_that_is_on_no_network_is_looked_for_on_the_link() {
         // It is there, and can be taken away.
         assert_eq!(guest.configure(&[address(2, 3)], &[]), "");
         assert_eq!(guest.routes(), ["10.9.2.0/24"]);
+    });
+}
+
+#[test]
+fn a_device_that_a_container_has_moved_away_is_not_missed() {
+    in_guest(|guest| {
+        assert_eq!(guest.configure(&[address(1, 2)], &[route(&[], &[])]), "");
+        let gone = LinkHeader { index: guest.index(), ..Default::default() };
+        guest.socket.request(Message::new(libc::RTM_DELLINK, 0, &gone)).unwrap();
+
+        for _ in 0..2 {
+            assert_eq!(guest.become_as(&wire::ConfigureNetworkRequest::default()), "");
+        }
     });
 }
