@@ -129,14 +129,14 @@ fn carry_out(
     for setting in &plan.first {
         take_away(setting, socket);
     }
-    let mut made = Vec::new();
+    let mut made: HashSet<&Setting> = HashSet::new();
     for (new, old) in &plan.make {
         let result = match old {
             Some(old) => new.make_of(old, socket),
             None => new.make(socket),
         };
         if result.is_ok() {
-            made.push(*new);
+            made.insert(*new);
         }
     }
     for setting in &plan.last {
@@ -148,9 +148,9 @@ fn carry_out(
         [] => made.iter().map(|setting| setting.place.clone()).collect(),
         _ => present(socket, wanted, failures),
     };
+    let to_make: HashSet<&Setting> = plan.make.iter().map(|(new, _)| *new).collect();
     for setting in wanted {
-        let is_made = made.contains(&setting);
-        let is_to_make = plan.make.iter().any(|(new, _)| *new == setting);
+        let (is_made, is_to_make) = (made.contains(setting), to_make.contains(setting));
         let was_taken_along = (is_made || !is_to_make && was_there.contains(&setting.place))
             && setting.kind() != Kind::Rule
             && !is_there.contains(&setting.place);

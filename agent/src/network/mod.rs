@@ -2,8 +2,10 @@
 //! The guest's network interfaces: the virtio ones, in the guest's own network namespace, and each namespace's loopback; and
 //! connections that the host makes to what listens there.
 
+mod address;
 mod configure;
 mod connect;
+mod group;
 mod link;
 mod messages;
 mod plan;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One thing that is there in the guest's network, or not: an address, a neighbour, a rule, or a route.
 
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use bulkhead_netlink::{AddressHeader, Attributes, Header, Message, NeighbourHeader, RouteHeader, Socket};
 
 use super::NetworkError;
-use super::messages::IFA_RT_PRIORITY;
+use super::address::Address;
 
 /// Makes what is not there, and changes what is there and differs.
 const SET: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
@@ -17,13 +18,30 @@ const DEFAULT_METRIC: u32 = 1024;
 /// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is on the link, whatever the addresses say.
 const RTNH_F_ONLINK: u32 = 4;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Setting {
     /// What it is called.
     name: String,
     pub(super) place: Place,
     /// Its header and its attributes.
-    content: Vec<u8>,
+    pub(super) content: Vec<u8>,
+}
+
+/// What it is called is no part of it: where an interface of the host has got another name, nothing that is on it has to be made again,
+/// least of all what a container has taken away.
+impl PartialEq for Setting {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.place, &self.content) == (&other.place, &other.content)
+    }
+}
+
+impl Eq for Setting {}
+
+impl Hash for Setting {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The place is only what the content says.
+        self.content.hash(state);
+    }
 }
 
 /// That of which there is one: the kernel puts one in the place of another, or does not have both.
@@ -126,12 +144,11 @@ impl Setting {
         let (kind, flags) = match self.kind() {
             Kind::Address => (libc::RTM_NEWADDR, SET),
             Kind::Neighbour => (libc::RTM_NEWNEIGH, SET),
-            Kind::Rule => (libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
+            // With NLM_F_EXCL the kernel would take one that says more about addresses for it.
+            Kind::Rule => (libc::RTM_NEWRULE, libc::NLM_F_CREATE),
             Kind::Route => (libc::RTM_NEWROUTE, SET),
         };
         let made = match socket.request(Message::with_content(kind, flags, &self.content)) {
-            // Rules cannot be replaced, nor do they differ where they are the same.
-            Err(error) if self.kind() == Kind::Rule && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) if is_unreachable(&error) => match self.on_link() {
                 Some(message) => socket.request(message),
                 None => Err(error),
@@ -203,70 +220,6 @@ impl Setting {
             _ => Ok(()),
         }
     }
-
-    /// Whether both are IPv4 addresses of one network of one interface: the first of them is primary, and takes the others along.
-    pub(super) fn shares_network(&self, other: &Self) -> bool {
-        match (Address::of(self), Address::of(other)) {
-            (Some(one), Some(other)) => {
-                !one.is_ipv6()
-                    && (one.header.index, one.header.prefix_len) == (other.header.index, other.header.prefix_len)
-                    && one.network() == other.network()
-            }
-            _ => false,
-        }
-    }
-}
-
-/// An address that is a setting.
-struct Address<'a> {
-    header: AddressHeader,
-    attributes: Attributes<'a>,
-}
-
-impl<'a> Address<'a> {
-    fn of(setting: &'a Setting) -> Option<Self> {
-        let (header, attributes) = AddressHeader::read(&setting.content)?;
-        (setting.kind() == Kind::Address).then(|| Self { header, attributes: Attributes::new(attributes) })
-    }
-
-    fn is_ipv6(&self) -> bool {
-        self.header.family == libc::AF_INET6 as u8
-    }
-
-    fn flags(&self) -> u32 {
-        number(self.attributes, libc::IFA_FLAGS).unwrap_or_default()
-    }
-
-    /// The network that is on the link: an IPv4 peer's, which is the address itself where there is none.
-    fn network(&self) -> Vec<u8> {
-        let address = if self.is_ipv6() { local(self.attributes) } else { value(self.attributes, libc::IFA_ADDRESS) };
-        let bits = (0_u32..).step_by(8).map(|before| u32::from(self.header.prefix_len).saturating_sub(before).min(8));
-        address.iter().zip(bits).map(|(byte, bits)| byte & !(0xff_u16 >> bits) as u8).collect()
-    }
-
-    /// A request for the route that the kernel makes for it.
-    fn prefix_route(&self, kind: u16, flags: i32) -> Message {
-        let scope = if self.is_ipv6() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
-        let header = RouteHeader {
-            family: self.header.family,
-            prefix_len: self.header.prefix_len,
-            table: libc::RT_TABLE_MAIN,
-            protocol: libc::RTPROT_KERNEL,
-            scope,
-            kind: libc::RTN_UNICAST,
-            ..Default::default()
-        };
-        let mut message = Message::new(kind, flags, &header)
-            .with(libc::RTA_DST, &self.network())
-            .with_number(libc::RTA_OIF, self.header.index);
-        if !self.is_ipv6() {
-            message = message.with(libc::RTA_PREFSRC, local(self.attributes));
-        }
-        match number(self.attributes, IFA_RT_PRIORITY) {
-            Some(metric) => message.with_number(libc::RTA_PRIORITY, metric),
-            None => message,
-        }
-    }
 }
 
 /// Whether what was to go is not there.
@@ -281,16 +234,16 @@ fn is_unreachable(error: &io::Error) -> bool {
 }
 
 /// The value of an attribute; empty where there is none.
-fn value(attributes: Attributes<'_>, kind: u16) -> &[u8] {
+pub(super) fn value(attributes: Attributes<'_>, kind: u16) -> &[u8] {
     attributes.find_kind(kind).map(|attribute| attribute.value).unwrap_or_default()
 }
 
-fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
+pub(super) fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
     attributes.find_kind(kind).and_then(|attribute| attribute.number())
 }
 
 /// The address itself: where it has no peer, IPv6 has no attribute for it alone.
-fn local(attributes: Attributes<'_>) -> &[u8] {
+pub(super) fn local(attributes: Attributes<'_>) -> &[u8] {
     let local = value(attributes, libc::IFA_LOCAL);
     if local.is_empty() { value(attributes, libc::IFA_ADDRESS) } else { local }
 }

@@ -17,6 +17,7 @@ use crate::failure::{Result, ensure, skip};
 
 pub(super) const CASES: &[Case] = &[
     case!(what_takes_the_place_of_another),
+    case!(a_rule_goes_alone),
     case!(a_route_of_an_address_that_is_not_ready),
     case!(a_start_waits_for_an_address),
     case!(what_the_guest_refuses_keeps_nothing_back),
@@ -78,6 +79,32 @@ fn what_takes_the_place_of_another(env: &Env) -> Result {
     running.write(b"\n")?;
 
     running.finish()?.expect_stdout("ready\nother\nsecond\nelsewhere\nreached\n1\n")
+}
+
+/// The kernel would take the other one for it, which says the same and more.
+fn a_rule_goes_alone(env: &Env) -> Result {
+    let namespace = Namespace::new(env, "rule")?.with_addresses(104)?;
+    let all = "table 5 priority 100";
+    for which in ["fwmark 7", "from all"] {
+        namespace.inside(&format!("ip rule add {which} {all}"))?;
+    }
+    let script = format!(
+        "{SOON} rules() {{ ip rule | grep ^100: | grep -c \"$1\"; }}; echo ready; read line; \
+         soon alone 'test $(rules .)$(rules fwmark) = 11'; read line; soon none 'test $(rules .) = 0'"
+    );
+    let bundle = any_container(env, &namespace, &script)?;
+
+    let mut running = env.run(&bundle)?.open_stdin().spawn()?;
+    running.wait_for("ready\n")?;
+    // The host's kernel would take the other one, too.
+    let (gone, marked) = (format!("rule del {all}"), format!("rule add fwmark 7 {all}"));
+    at_once(env, &namespace, &[&gone, &gone, &marked])?;
+    running.write(b"\n")?;
+    running.wait_for("alone\n")?;
+    namespace.inside(&format!("ip {gone}"))?;
+    running.write(b"\n")?;
+
+    running.finish()?.expect_stdout("ready\nalone\nnone\n")
 }
 
 /// Gives `eth0` an IPv6 address that the host's kernel does not wait with, but the guest's does, and a route of it.

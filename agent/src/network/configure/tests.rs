@@ -3,8 +3,9 @@
 
 use std::thread;
 
-use bulkhead_netlink::{Attributes, LinkHeader};
+use bulkhead_netlink::{Attributes, LinkHeader, RuleHeader};
 
+use super::super::group::FRA_PRIORITY;
 use super::super::messages;
 use super::*;
 
@@ -84,6 +85,23 @@ impl Guest {
         routes
     }
 
+    /// The IPv4 rules at some priority, in the kernel's order: what they ask, from where, and by which mark.
+    fn rules(&mut self, priority: u32) -> Vec<String> {
+        let mut rules = Vec::new();
+        let header = RuleHeader { bytes: rule_header(0, 0), ..Default::default() };
+        let mut add = |header: RuleHeader, attributes: Attributes<'_>| {
+            let number = |kind| attributes.find_kind(kind).and_then(|found| found.number());
+            let from =
+                attributes.find_kind(libc::RTA_SRC).map(|source| format!(" from {}", messages::text(source.value)));
+            let mark = number(FRA_FWMARK).map(|mark| format!(" mark {mark}"));
+            if number(FRA_PRIORITY) == Some(priority) {
+                rules.push(format!("{}{}{}", header.table, from.unwrap_or_default(), mark.unwrap_or_default()));
+            }
+        };
+        self.socket.dump(Message::new(libc::RTM_GETRULE, 0, &header), libc::RTM_NEWRULE, &mut add).unwrap();
+        rules
+    }
+
     /// The IPv4 addresses of the interface, in the kernel's order; secondary ones with a mark.
     fn addresses(&mut self) -> Vec<String> {
         let mut addresses = Vec::new();
@@ -124,6 +142,26 @@ fn route(to: &[u8], source: &[u8]) -> wire::NetworkRoute {
         protocol: libc::RTPROT_BOOT.into(),
         ..Default::default()
     }
+}
+
+const FRA_FWMARK: u16 = 10;
+
+/// Of a rule of IPv4 that asks a table.
+fn rule_header(source_len: u8, table: u8) -> [u8; 12] {
+    [libc::AF_INET as u8, 0, source_len, 0, table, 0, 0, u8::from(table != 0), 0, 0, 0, 0]
+}
+
+/// A rule of priority 100, as the host's kernel lists it; for one source, or for a mark.
+fn rule(table: u8, source: &[u8], mark: Option<u32>) -> Vec<u8> {
+    let header = RuleHeader { bytes: rule_header(source.len() as u8 * 8, table), ..Default::default() };
+    let mut message = Message::new(libc::RTM_NEWRULE, 0, &header).with_number(FRA_PRIORITY, 100);
+    if !source.is_empty() {
+        message = message.with(libc::RTA_SRC, source);
+    }
+    if let Some(mark) = mark {
+        message = message.with_number(FRA_FWMARK, mark);
+    }
+    message.into_content()
 }
 
 #[test]
@@ -225,6 +263,26 @@ fn a_gateway_that_is_on_no_network_is_looked_for_on_the_link() {
         // It is there, and can be taken away.
         assert_eq!(guest.configure(&[address(2, 3)], &[]), "");
         assert_eq!(guest.routes(), ["10.9.2.0/24"]);
+    });
+}
+
+#[test]
+fn a_rule_goes_alone_though_others_say_the_same_and_more() {
+    in_guest(|guest| {
+        let (marked, from, all, other) =
+            (rule(5, &[], Some(7)), rule(5, &[10, 9, 1, 2], None), rule(5, &[], None), rule(6, &[], None));
+        let mut with = |rules: &[&Vec<u8>]| {
+            let rules = rules.iter().map(|rule| (*rule).clone()).collect();
+            let request = wire::ConfigureNetworkRequest { rules, ..Default::default() };
+            assert_eq!(guest.become_as(&request), "");
+            guest.rules(100)
+        };
+
+        assert_eq!(with(&[&marked, &from, &all, &other]), ["5 mark 7", "5 from 10.9.1.2", "5", "6"]);
+        assert_eq!(with(&[&marked, &from, &other]), ["5 mark 7", "5 from 10.9.1.2", "6"]);
+        assert_eq!(with(&[&from]), ["5 from 10.9.1.2"]);
+        assert_eq!(with(&[&from, &all]), ["5 from 10.9.1.2", "5"]);
+        assert_eq!(with(&[]), [""; 0]);
     });
 }
 
