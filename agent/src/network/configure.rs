@@ -30,6 +30,8 @@ struct There {
     settings: Vec<Setting>,
     /// What was wanted for all interfaces.
     sysctls: HashMap<String, String>,
+    /// What was set last for all interfaces of forwarding, which is off in a namespace that is new.
+    forwarding: i32,
     /// The numbers of interfaces that were wanted once: their devices are of no use any more.
     gone: Vec<i32>,
 }
@@ -78,12 +80,15 @@ impl There {
         failures: &mut NetworkFailures,
     ) {
         // What is said of all interfaces goes before what is said of one.
-        sysctls::follow_common(link::SETTINGS.as_ref(), &self.sysctls, &request.sysctls);
+        let forwarding = sysctls::follow_common(link::SETTINGS.as_ref(), &self.sysctls, &request.sysctls);
+        if let Some(forwarding) = forwarding {
+            self.note_forwarding(forwarding);
+        }
         self.sysctls.clone_from(&request.sysctls);
         let was_there = present(socket, &self.settings, failures);
         let Self { interfaces, gone, .. } = self;
         let wanted = interfaces.iter().map(|(interface, index)| (interface, *index)).collect();
-        let before = link::Before { wanted, gone };
+        let before = link::Before { wanted, gone, forwarding: self.forwarding };
         let found = match link::set_up(socket, &request.interfaces, before, failures) {
             Ok(found) => found,
             Err(failure) => return failures.add(failure),
@@ -92,6 +97,14 @@ impl There {
         let indices: Vec<_> = found.iter().map(|found| found.as_ref().map(|found| found.index)).collect();
         let wanted = settings(request, &indices, failures);
         self.settings = carry_out(&self.settings, &wanted, &was_there, socket, failures);
+    }
+
+    /// Remembers that each interface forwards as was set for all: where one is to do otherwise, that has to be set again.
+    fn note_forwarding(&mut self, forwarding: i32) {
+        self.forwarding = forwarding;
+        for (interface, _) in &mut self.interfaces {
+            sysctls::set_forwarding(interface, forwarding);
+        }
     }
 
     /// Remembers how the interfaces are by now.

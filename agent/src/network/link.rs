@@ -45,6 +45,8 @@ pub(super) struct Before<'a> {
     pub(super) wanted: Vec<(&'a NetworkInterface, i32)>,
     /// The numbers of those that are of no use any more. Their devices stay.
     pub(super) gone: &'a mut Vec<i32>,
+    /// What was set last for all interfaces of forwarding: a new one begins with that.
+    pub(super) forwarding: i32,
 }
 
 impl Before<'_> {
@@ -119,7 +121,7 @@ pub(super) fn set_up(
     let mut done = Vec::with_capacity(found.len());
     for ((link, interface), name) in found.into_iter().zip(wanted).zip(&names) {
         done.push(link.map(|link| {
-            let result = adapt(socket, link, name, before.by_index(link.index), interface);
+            let result = adapt(socket, link, name, &before, interface);
             let is_done = result.is_ok();
             if let Err(failure) = result {
                 failures.add(failure);
@@ -130,14 +132,15 @@ pub(super) fn set_up(
     Ok(done)
 }
 
-/// Makes an interface that is called `name` by now, and has been as `old` says, what is wanted.
+/// Makes an interface that is called `name` by now what is wanted.
 fn adapt(
     socket: &mut Socket,
     link: &Link,
     name: &str,
-    old: Option<&NetworkInterface>,
+    before: &Before<'_>,
     interface: &NetworkInterface,
 ) -> Result<(), NetworkError> {
+    let old = before.by_index(link.index);
     if old.is_some_and(|old| is_same(old, interface)) {
         return Ok(());
     }
@@ -145,7 +148,8 @@ fn adapt(
         turn_off(socket, link.index, &interface.name)?;
     }
     // Before it is on: what a router says may come at once.
-    let settled = settings::follow(SETTINGS.as_ref(), name, old, interface);
+    let new = settings::of_new(before.forwarding);
+    let settled = settings::follow(SETTINGS.as_ref(), name, old.unwrap_or(&new), interface);
     settled.map_err(|error| NetworkError::new(format!("set up IP on network interface {}", interface.name), error))?;
     let mut message = change(link.index, interface).with_number(libc::IFLA_MTU, interface.mtu);
     if *name != interface.name {
@@ -263,7 +267,7 @@ mod tests {
         let mut socket = Socket::open().unwrap();
         let mut try_for = |wanted: NetworkInterface| {
             let mut failures = NetworkFailures::default();
-            let before = Before { wanted: Vec::new(), gone: &mut Vec::new() };
+            let before = Before { wanted: Vec::new(), gone: &mut Vec::new(), forwarding: 0 };
             let found = set_up(&mut socket, &[wanted], before, &mut failures).unwrap();
             assert_eq!(found, [None]);
             failures.to_string()
@@ -278,7 +282,7 @@ mod tests {
         let (old, new) = (interface("eth0", 2), interface("eth0", 5));
         let links = [link("gone2", 2), link("eth1", 3)];
         let indices = |wanted: &[NetworkInterface], gone: &mut Vec<i32>| {
-            let before = Before { wanted: vec![(&old, 2)], gone };
+            let before = Before { wanted: vec![(&old, 2)], gone, forwarding: 0 };
             let found = find(&links, wanted, &before, &mut NetworkFailures::default());
             found.iter().map(|link| link.unwrap().index).collect::<Vec<_>>()
         };
@@ -286,7 +290,7 @@ mod tests {
         assert_eq!(indices(std::slice::from_ref(&old), &mut Vec::new()), [2]);
         assert_eq!(indices(&[interface("renamed", 2)], &mut Vec::new()), [2]);
         assert_eq!(indices(std::slice::from_ref(&new), &mut Vec::new()), [3]);
-        let before = Before { wanted: vec![(&old, 2)], gone: &mut vec![2] };
+        let before = Before { wanted: vec![(&old, 2)], gone: &mut vec![2], forwarding: 0 };
         assert!(before.index_of(&old).is_none() && before.by_index(2).is_none());
     }
 }

@@ -32,21 +32,40 @@ const IPV4: [(usize, &str, i32); 18] = [
     (29, "ignore_routes_with_linkdown", 0),
 ];
 
-/// What is set for all interfaces by this one changes what others say: it is set first.
-const FIRST: &str = "/forwarding";
+/// With this the kernel sets `forwarding` of each interface, and of those to come, and turns `REDIRECTS` on or off: it is set first. That of
+/// IPv6 does so to interfaces too, of which the host tells no such setting one by one.
+const FORWARDING: &str = "ipv4/conf/all/forwarding";
+const REDIRECTS: &str = "ipv4/conf/all/accept_redirects";
 
 /// Makes what is below `folder` what the host wants, as far as it has wanted something else before; what a container has changed
-/// stays. What this kernel does not take is left, with a word in its log.
-pub(super) fn follow_common(folder: &Path, old: &HashMap<String, String>, wanted: &HashMap<String, String>) {
-    let mut news: Vec<_> = wanted.iter().filter(|(file, value)| old.get(*file) != Some(value)).collect();
-    news.sort_by_key(|(file, _)| (!file.ends_with(FIRST), *file));
+/// stays. What this kernel does not take is left, with a word in its log. Returns how IPv4 is forwarded on each interface now, if that
+/// has been set.
+pub(super) fn follow_common(
+    folder: &Path,
+    old: &HashMap<String, String>,
+    wanted: &HashMap<String, String>,
+) -> Option<i32> {
+    let is_news = |file: &str| wanted.get(file) != old.get(file);
+    let forwarding = wanted.get(FORWARDING).filter(|_| is_news(FORWARDING));
+    let forwarding = forwarding.filter(|value| set_or_tell(folder, FORWARDING, value));
+    let is_to_set = |file: &str| file != FORWARDING && is_news(file) || file == REDIRECTS && forwarding.is_some();
+    let mut news: Vec<_> = wanted.iter().filter(|(file, _)| is_to_set(file)).collect();
+    news.sort();
     // Some are bounds of others: they may be set in this order alone, or in the other one.
     news.retain(|(file, value)| set(&folder.join(file), value).is_err());
     for (file, value) in news {
-        if let Err(error) = set(&folder.join(file), value) {
-            log::write(Level::Warning, &format!("cannot set net/{file} to {value:?}: {error}"));
-        }
+        set_or_tell(folder, file, value);
     }
+    forwarding?.trim().parse().ok()
+}
+
+/// Whether a file says this then.
+fn set_or_tell(folder: &Path, file: &str, value: &str) -> bool {
+    let set = set(&folder.join(file), value);
+    if let Err(error) = &set {
+        log::write(Level::Warning, &format!("cannot set net/{file} to {value:?}: {error}"));
+    }
+    set.is_ok()
 }
 
 /// Has a file say this, unless it does, or there is none.
@@ -65,16 +84,22 @@ fn set(path: &Path, value: &str) -> io::Result<()> {
 /// A file, and the number that is to be in it.
 type Setting = (&'static str, i32);
 
+/// An interface that is new, where this was set last for all interfaces of forwarding: the rest is as the kernel has it.
+pub(super) fn of_new(forwarding: i32) -> NetworkInterface {
+    NetworkInterface { ipv4: vec![forwarding], ..Default::default() }
+}
+
+/// Has an interface forward IPv4 like this, if there is any word of its IPv4.
+pub(super) fn set_forwarding(interface: &mut NetworkInterface, forwarding: i32) {
+    // It is number 1.
+    if let Some(first) = interface.ipv4.first_mut() {
+        *first = forwarding;
+    }
+}
+
 /// Makes what is below `folder` about the interface that is called `link` by now what the host wants, as far as it has wanted
-/// something else before. One that is new has the kernel's defaults; what a container has changed stays.
-pub(super) fn follow(
-    folder: &Path,
-    link: &str,
-    old: Option<&NetworkInterface>,
-    wanted: &NetworkInterface,
-) -> io::Result<()> {
-    let defaults = NetworkInterface::default();
-    let old = old.unwrap_or(&defaults);
+/// something else before; what a container has changed stays.
+pub(super) fn follow(folder: &Path, link: &str, old: &NetworkInterface, wanted: &NetworkInterface) -> io::Result<()> {
     let ipv6 = folder.join("ipv6/conf").join(link);
     write_news(&folder.join("ipv4/conf").join(link), of_ipv4(old).zip(of_ipv4(wanted)))?;
     // A guest that was told to do without IPv6 has nothing to be set. Nor is there a word of it if the host does without.
@@ -107,7 +132,7 @@ mod tests {
     use super::*;
 
     /// Follows, and tells what is in the files of a family that were ever written.
-    fn set(folder: &Path, family: &str, old: Option<&NetworkInterface>, wanted: &NetworkInterface) -> Vec<String> {
+    fn set(folder: &Path, family: &str, old: &NetworkInterface, wanted: &NetworkInterface) -> Vec<String> {
         for family in ["ipv4", "ipv6"] {
             fs::create_dir_all(folder.join(family).join("conf/eth0")).unwrap();
         }
@@ -147,19 +172,51 @@ mod tests {
     }
 
     #[test]
+    fn what_forwarding_changes_is_set_again() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("ipv4/conf/all")).unwrap();
+        let map = |forwarding: &str| {
+            let entries = [(FORWARDING, forwarding), (REDIRECTS, "1")];
+            entries.map(|(file, value)| (file.to_owned(), value.to_owned())).into_iter().collect()
+        };
+        // As the kernel leaves it when all forward.
+        fs::write(folder.path().join(FORWARDING), "0").unwrap();
+        fs::write(folder.path().join(REDIRECTS), "0").unwrap();
+        let redirects = || fs::read_to_string(folder.path().join(REDIRECTS)).unwrap();
+
+        assert_eq!(follow_common(folder.path(), &map("0"), &map("0")), None);
+        assert_eq!(redirects(), "0", "nothing was news");
+        assert_eq!(follow_common(folder.path(), &map("0"), &map("1")), Some(1));
+        assert_eq!(redirects(), "1\n");
+    }
+
+    #[test]
+    fn one_interface_forwards_otherwise_than_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |forwarding| NetworkInterface { ipv4: vec![forwarding, 0], ..Default::default() };
+        let set = |old: &NetworkInterface, wanted: &NetworkInterface| set(folder.path(), "ipv4", old, wanted);
+
+        assert_eq!(set(&of_new(1), &with(1)), [""; 0]);
+        assert_eq!(set(&of_new(1), &with(0)), ["forwarding=0"]);
+        let mut known = with(1);
+        set_forwarding(&mut known, 0);
+        assert_eq!(set(&known, &with(1)), ["forwarding=1"]);
+    }
+
+    #[test]
     fn only_what_is_news_is_set_of_ipv6() {
         let folder = tempfile::tempdir().unwrap();
         let with = |accept_ra, autoconf| {
             let ipv6 = Ipv6Settings { accept_ra, autoconf, accept_dad: 1, ..Default::default() };
             NetworkInterface { ipv6: Some(ipv6).into(), ..Default::default() }
         };
-        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| set(folder.path(), "ipv6", old, wanted);
+        let set = |old: &NetworkInterface, wanted: &NetworkInterface| set(folder.path(), "ipv6", old, wanted);
 
-        assert_eq!(set(None, &NetworkInterface::default()), [""; 0]);
-        assert_eq!(set(None, &with(0, 1)), ["accept_ra=0"]);
+        assert_eq!(set(&of_new(0), &NetworkInterface::default()), [""; 0]);
+        assert_eq!(set(&of_new(0), &with(0, 1)), ["accept_ra=0"]);
         // A container has changed it.
         fs::write(folder.path().join("ipv6/conf/eth0/accept_ra"), "2").unwrap();
-        assert_eq!(set(Some(&with(0, 1)), &with(0, 0)), ["accept_ra=2", "autoconf=0"]);
+        assert_eq!(set(&with(0, 1), &with(0, 0)), ["accept_ra=2", "autoconf=0"]);
     }
 
     #[test]
@@ -173,11 +230,11 @@ mod tests {
             };
             NetworkInterface { ipv4: (1..=33).map(number).collect(), ..Default::default() }
         };
-        let set = |old: Option<&NetworkInterface>, wanted: &NetworkInterface| set(folder.path(), "ipv4", old, wanted);
+        let set = |old: &NetworkInterface, wanted: &NetworkInterface| set(folder.path(), "ipv4", old, wanted);
 
-        assert_eq!(set(None, &NetworkInterface::default()), [""; 0]);
-        assert_eq!(set(None, &with(2, 0)), ["rp_filter=2"]);
-        assert_eq!(set(Some(&with(2, 0)), &with(2, 1)), ["arp_ignore=1", "rp_filter=2"]);
-        assert_eq!(set(Some(&with(2, 1)), &with(0, 1)), ["arp_ignore=1", "rp_filter=0"]);
+        assert_eq!(set(&of_new(0), &NetworkInterface::default()), [""; 0]);
+        assert_eq!(set(&of_new(0), &with(2, 0)), ["rp_filter=2"]);
+        assert_eq!(set(&with(2, 0), &with(2, 1)), ["arp_ignore=1", "rp_filter=2"]);
+        assert_eq!(set(&with(2, 1), &with(0, 1)), ["arp_ignore=1", "rp_filter=0"]);
     }
 }

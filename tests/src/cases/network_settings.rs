@@ -21,6 +21,8 @@ fn settings_for_all_interfaces(env: &Env) -> Result {
         "ipv4.conf.all.arp_ignore=1",
         "ipv4.conf.all.forwarding=1",
         "ipv4.conf.all.accept_redirects=1",
+        // It was turned on with all.
+        "ipv4.conf.eth0.forwarding=0",
         "ipv4.ip_local_reserved_ports=7000-7002",
         "ipv4.ip_unprivileged_port_start=0",
         "ipv4.ip_local_port_range=900\t999",
@@ -32,11 +34,11 @@ fn settings_for_all_interfaces(env: &Env) -> Result {
         &namespace,
         "cd /proc/sys/net; cat core/somaxconn ipv4/tcp_keepalive_time ipv4/conf/all/arp_ignore ipv4/conf/all/forwarding \
          ipv4/conf/all/accept_redirects ipv4/ip_local_reserved_ports ipv4/ip_unprivileged_port_start \
-         ipv4/ip_local_port_range ipv4/tcp_fin_timeout; ping -c 1 -w 20 10.9.84.1 >/dev/null && echo reached",
+         ipv4/ip_local_port_range ipv4/tcp_fin_timeout ipv4/conf/eth0/forwarding; ping -c 1 -w 20 10.9.84.1 >/dev/null && echo reached",
     )?;
     bundle.set("/linux/sysctl", serde_json::json!({ "net.core.somaxconn": "55", "net.ipv4.tcp_fin_timeout": "33" }));
 
-    env.run(&bundle)?.output()?.expect_stdout("55\n111\n1\n1\n1\n7000-7002\n0\n900\t999\n33\nreached\n")
+    env.run(&bundle)?.output()?.expect_stdout("55\n111\n1\n1\n1\n7000-7002\n0\n900\t999\n33\n0\nreached\n")
 }
 
 /// Nobody is to rely on rules in the namespace: the container's packets do not come by them.

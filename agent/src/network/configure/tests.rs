@@ -298,3 +298,30 @@ fn a_device_that_a_container_has_moved_away_is_not_missed() {
         }
     });
 }
+
+#[test]
+fn an_interface_forwards_otherwise_than_all_do() {
+    in_guest(|guest| {
+        let file = |name: &str| std::path::Path::new(link::SETTINGS).join("ipv4/conf").join(name);
+        // As in a guest, whatever the tests' host does.
+        if std::fs::write(file("all/forwarding"), "0").is_err() {
+            return;
+        }
+        let with = |all: &str, one: i32| {
+            let sysctls = [("forwarding", all), ("accept_redirects", "1")]
+                .map(|(name, value)| (format!("ipv4/conf/all/{name}"), value.to_owned()));
+            let interfaces = vec![wire::NetworkInterface { ipv4: vec![one], ..interface() }];
+            let sysctls = sysctls.into_iter().collect();
+            let request = wire::ConfigureNetworkRequest { interfaces, sysctls, ..Default::default() };
+            assert_eq!(guest.become_as(&request), "");
+            let read = |name| std::fs::read_to_string(file(name)).unwrap().trim().to_owned();
+            [read("all/forwarding"), read("all/accept_redirects"), read("eth0/forwarding")]
+        };
+
+        assert_eq!(with("1", 0), ["1", "1", "0"]);
+        assert_eq!(with("0", 0), ["0", "1", "0"]);
+        assert_eq!(with("1", 0), ["1", "1", "0"]);
+        assert_eq!(with("0", 1), ["0", "1", "1"]);
+        assert_eq!(with("0", 0), ["0", "1", "0"]);
+    });
+}
