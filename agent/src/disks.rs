@@ -107,10 +107,12 @@ impl Disks {
         serials.iter().map(find).collect()
     }
 
-    /// Has the kernel let go of a device, if it was asked for. One whose disk does not answer may hold the caller up for ever, and
-    /// this is to be called where that holds up nobody else; [`Self::forget`] comes after it.
+    /// Has the kernel let go of a device. One whose disk does not answer may hold the caller up for ever, and this is to be called
+    /// where that holds up nobody else; [`Self::forget`] comes after it. One that has not told its serial number may be the kernel's all
+    /// the same, or come to be: that cannot be let go of.
     pub(crate) fn release(&self, sys: &Path, serial: &str) -> io::Result<()> {
-        let Some(name) = self.names().get(serial).cloned() else { return Ok(()) };
+        let name = self.names().get(serial).cloned();
+        let name = name.ok_or_else(|| io::Error::other("no device has told this serial number"))?;
         let device = fs::canonicalize(sys.join(BLOCK).join(name))?;
         late::let_go(sys, &device)
     }
@@ -214,10 +216,8 @@ mod tests {
         learn(&disks, sys.path());
         disks.find(sys.path(), &serials(&["disk-0"])).unwrap();
 
-        for serial in ["disk-0", "never-there"] {
-            disks.release(sys.path(), serial).unwrap();
-            disks.forget(serial);
-        }
+        disks.release(sys.path(), "disk-0").unwrap();
+        disks.forget("disk-0");
 
         let unbind = sys.path().join("bus/platform/drivers/virtio-mmio/unbind");
         assert_eq!(fs::read_to_string(unbind).unwrap(), "virtio-mmio.vda");
@@ -225,6 +225,17 @@ mod tests {
         learn(&disks, sys.path());
         assert!(disks.find(sys.path(), &serials(&["disk-1"])).is_ok());
         assert!(matches!(disks.find(sys.path(), &serials(&["disk-0"])), Err(DiskError::Absent { .. })));
+    }
+
+    #[test]
+    fn what_has_not_told_its_serial_number_is_not_let_go_of() {
+        let sys = sysfs(&[("vda", "disk-0\n", "254:0\n")]);
+        let disks = Disks::default();
+
+        let error = disks.release(sys.path(), "disk-0").unwrap_err().to_string();
+
+        assert_eq!(error, "no device has told this serial number");
+        assert!(!sys.path().join("bus/platform/drivers/virtio-mmio/unbind").exists());
     }
 
     #[test]

@@ -88,10 +88,13 @@ pub enum Order {
         /// Whether the guest may not write to it.
         read_only: bool,
     },
-    /// Takes a block device back that was added, whatever the guest still does with it. Its place can be used again.
+    /// Takes a block device back that was added, whatever the guest still does with it. The answer comes when it is closed, after those
+    /// of later requests where it has something under way.
     DetachDisk {
         /// Its serial number.
         serial: String,
+        /// Whether the guest has let go of it, so that another one can be put in its place.
+        is_released: bool,
     },
     /// Takes the guest's link of a network device up or down, as that of what it hangs on is.
     SetCarrier {

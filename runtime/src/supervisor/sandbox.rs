@@ -13,6 +13,7 @@ use bulkhead_protocol::agent::{
 use bulkhead_vmm::config::ShareTree;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -32,7 +33,7 @@ use super::proc_view::ProcPlace;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
-use super::submounts::Following;
+use super::submounts::{self, Following};
 use super::task_service::TaskServer;
 use super::terminal::{self, RawTerminal, Size};
 use super::vmm::{self, Vmm, VmmEvent, VmmSockets};
@@ -320,7 +321,7 @@ impl Sandbox {
         let Start { request, disks, followed, network, shared, boot_timeout, .. } = start;
         let (agent, boot_timeout) = (&container.agent, *boot_timeout);
         let spawned_ns = now_ns();
-        let agent_up_ns = Cell::new(0);
+        let (agent_up_ns, machine_runs) = (Cell::new(0), Notify::new());
         let (vsock, ids, terminal) = (self.state.vsock_path(), self.streams, self.terminal);
         let ends = mem::take(&mut self.ends);
         let control = events.control.clone();
@@ -329,6 +330,7 @@ impl Sandbox {
             let answer = async {
                 let info = agent.get_info().await.map_err(RunError::Agent)?;
                 agent_up_ns.set(now_ns());
+                machine_runs.notify_one();
                 // The agent listens for streams before it connects.
                 let raw = terminal.then(RawTerminal::enter).transpose()?;
                 Ok((info, raw, streams::open(&vsock, ids).await?.pump(ends)?))
@@ -343,10 +345,7 @@ impl Sandbox {
                 if let Some(shared) = shared {
                     agent.configure_sandbox(shared).await.map_err(RunError::ConfigureNetwork)?;
                 }
-                let mut following = Vec::with_capacity(followed.len());
-                for tree in followed {
-                    following.push(Following::start(tree, &control).await?);
-                }
+                let following = submounts::follow_all(followed, &machine_runs, &control).await?;
                 if disks.is_empty() {
                     return Ok((agent.create(request).await.map_err(RunError::Create)?, following));
                 }

@@ -18,6 +18,7 @@ use bulkhead_vmm::tree::DetachedTree;
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use super::vmm_control::{ControlError, VmmControl};
 use crate::apart::apart;
@@ -89,6 +90,22 @@ impl fmt::Debug for Following {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Following").field("source", &self.source).field("given", &self.given).finish_non_exhaustive()
     }
+}
+
+/// Follows trees of a machine that boots. Its VMM carries no order out before the machine runs: one that is sent now might wait too long.
+pub(crate) async fn follow_all(
+    trees: &[ShareTree],
+    machine_runs: &Notify,
+    control: &VmmControl,
+) -> Result<Vec<Following>, ControlError> {
+    let mut following = Vec::with_capacity(trees.len());
+    if !trees.is_empty() {
+        machine_runs.notified().await;
+    }
+    for tree in trees {
+        following.push(Following::start(tree, control).await?);
+    }
+    Ok(following)
 }
 
 impl Following {
@@ -325,6 +342,33 @@ mod tests {
 
     fn remove(name: &str) -> (Order, usize) {
         (Order::RemoveMount { name: name.to_owned() }, 0)
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_boots_is_not_asked_for_anything() {
+        let (ours, _vmm) = control::pair().unwrap();
+        let (control, runs) = (VmmControl::new(ours), Notify::new());
+        let source = PathBuf::from("/no/such");
+        let tree = ShareTree { name: "m0".into(), source, read_only: true, recursive: true, follows: true };
+        let trees = [tree];
+        assert!(follow_all(&[], &runs, &control).await.unwrap().is_empty());
+
+        let following = follow_all(&trees, &runs, &control);
+        tokio::pin!(following);
+        // What is not held back has found by then that there is no such folder.
+        let others = async {
+            for _ in 0..3 {
+                Following::start(&trees[0], &control).await.unwrap_err();
+            }
+        };
+        tokio::select! {
+            biased;
+            done = &mut following => panic!("{done:?}"),
+            () = others => {}
+        }
+        runs.notify_one();
+
+        assert_eq!(following.await.unwrap_err().to_string(), "cannot share /no/such");
     }
 
     #[tokio::test]

@@ -158,14 +158,15 @@ impl VmmControl {
         let doing = format!("attach the block device {number} of the host for {path}");
         let attached = self.ask(order, &[opened.file.as_fd()], doing).await;
         if matches!(attached, Err(ControlError::NoAnswer { .. })) {
-            self.order_without_answer(Order::DetachDisk { serial: serial.to_owned() });
+            // The guest may come upon it when it looks for another one.
+            self.order_without_answer(Order::DetachDisk { serial: serial.to_owned(), is_released: false });
         }
         attached
     }
 
-    /// Takes a block device back that was added.
-    pub(crate) async fn detach_disk(&self, serial: &str) -> Result<(), ControlError> {
-        let order = Order::DetachDisk { serial: serial.to_owned() };
+    /// Takes a block device back that was added, which the guest has let go of or not.
+    pub(crate) async fn detach_disk(&self, serial: &str, is_released: bool) -> Result<(), ControlError> {
+        let order = Order::DetachDisk { serial: serial.to_owned(), is_released };
         self.ask(order, &[], format!("take back the block device {serial}")).await
     }
 

@@ -97,7 +97,7 @@ impl Bus {
     }
 
     /// Takes the device out of a window, which is empty then; also while the machine runs. Returns when nothing of the device
-    /// is left, which waits for what it has under way.
+    /// is left, which waits for what it has under way, for ever if need be.
     ///
     /// # Errors
     ///

@@ -5,11 +5,12 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_kvm::{GuestMemory, Vm};
+use bulkhead_kvm::{GuestMemory, KvmError, Vm};
 use bulkhead_virtio::blk::{Blk, Disk};
 use bulkhead_virtio::mmio::MmioTransport;
+use bulkhead_virtio::thread::builder;
 
 use super::MachineError;
 use super::bus::Bus;
@@ -22,52 +23,91 @@ pub(super) struct Disks {
     bus: Bus,
     /// The serial numbers of those that are there for good.
     fixed: Vec<String>,
-    /// The windows that are kept for them, each with the serial number of the one that is in it.
-    windows: Mutex<Vec<(usize, Option<String>)>>,
+    windows: Arc<Mutex<Windows>>,
+}
+
+/// The windows that are kept for block devices, but those that are being emptied, and those that are of no use any more.
+#[derive(Debug, Default)]
+struct Windows {
+    empty: Vec<usize>,
+    /// With the serial numbers of what is in them.
+    filled: Vec<(usize, String)>,
+}
+
+/// A window that is to be emptied.
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    index: usize,
+    /// Whether the guest's driver has let go of it: what is still at a device would not find another one in its place.
+    is_released: bool,
 }
 
 impl Disks {
     /// With those windows, all of them empty.
     pub(super) fn new(vm: Arc<Vm>, memory: GuestMemory, bus: Bus, windows: Range<usize>, fixed: Vec<String>) -> Self {
-        Self { vm, memory, bus, fixed, windows: Mutex::new(windows.map(|index| (index, None)).collect()) }
+        let windows = Windows { empty: windows.collect(), filled: Vec::new() };
+        Self { vm, memory, bus, fixed, windows: Arc::new(Mutex::new(windows)) }
     }
 
     /// Puts a device into an empty window.
     pub(super) fn attach(&self, serial: &str, device: OwnedFd, read_only: bool) -> Result<(), MachineError> {
-        // Nothing panics while the lock is held.
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_there = |taken: &Option<String>| taken.as_deref() == Some(serial);
-        if self.fixed.iter().any(|fixed| fixed == serial) || windows.iter().any(|(_, taken)| is_there(taken)) {
+        let mut windows = lock(&self.windows);
+        if self.fixed.iter().any(|fixed| fixed == serial) || windows.filled.iter().any(|(_, there)| there == serial) {
             return Err(MachineError::DiskThere { serial: serial.to_owned() });
         }
-        let at = windows.iter().position(|(_, taken)| taken.is_none()).ok_or(MachineError::NoRoom("block"))?;
+        let index = *windows.empty.first().ok_or(MachineError::NoRoom("block"))?;
         let device = Box::new(disk(serial, device, read_only)?);
         let transport = MmioTransport::new(device, self.memory.clone())
             .map_err(|source| MachineError::Device { device: disk_name(serial), source: source.into() })?;
-        let (index, _) = windows[at];
-        if let Err(error) = self.bus.fill(&self.vm, index, transport) {
-            // One that KVM refuses has used its window up.
-            windows.remove(at);
-            return Err(error.into());
-        }
-        windows[at].1 = Some(serial.to_owned());
+        // One that KVM refuses has used its window up.
+        windows.empty.remove(0);
+        self.bus.fill(&self.vm, index, transport)?;
+        windows.filled.push((index, serial.to_owned()));
         Ok(())
     }
 
-    /// Takes a device out of its window.
-    pub(super) fn detach(&self, serial: &str) -> Result<(), MachineError> {
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = windows.iter().position(|(_, taken)| taken.as_deref() == Some(serial)) else {
+    /// Takes a device out of its window, and tells when that is done: what the device has under way is waited for, and a host's
+    /// device that does not answer is to hold up nobody else.
+    pub(super) fn detach(
+        &self,
+        serial: &str,
+        is_released: bool,
+        done: impl FnOnce(Result<(), MachineError>) + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let mut windows = lock(&self.windows);
+        let Some(at) = windows.filled.iter().position(|(_, there)| there == serial) else {
             return Err(MachineError::NoDisk { serial: serial.to_owned() });
         };
-        let (index, _) = windows[at];
-        if let Err(error) = self.bus.vacate(&self.vm, index) {
-            windows.remove(at);
-            return Err(error.into());
-        }
-        windows[at].1 = None;
+        let (index, _) = windows.filled[at];
+        let (vm, bus) = (Arc::clone(&self.vm), self.bus.clone());
+        let leaving = Leaving { index, is_released };
+        empty(&self.windows, leaving, move || bus.vacate(&vm, index), done)?;
+        windows.filled.remove(at);
         Ok(())
     }
+}
+
+/// Has a window emptied by a thread of its own, which the process does not wait for when it ends.
+fn empty(
+    windows: &Arc<Mutex<Windows>>,
+    Leaving { index, is_released }: Leaving,
+    vacate: impl FnOnce() -> Result<(), KvmError> + Send + 'static,
+    done: impl FnOnce(Result<(), MachineError>) + Send + 'static,
+) -> Result<(), MachineError> {
+    let windows = Arc::clone(windows);
+    let emptying = builder("disk-detach").spawn(move || {
+        let vacated = vacate();
+        if vacated.is_ok() && is_released {
+            lock(&windows).empty.push(index);
+        }
+        done(vacated.map_err(Into::into));
+    });
+    emptying.map(drop).map_err(|source| MachineError::Host { doing: "start a thread", source })
+}
+
+fn lock(windows: &Mutex<Windows>) -> MutexGuard<'_, Windows> {
+    // Nothing panics while the lock is held.
+    windows.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A block device on an open one of the host's.
@@ -80,4 +120,48 @@ pub(super) fn disk(serial: &str, device: OwnedFd, read_only: bool) -> Result<Blk
 /// What a block device is called.
 pub(super) fn disk_name(serial: &str) -> String {
     format!("{serial} block")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// Has window 7 emptied by `vacate`; whether that succeeded, and which windows are empty then.
+    fn emptied(
+        is_released: bool,
+        vacate: impl FnOnce() -> Result<(), KvmError> + Send + 'static,
+    ) -> (bool, Vec<usize>) {
+        let windows = Arc::<Mutex<Windows>>::default();
+        let (sender, done) = channel();
+        let leaving = Leaving { index: 7, is_released };
+        empty(&windows, leaving, vacate, move |result| sender.send(result.is_ok()).unwrap()).unwrap();
+        (done.recv().unwrap(), std::mem::take(&mut lock(&windows).empty))
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_holds_up_no_other() {
+        let windows = Arc::new(Mutex::new(Windows { empty: vec![8], filled: Vec::new() }));
+        let (answer, answered) = channel();
+        let (sender, done) = channel();
+        let leaving = Leaving { index: 7, is_released: true };
+        let vacate = move || answered.recv().map_err(|_| KvmError::MissingCapability("an answer"));
+
+        empty(&windows, leaving, vacate, move |result| sender.send(result.is_ok()).unwrap()).unwrap();
+
+        // Its window is not used meanwhile; another one is.
+        assert_eq!(std::mem::take(&mut lock(&windows).empty), [8]);
+        assert!(done.try_recv().is_err());
+        answer.send(()).unwrap();
+        assert!(done.recv().unwrap());
+        assert_eq!(lock(&windows).empty, [7]);
+    }
+
+    #[test]
+    fn a_window_that_the_guest_has_not_let_go_of_is_not_used_again() {
+        assert_eq!(emptied(true, || Ok(())), (true, vec![7]));
+        assert_eq!(emptied(false, || Ok(())), (true, vec![]));
+        assert_eq!(emptied(true, || Err(KvmError::MissingCapability("it"))), (false, vec![]));
+    }
 }

@@ -13,7 +13,7 @@ use super::MachineError;
 use super::disks::Disks;
 use super::nets::Nets;
 
-use crate::control::{self, Order, Received, ShareDevice};
+use crate::control::{self, Order, Received, Request, ShareDevice};
 use crate::report::{Report, Reporter};
 
 /// A request that was not carried out.
@@ -64,12 +64,16 @@ pub(super) struct Orders {
 
 impl Orders {
     /// Carries out what has come, and answers. False when the supervisor has closed its end.
-    pub(super) fn serve(&self, reporter: &Reporter) -> io::Result<bool> {
+    pub(super) fn serve(&self, reporter: &Arc<Reporter>) -> io::Result<bool> {
         loop {
             let (sequence, failure) = match control::receive(&self.socket) {
-                Ok(Received::Request(request, descriptors)) => {
-                    let carried_out = self.machine.carry_out(request.order, descriptors);
-                    (request.sequence, carried_out.err().map(|error| super::describe(&error)))
+                Ok(Received::Request(Request { sequence, order }, descriptors)) => {
+                    let asker = Asker { reporter: Arc::clone(reporter), sequence };
+                    match self.machine.carry_out(order, descriptors, asker) {
+                        Ok(Progress::UnderWay) => continue,
+                        Ok(Progress::Done) => (sequence, None),
+                        Err(error) => (sequence, Some(super::describe(&error))),
+                    }
                 }
                 Ok(Received::Bad(sequence, message)) => {
                     (sequence, Some(format!("the request cannot be understood: {message}")))
@@ -84,52 +88,75 @@ impl Orders {
     }
 }
 
+/// What has come of an order.
+#[derive(Debug)]
+enum Progress {
+    Done,
+    /// The asker is told in the end.
+    UnderWay,
+}
+
+/// Who is told what has come of an order that takes its time.
+#[derive(Debug)]
+struct Asker {
+    reporter: Arc<Reporter>,
+    sequence: u64,
+}
+
+impl Asker {
+    fn answer(self, result: Result<(), MachineError>) {
+        let failure = result.err().map(|error| super::describe(&error));
+        self.reporter.send(&Report::Answer { sequence: self.sequence, failure });
+    }
+}
+
 impl Changeable {
-    fn carry_out(&self, order: Order, descriptors: Vec<OwnedFd>) -> Result<(), OrderError> {
+    fn carry_out(&self, order: Order, descriptors: Vec<OwnedFd>, asker: Asker) -> Result<Progress, OrderError> {
         match order {
             Order::AddTree { device, name } => {
                 let [top] = exactly(descriptors)?;
-                Ok(self.trees(device)?.add(&name, top)?)
+                self.trees(device)?.add(&name, top)?;
             }
             Order::RemoveTree { device, name } => {
                 let [] = exactly(descriptors)?;
-                Ok(self.trees(device)?.remove(&name)?)
+                self.trees(device)?.remove(&name)?;
             }
             Order::AddMount { tree, parent, name } => {
                 let [covered, top] = exactly(descriptors)?;
                 let trees = self.trees(ShareDevice::Shared)?;
-                Ok(trees.add_mount((&name, &tree, parent.as_deref()), covered, top)?)
+                trees.add_mount((&name, &tree, parent.as_deref()), covered, top)?;
             }
             Order::RemoveMount { name } => {
                 let [] = exactly(descriptors)?;
-                Ok(self.trees(ShareDevice::Shared)?.remove_mount(&name)?)
+                self.trees(ShareDevice::Shared)?.remove_mount(&name)?;
             }
             Order::AttachNet { id, mac, pairs, limits } => {
                 let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
                 let backend = Backend::Tap { taps, vhosts, fallback: nets.fallback.clone() };
-                Ok(nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?)
+                nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?;
             }
             Order::AttachDisk { serial, read_only } => {
                 let [device] = exactly(descriptors)?;
-                Ok(self.disks()?.attach(&serial, device, read_only)?)
+                self.disks()?.attach(&serial, device, read_only)?;
             }
-            Order::DetachDisk { serial } => {
+            Order::DetachDisk { serial, is_released } => {
                 let [] = exactly(descriptors)?;
-                Ok(self.disks()?.detach(&serial)?)
+                self.disks()?.detach(&serial, is_released, |result| asker.answer(result))?;
+                return Ok(Progress::UnderWay);
             }
             Order::SetCarrier { id, on } => {
                 let [] = exactly(descriptors)?;
                 let port = self.nets.as_ref().and_then(|nets| nets.port(id)).ok_or(OrderError::NoNet(id))?;
                 port.set_carrier(on);
-                Ok(())
             }
             Order::GrantMemory { total_mib } => {
                 let [] = exactly(descriptors)?;
                 let vm = self.vm.as_ref().ok_or(GrantError::NoReserve)?;
-                Ok(vm.grant_memory(total_mib)?)
+                vm.grant_memory(total_mib)?;
             }
         }
+        Ok(Progress::Done)
     }
 
     fn disks(&self) -> Result<&Disks, OrderError> {
@@ -169,13 +196,12 @@ mod tests {
 
     use super::*;
     use crate::config::{Limits, MacAddress};
-    use crate::control::Request;
 
     /// Carries requests out, each with so many descriptors, and returns the failures.
     fn answers(machine: Changeable, orders: Vec<(Order, usize)>) -> Vec<Option<String>> {
         let (supervisor, socket) = control::pair().unwrap();
         let (report, reporter) = UnixStream::pair().unwrap();
-        let reporter = Reporter::new(File::from(OwnedFd::from(reporter)), false);
+        let reporter = Arc::new(Reporter::new(File::from(OwnedFd::from(reporter)), false));
         let directory = File::open("/").unwrap();
         for (sequence, (order, descriptors)) in (1..).zip(orders) {
             let descriptors = vec![directory.as_fd(); descriptors];
@@ -277,7 +303,7 @@ mod tests {
     #[test]
     fn a_disk_needs_its_descriptor_and_room() {
         let attach = || Order::AttachDisk { serial: "disk-1".to_owned(), read_only: false };
-        let detach = || Order::DetachDisk { serial: "disk-1".to_owned() };
+        let detach = || Order::DetachDisk { serial: "disk-1".to_owned(), is_released: true };
         let orders = vec![(attach(), 0), (attach(), 2), (detach(), 1), (attach(), 1), (detach(), 0)];
 
         let failures = answers(Changeable::default(), orders);

@@ -25,7 +25,7 @@ type VcpuEnd = Result<Stop, VcpuError>;
 /// # Errors
 ///
 /// When a thread cannot be started; the guest has not run then, or only in part.
-pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Reporter) -> Result<End, MachineError> {
+pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Arc<Reporter>) -> Result<End, MachineError> {
     let host = |doing: &'static str| move |source| MachineError::Host { doing, source };
     let ended = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("make an eventfd"))?);
     let (sender, receiver) = channel();
@@ -69,7 +69,7 @@ struct Watched<'a> {
 
 impl Watched<'_> {
     /// Waits for the first vCPU that ends (its end), or for the supervisor's (`None`); does meanwhile what that asks for.
-    fn wait(&self, supervisor: BorrowedFd<'_>, reporter: &Reporter) -> Result<Option<VcpuEnd>, MachineError> {
+    fn wait(&self, supervisor: BorrowedFd<'_>, reporter: &Arc<Reporter>) -> Result<Option<VcpuEnd>, MachineError> {
         let host = |source| MachineError::Host { doing: "wait for the machine", source };
         loop {
             let mut fds = vec![
@@ -181,7 +181,7 @@ mod tests {
         let (_supervisor, socket) = control::pair().unwrap();
         let orders = Orders { socket, machine: Changeable::default() };
         let report = tempfile::NamedTempFile::new().unwrap();
-        let reporter = Reporter::new(report.reopen().unwrap(), false);
+        let reporter = Arc::new(Reporter::new(report.reopen().unwrap(), false));
         drop(theirs);
         let ended = EventFd::new(0).unwrap();
         let watched = Watched { orders: &orders, network, ended: &ended, receiver: &receiver };

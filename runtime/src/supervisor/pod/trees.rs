@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use bulkhead_vmm::config::{PART_PREFIX, ShareTree};
 use bulkhead_vmm::control::ShareDevice;
 use bulkhead_vmm::tree::DetachedTree;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::apart::apart;
@@ -36,6 +36,24 @@ struct SharedTree {
     users: usize,
     /// Has the guest see what the host mounts below, if it is to.
     following: Option<JoinHandle<()>>,
+    /// Whether the guest sees what was mounted below when it got the tree; closed without where it is not going to.
+    is_whole: watch::Receiver<bool>,
+}
+
+impl SharedTree {
+    fn is_given_up(&self) -> bool {
+        // In this order: once nobody can change it, it is what it is.
+        self.is_whole.has_changed().is_err() && !*self.is_whole.borrow()
+    }
+}
+
+/// A tree that a container has, which another one has added.
+#[derive(Debug)]
+struct Joined<'a> {
+    wanted: &'a ShareTree,
+    /// The other one's name for it.
+    name: String,
+    is_whole: watch::Receiver<bool>,
 }
 
 /// What tells a tree from an earlier or later one at the same path.
@@ -114,36 +132,75 @@ impl PodTrees {
             self.control.add_tree(ShareDevice::Private, tree, &opened).await?;
             taken.private.push(tree.name.clone());
         }
-        // Before the lock: a file system that does not answer is to hold up this container alone.
-        let mut trees = Vec::new();
-        for tree in &shares.shared {
-            trees.push((tree, Found::open_apart(tree).await?));
+        let mut wanted: Vec<&ShareTree> = shares.shared.iter().collect();
+        while !wanted.is_empty() {
+            let joined = self.add_shared(&wanted, taken).await?;
+            wanted = self.await_whole(joined, taken).await;
         }
-        let mut followed = Vec::new();
+        Ok(())
+    }
+
+    /// Adds the trees of the shared device that the machine does not have yet, and returns the others.
+    async fn add_shared<'a>(
+        &self,
+        wanted: &[&'a ShareTree],
+        taken: &mut Taken,
+    ) -> Result<Vec<Joined<'a>>, ControlError> {
+        // Before the lock: a file system that does not answer is to hold up this container alone.
+        let mut trees = Vec::with_capacity(wanted.len());
+        for tree in wanted {
+            trees.push((*tree, Found::open_apart(tree).await?));
+        }
+        let (mut followed, mut joined) = (Vec::new(), Vec::new());
         // Held over the requests, so that no two containers add one folder twice.
         let mut shared = self.shared.lock().await;
         for (tree, Found { opened, identity }) in trees {
-            let is_same = |known: &&mut SharedTree| serves(&known.tree, tree) && known.identity == identity;
+            let is_same = |known: &&mut SharedTree| {
+                serves(&known.tree, tree) && known.identity == identity && !known.is_given_up()
+            };
             if let Some(known) = shared.iter_mut().find(is_same) {
                 known.users += 1;
-                taken.shared.push(known.tree.name.clone());
-                taken.renamed.push((tree.name.clone(), known.tree.name.clone()));
+                let (name, is_whole) = (known.tree.name.clone(), known.is_whole.clone());
+                taken.shared.push(name.clone());
+                taken.renamed.push((tree.name.clone(), name.clone()));
+                joined.push(Joined { wanted: tree, name, is_whole });
                 continue;
             }
             self.control.add_tree(ShareDevice::Shared, tree, &opened).await?;
-            shared.push(SharedTree { tree: tree.clone(), identity, users: 1, following: None });
+            let (whole, is_whole) = watch::channel(!tree.follows);
+            shared.push(SharedTree { tree: tree.clone(), identity, users: 1, following: None, is_whole });
             taken.shared.push(tree.name.clone());
-            followed.extend(tree.follows.then_some(tree));
+            followed.extend(tree.follows.then_some((tree, whole)));
         }
         drop(shared);
-        for tree in followed {
+        // Where one fails, the others are given up too: `whole` is dropped.
+        for (tree, whole) in followed {
             let following = Following::start(tree, &self.control).await?;
             let mut shared = self.shared.lock().await;
             if let Some(known) = shared.iter_mut().find(|known| known.tree.name == tree.name) {
                 known.following = Some(tokio::spawn(following.run()));
             }
+            whole.send_replace(true);
         }
-        Ok(())
+        Ok(joined)
+    }
+
+    /// Waits until trees that others have added are what they are to be; gives those back that are not going to be, and returns what is
+    /// wanted in their place.
+    async fn await_whole<'a>(&self, joined: Vec<Joined<'a>>, taken: &mut Taken) -> Vec<&'a ShareTree> {
+        let mut missing = Vec::new();
+        for Joined { wanted, name, mut is_whole } in joined {
+            if is_whole.wait_for(|is_whole| *is_whole).await.is_ok() {
+                continue;
+            }
+            if let Some(at) = taken.shared.iter().position(|known| *known == name) {
+                taken.shared.swap_remove(at);
+            }
+            taken.renamed.retain(|(own, _)| *own != wanted.name);
+            self.take_back(Taken { shared: vec![name], ..Taken::default() }).await;
+            missing.push(wanted);
+        }
+        missing
     }
 
     /// Takes away what a container had, unless another one has it too.
@@ -160,6 +217,7 @@ impl PodTrees {
         let (unused, used) = std::mem::take(&mut *shared).into_iter().partition(|known| known.users == 0);
         *shared = used;
         let unused: Vec<SharedTree> = unused;
+        drop(shared);
         for known in unused {
             if let Some(following) = known.following {
                 following.abort();
@@ -190,6 +248,8 @@ fn serves(known: &ShareTree, wanted: &ShareTree) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_vmm::control;
+
     use super::*;
 
     fn tree(read_only: bool, recursive: bool) -> ShareTree {
@@ -203,6 +263,60 @@ mod tests {
         assert!(serves(&tree(true, true), &tree(true, true)));
         assert!(!serves(&tree(true, true), &tree(false, true)));
         assert!(!serves(&tree(false, false), &tree(false, true)));
+    }
+
+    /// A tree that two containers have, and what tells whether it is whole.
+    async fn shared(trees: &PodTrees) -> watch::Sender<bool> {
+        let (whole, is_whole) = watch::channel(false);
+        let identity = Identity { device: 1, inode: 1, mounts: Vec::new() };
+        let known = SharedTree { tree: tree(false, true), identity, users: 2, following: None, is_whole };
+        trees.shared.lock().await.push(known);
+        whole
+    }
+
+    /// What a second container has of it.
+    async fn joined<'a>(trees: &PodTrees, wanted: &'a ShareTree) -> (Vec<Joined<'a>>, Taken) {
+        let is_whole = trees.shared.lock().await[0].is_whole.clone();
+        let renamed = vec![(wanted.name.clone(), "t".to_owned())];
+        let taken = Taken { shared: vec!["t".to_owned()], renamed, ..Taken::default() };
+        (vec![Joined { wanted, name: "t".to_owned(), is_whole }], taken)
+    }
+
+    #[tokio::test]
+    async fn a_tree_is_not_used_before_the_mounts_below_are_there() {
+        let trees = PodTrees::new(VmmControl::new(control::pair().unwrap().0));
+        let whole = shared(&trees).await;
+        let wanted = ShareTree { name: "own".into(), ..tree(false, true) };
+        let (joined, mut taken) = joined(&trees, &wanted).await;
+        let mut waiting = Box::pin(trees.await_whole(joined, &mut taken));
+
+        tokio::select! {
+            biased;
+            missing = &mut waiting => panic!("{missing:?}"),
+            () = std::future::ready(()) => {}
+        }
+        whole.send_replace(true);
+        drop(whole);
+
+        assert!(waiting.await.is_empty());
+        assert_eq!((taken.shared, taken.renamed), (vec!["t".to_owned()], vec![("own".to_owned(), "t".to_owned())]));
+        assert!(!trees.shared.lock().await[0].is_given_up());
+    }
+
+    #[tokio::test]
+    async fn a_tree_that_is_not_followed_after_all_is_used_by_no_other() {
+        let trees = PodTrees::new(VmmControl::new(control::pair().unwrap().0));
+        let whole = shared(&trees).await;
+        let wanted = ShareTree { name: "own".into(), ..tree(false, true) };
+        let (joined, mut taken) = joined(&trees, &wanted).await;
+        drop(whole);
+
+        let missing = trees.await_whole(joined, &mut taken).await;
+
+        assert_eq!(missing.iter().map(|tree| tree.name.as_str()).collect::<Vec<_>>(), ["own"]);
+        assert!(taken.shared.is_empty() && taken.renamed.is_empty(), "{taken:?}");
+        let shared = trees.shared.lock().await;
+        assert!(shared[0].is_given_up() && shared[0].users == 1);
     }
 
     #[test]
