@@ -365,6 +365,10 @@ pub(crate) fn describe_end(end: Option<End>, status: io::Result<ExitStatus>, std
         (Some(End::Abandoned), _) => "the VMM lost its supervisor".to_owned(),
         (None, Ok(status)) if !stderr.is_empty() => format!("the sandbox's VMM ended ({status}): {stderr}"),
         (None, Ok(status)) => match status.signal() {
+            Some(libc::SIGSYS) => {
+                "the sandbox's VMM was killed for a system call that it may not make (the kernel's log names it)"
+                    .to_owned()
+            }
             Some(signal) => format!("the sandbox's VMM was killed by signal {signal}"),
             None => format!("the sandbox's VMM ended without a word ({status})"),
         },
@@ -392,6 +396,8 @@ mod tests {
         let killed = || Ok(ExitStatus::from_raw(9));
 
         assert_eq!(describe_end(None, killed(), ""), "the sandbox's VMM was killed by signal 9");
+        let filtered = describe_end(None, Ok(ExitStatus::from_raw(libc::SIGSYS)), "");
+        assert!(filtered.contains("a system call that it may not make"), "{filtered}");
         assert_eq!(
             describe_end(None, Ok(ExitStatus::from_raw(256)), "no"),
             "the sandbox's VMM ended (exit status: 1): no"

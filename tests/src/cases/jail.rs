@@ -47,6 +47,8 @@ fn running_machine_is_locked_in(env: &Env) -> Result {
     for thread in names(&proc.join("task"))? {
         let status = fs::read_to_string(proc.join("task").join(&thread).join("status"))?;
         ensure_eq!(field(&status, "NoNewPrivs")?, "1", "no_new_privs of {}", field(&status, "Name")?);
+        // 2 is SECCOMP_MODE_FILTER (proc(5)).
+        ensure_eq!(field(&status, "Seccomp")?, "2", "the filter of system calls of {}", field(&status, "Name")?);
         let sets = [
             ("CapEff", CAPABILITIES),
             ("CapPrm", CAPABILITIES),

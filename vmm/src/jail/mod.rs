@@ -6,8 +6,9 @@
 //! they end with the process, however it ends.
 //!
 //! Only the calling thread moves in. Threads that are started later are born inside; those that live already must have
-//! ended before the guest runs.
+//! ended before the guest runs. Right before that the system calls are filtered that it may make from there on.
 
+mod filter;
 mod sys;
 
 use std::ffi::CStr;
@@ -25,6 +26,7 @@ use rustix::mount::{
 
 use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
 use crate::tree::{DetachedTree, mount_setattr};
+pub use filter::filter_system_calls;
 pub use sys::close_all_but;
 
 /// What the file server needs of root: to act on files of any owner, and to give them their owner, mode and file

@@ -15,21 +15,24 @@ use super::bus::Bus;
 use super::console::Console;
 use super::orders::Orders;
 use super::{Machine, MachineError, NetworkWatch, StreamWatch};
+use crate::jail;
 use crate::report::{End, Report, Reporter};
 
 /// How a vCPU thread ended.
 type VcpuEnd = Result<Stop, VcpuError>;
 
-/// Runs the machine. `supervisor` is a descriptor that hangs up when the supervisor is gone.
+/// Runs the machine, from a thread that has no others beside it. `supervisor` is a descriptor that hangs up when the
+/// supervisor is gone.
 ///
 /// # Errors
 ///
-/// When a thread cannot be started; the guest has not run then, or only in part.
+/// When the filter cannot be installed or a thread not be started; the guest has not run then, or only in part.
 pub fn run(machine: Machine, supervisor: BorrowedFd<'_>, reporter: &Arc<Reporter>) -> Result<End, MachineError> {
     let host = |doing: &'static str| move |source| MachineError::Host { doing, source };
     let ended = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("make an eventfd"))?);
     let (sender, receiver) = channel();
     let Machine { _vm, vcpus, bus, console, orders, network } = machine;
+    reporter.phase("system call filter", jail::filter_system_calls)?;
     reporter.phase("vcpu threads", || {
         vcpus.into_iter().try_for_each(|vcpu| {
             start_vcpu(vcpu, bus.clone(), sender.clone(), Arc::clone(&ended)).map_err(host("start a vCPU thread"))
