@@ -28,6 +28,7 @@ mod hooks;
 mod install;
 mod logging;
 mod network;
+mod notify;
 mod pidfd;
 mod resctrl;
 mod said;

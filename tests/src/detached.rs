@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,21 @@ impl<'a> Detached<'a> {
         Self::make(env, bundle, &["create", "--console-socket", socket])
     }
 
+    /// `create` for a service manager that has that socket.
+    pub(crate) fn create_told(env: &'a Env, bundle: &Bundle, manager: &Path) -> Result<Self> {
+        Self::make_with(env, bundle, &["create"], |run| run.variable("NOTIFY_SOCKET", manager))
+    }
+
+    /// `run --detach` likewise.
+    pub(crate) fn run_told(env: &'a Env, bundle: &Bundle, manager: &Path) -> Result<Self> {
+        Self::make_with(env, bundle, &["run", "--detach"], |run| run.variable("NOTIFY_SOCKET", manager))
+    }
+
     fn make(env: &'a Env, bundle: &Bundle, verb: &[&str]) -> Result<Self> {
+        Self::make_with(env, bundle, verb, |run| run)
+    }
+
+    fn make_with(env: &'a Env, bundle: &Bundle, verb: &[&str], set: impl FnOnce(Run<'a>) -> Run<'a>) -> Result<Self> {
         bundle.write()?;
         let id = env.id();
         let (output, pid_file) = (env.work.join(format!("{id}.out")), env.work.join(format!("{id}.pid")));
@@ -58,7 +72,7 @@ impl<'a> Detached<'a> {
         let mut made = Self { env, id, output, pid: 0 };
         // Its streams are the container's from then on, so they are no pipes of this process.
         let file = File::create(&made.output)?;
-        let end = env.call(arguments).stdout(file.try_clone()?).stderr(file).output()?;
+        let end = set(env.call(arguments)).stdout(file.try_clone()?).stderr(file).output()?;
         let said = fs::read_to_string(&made.output)?;
         ensure!(end.status.success(), "{verb:?} failed: {}; on its streams {said:?}", end.describe());
         made.pid = fs::read_to_string(&pid_file)?.parse().context(|| "reading the pid file".to_owned())?;

@@ -45,6 +45,7 @@ pub const ERROR_PROGRAM_NOT_EXECUTABLE: ttrpc::Code = ttrpc::Code::PERMISSION_DE
 /// The ttrpc code of an error that says that the process, to which a signal was to be sent, has ended.
 pub const ERROR_PROCESS_FINISHED: ttrpc::Code = ttrpc::Code::ABORTED;
 
+pub mod notification;
 pub mod splice;
 
 mod generated {

@@ -206,6 +206,17 @@ pub enum ControlError {
     },
 }
 
+/// Why there is no waiting for a container to be ready.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadyError {
+    /// There is no such container.
+    #[error(transparent)]
+    NoSuchContainer(#[from] NoSuchContainer),
+    /// It was made without a socket to tell it at.
+    #[error("container {0:?} has no notification socket")]
+    NoSocket(String),
+}
+
 /// Why a process could not be signalled.
 #[derive(Debug, thiserror::Error)]
 pub enum SignalError {

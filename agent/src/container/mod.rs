@@ -37,6 +37,7 @@ mod instance;
 mod join;
 mod launch;
 mod listing;
+mod notify;
 mod proc_files;
 mod process;
 mod sandbox;
@@ -54,7 +55,7 @@ pub use control::OomKills;
 pub use engine::{Engine, EngineConfig};
 pub use error::{
     ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, FindError, LaunchError, NoSuchContainer,
-    NoSuchProcess, ResizeError, SignalError, StartError,
+    NoSuchProcess, ReadyError, ResizeError, SignalError, StartError,
 };
 pub use failure::{Failure, Stage};
 pub use process::Exit;

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::error::NoSuchContainer;
+use super::notify::NotifySocket;
 use super::spec::{Mount, MountSource, SocketSpec};
 use super::{CreateError, Engine};
 use crate::log::{self, Level};
@@ -45,6 +46,8 @@ pub(crate) struct HostSockets {
     /// Which of them is asked first, so that none is passed over for ever. Whoever accepts has it.
     turn: tokio::sync::Mutex<usize>,
     connections: Mutex<JoinSet<()>>,
+    /// The one at which the container tells that it is ready, if it has one.
+    notify: Option<NotifySocket>,
 }
 
 #[derive(Debug)]
@@ -77,15 +80,29 @@ impl Listener {
 impl HostSockets {
     /// Makes those that the mounts ask for, in `folder`, each by the next of the names.
     pub(super) fn listen(mounts: &[Mount], folder: &Path, names: &AtomicU64) -> Result<Self, CreateError> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut notify) = (Vec::new(), None);
         for mount in mounts {
-            let MountSource::Socket(spec) = &mount.source else { continue };
-            let path = folder.join(names.fetch_add(1, Ordering::Relaxed).to_string());
-            let listener = Listener::new(path, spec)
-                .map_err(|source| CreateError::Socket { destination: mount.destination.clone(), source })?;
-            listeners.push(listener);
+            let next_path = || folder.join(names.fetch_add(1, Ordering::Relaxed).to_string());
+            let failed = |source| CreateError::Socket { destination: mount.destination.clone(), source };
+            match &mount.source {
+                MountSource::Socket(spec) => listeners.push(Listener::new(next_path(), spec).map_err(failed)?),
+                MountSource::NotifySocket { .. } if notify.is_none() => {
+                    notify = Some(NotifySocket::new(next_path()).map_err(failed)?);
+                }
+                _ => {}
+            }
         }
-        Ok(Self { listeners, ..Self::default() })
+        Ok(Self { listeners, notify, ..Self::default() })
+    }
+
+    /// What is to be bound for the one at which the container tells that it is ready: itself, or the folder that it is in.
+    pub(crate) fn notify_path(&self, of_folder: bool) -> Option<&Path> {
+        self.notify.as_ref().map(|notify| if of_folder { notify.folder() } else { notify.path() })
+    }
+
+    /// The one at which the container tells that it is ready.
+    pub(super) fn notify(&self) -> Option<&NotifySocket> {
+        self.notify.as_ref()
     }
 
     /// The file that is to be bound for a socket.

@@ -208,6 +208,8 @@ pub(crate) enum MountSource {
     SandboxTmpfs(TmpfsSpec),
     /// A socket at which the agent listens for the host.
     Socket(SocketSpec),
+    /// The socket at which the container tells that it is ready, or the folder that it is in.
+    NotifySocket { is_directory: bool },
     /// What is mounted at the destination, to be changed.
     Remount,
 }
@@ -370,6 +372,7 @@ impl ContainerSpec {
             MountSource::FileSystem { .. }
             | MountSource::SandboxTmpfs(_)
             | MountSource::Socket(_)
+            | MountSource::NotifySocket { .. }
             | MountSource::Remount => None,
         });
         std::iter::once(self.rootfs.clone()).chain(binds).collect()
@@ -452,6 +455,7 @@ impl Mount {
                 let wire::HostSocket { number, mode, uid, gid, .. } = wire.socket.unwrap_or_default();
                 MountSource::Socket(SocketSpec { number, mode: mode & 0o777, uid, gid })
             }
+            None if wire.notify_socket => MountSource::NotifySocket { is_directory: wire.source_is_dir },
             None if wire.fs_type.is_empty() => return Err(SpecError::Missing("mount source")),
             None => MountSource::FileSystem { fs_type: wire.fs_type, source: wire.source },
         };

@@ -362,6 +362,15 @@ impl Agent for AgentService {
         Ok(wire::WaitConnectionResponse { socket, ended, ..Default::default() })
     }
 
+    async fn wait_ready(
+        &self,
+        _context: &TtrpcContext,
+        request: wire::WaitReadyRequest,
+    ) -> ttrpc::Result<wire::WaitReadyResponse> {
+        let line = self.engine.wait_ready(&request.container_id).await.map_err(ToStatus::into_status)?;
+        Ok(wire::WaitReadyResponse { line: line.unwrap_or_default(), ..Default::default() })
+    }
+
     async fn delete_container(
         &self,
         _context: &TtrpcContext,

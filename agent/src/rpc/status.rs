@@ -8,7 +8,7 @@ use ttrpc::Code;
 
 use crate::container::{
     CgroupError, ControlError, CreateError, DeleteError, DeleteProcessError, ExecError, Failure, FindError,
-    LaunchError, NoSuchContainer, ResizeError, SignalError, SpecError, Stage, StartError,
+    LaunchError, NoSuchContainer, ReadyError, ResizeError, SignalError, SpecError, Stage, StartError,
 };
 use crate::cpus::CpuError;
 use crate::disks::DiskError;
@@ -174,6 +174,15 @@ impl ToStatus for ControlError {
             Self::Cgroup(CgroupError::Set { .. }) => Code::INVALID_ARGUMENT,
             Self::Cgroup(_) => Code::INTERNAL,
             Self::NotFrozen { .. } => Code::DEADLINE_EXCEEDED,
+        }
+    }
+}
+
+impl ToStatus for ReadyError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSuchContainer(error) => error.code(),
+            Self::NoSocket(_) => Code::FAILED_PRECONDITION,
         }
     }
 }

@@ -82,7 +82,13 @@ pub(crate) fn make(
     match &mount.source {
         MountSource::Share { .. } => bind(context, mount, mapped).map(|()| None),
         MountSource::SandboxTmpfs(tmpfs) => bind_tmpfs(context, mount, tmpfs).map(|()| None),
-        MountSource::Socket(socket) => bind_socket(context, mount, socket.number).map(|()| None),
+        MountSource::Socket(socket) => {
+            bind_socket(context, mount, context.sockets.path(socket.number), Kind::File).map(|()| None)
+        }
+        MountSource::NotifySocket { is_directory } => {
+            let kind = if *is_directory { Kind::Directory } else { Kind::File };
+            bind_socket(context, mount, context.sockets.notify_path(*is_directory), kind).map(|()| None)
+        }
         MountSource::FileSystem { fs_type, .. } if fs_type == "cgroup2" && context.cgroup.is_some() => {
             bind_own(context, mount, context.cgroup).map(|()| None)
         }
@@ -105,6 +111,7 @@ fn describe(mount: &Mount) -> String {
         MountSource::FileSystem { fs_type, .. } => format!("{fs_type} at {}", mount.destination),
         MountSource::SandboxTmpfs(tmpfs) => format!("the sandbox's tmpfs {:?} at {}", tmpfs.name, mount.destination),
         MountSource::Socket(_) => format!("the host's socket at {}", mount.destination),
+        MountSource::NotifySocket { .. } => format!("the notification socket at {}", mount.destination),
         MountSource::Remount => format!("what is at {} anew", mount.destination),
     }
 }
@@ -150,12 +157,13 @@ fn bind_tmpfs(context: &MountContext<'_>, mount: &Mount, tmpfs: &TmpfsSpec) -> R
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }
 
-fn bind_socket(context: &MountContext<'_>, mount: &Mount, number: u32) -> Result<(), Failure> {
+/// Binds a socket of the agent's, or the folder that it is in.
+fn bind_socket(context: &MountContext<'_>, mount: &Mount, path: Option<&Path>, kind: Kind) -> Result<(), Failure> {
     let make = || -> io::Result<()> {
-        let path = context.sockets.path(number).ok_or(Errno::NOENT)?;
+        let path = path.ok_or(Errno::NOENT)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let source = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, Kind::File)
+        attach_bind(context, mount, &tree::clone_at(source.as_fd(), false)?, kind)
     };
     make().map_err(|error| Failure::new(Stage::Mount, describe(mount), error))
 }

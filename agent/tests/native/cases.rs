@@ -6,6 +6,7 @@ mod confinement;
 mod control;
 mod exec;
 mod filesystem;
+mod notify;
 mod program;
 mod sockets;
 mod stdio;
@@ -100,6 +101,8 @@ cases![
     program::created_container_waits_to_be_started,
     program::containers_are_deleted_in_any_state,
     program::several_containers_run_at_once,
+    notify::readiness_is_told_whenever_it_is_asked_for,
+    notify::end_without_readiness_is_told,
     sockets::connections_are_told_and_joined_with_the_hosts_streams,
     sockets::connections_to_all_sockets_have_their_turn,
     sockets::socket_is_owned_as_the_hosts,

@@ -63,6 +63,7 @@ use crate::cgroup::{CgroupSpec, Limits};
 use crate::hooks::Hooks;
 use crate::logging;
 use crate::network::NetworkNamespace;
+use crate::notify::{self, Notice};
 use crate::resctrl::ResctrlSpec;
 use crate::storage::{HostSocket, ShareError, Shares};
 
@@ -101,6 +102,8 @@ pub(crate) struct Translated {
     pub(crate) named_namespaces: Vec<(LinuxNamespaceType, PathBuf)>,
     /// Of a sandbox: what the pod's containers inherit.
     pub(crate) inherited: Vec<Mount>,
+    /// Who is told that the container is ready, if anybody.
+    pub(crate) notice: Option<Notice>,
     /// The programs to run on the host.
     pub(crate) hooks: Hooks,
     /// What those are told of the container, but for its id.
@@ -126,7 +129,20 @@ pub(crate) fn load_as(bundle: &Path, role: Role<'_>) -> Result<Translated, SpecE
     let bundle = fs::canonicalize(bundle).map_err(|error| SpecError::Bundle(bundle.to_owned(), error))?;
     let path = bundle.join(CONFIG_FILE);
     let spec = read(&path)?;
-    translate(&spec, &bundle, role).map_err(|error| SpecError::Field(path, error))
+    let mut translated = translate(&spec, &bundle, role).map_err(|error| SpecError::Field(path, error))?;
+    if matches!(role, Role::Alone) {
+        stand_for_engine(&mut translated, list(spec.mounts().as_ref()));
+    }
+    Ok(translated)
+}
+
+/// Has the guest's notification socket mounted over an engine's, if there is one, which is then told.
+fn stand_for_engine(translated: &mut Translated, mounts: &[Mount]) {
+    let environment = translated.request.process.as_ref().map(|process| process.env.as_slice());
+    if let Some((mount, notice)) = notify::of_engine(environment.unwrap_or_default(), mounts, &translated.bundle) {
+        translated.request.mounts.push(mount);
+        translated.notice = Some(notice);
+    }
 }
 
 /// Reads a bundle's annotations.
@@ -378,7 +394,6 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         ..CreateContainerRequest::default()
     };
     let (bundle, annotations) = (bundle.to_owned(), annotations.into_iter().collect());
-    let network = namespaces.into_network();
     Ok(Translated {
         request,
         shares,
@@ -390,10 +405,11 @@ fn translate(spec: &Spec, bundle: &Path, role: Role<'_>) -> Result<Translated, F
         cpu_limit,
         cgroup,
         resctrl,
-        network,
+        network: namespaces.into_network(),
         named_namespaces,
         inherited,
         hooks,
+        notice: None,
         bundle,
         annotations,
     })

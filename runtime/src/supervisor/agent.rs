@@ -18,9 +18,10 @@ use bulkhead_protocol::agent::{
     ListProcessesRequest, OnlineCpusRequest, PauseContainerRequest, Process, ProcessInfo, Question,
     ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
     StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessRequest, WaitProcessResponse,
+    WaitProcessRequest, WaitProcessResponse, WaitReadyRequest,
 };
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::notification::is_ready_line;
 use bulkhead_protocol::{ERROR_PROCESS_FINISHED, ERROR_PROGRAM_NOT_EXECUTABLE, ERROR_PROGRAM_NOT_FOUND};
 use thiserror::Error;
 use tokio::time::timeout;
@@ -325,6 +326,17 @@ impl Agent {
         let request = WaitConnectionRequest { container_id: self.container_id.clone(), stream, ..Default::default() };
         let response = self.client.wait_connection(Context::default(), &request).await?;
         Ok((!response.ended).then_some(response.socket))
+    }
+
+    /// Waits until the container tells that it is ready: the line by which it does, or `None` once it has ended without.
+    pub(crate) async fn wait_ready(&self) -> Result<Option<String>, AgentError> {
+        let request = WaitReadyRequest { container_id: self.container_id.clone(), ..Default::default() };
+        let line = self.client.wait_ready(Context::default(), &request).await?.line;
+        if !line.is_empty() && !is_ready_line(&line) {
+            let message = "the guest's agent takes for readiness what is none".to_owned();
+            return Err(AgentError::Refused { message, kind: Refusal::Other });
+        }
+        Ok(Some(line).filter(|line| !line.is_empty()))
     }
 
     /// Forgets an exec'd process that has ended.

@@ -22,8 +22,13 @@ pub(crate) enum Caller {
 impl Caller {
     /// Tells that the container is created, or started.
     pub(super) fn succeeded(self, container: &Arc<Container>) {
+        self.succeeded_and(None, container);
+    }
+
+    /// The same, with the line by which the container has told that it is ready.
+    pub(super) fn succeeded_and(self, ready: Option<String>, container: &Arc<Container>) {
         match self {
-            Self::Parent(reporter) => reporter.succeeded(),
+            Self::Parent(reporter) => reporter.succeeded_and(ready),
             // A call that is no longer waited for has nobody to tell.
             Self::Call(reply) => drop(reply.send(Ok(Arc::clone(container)))),
         }

@@ -6,16 +6,21 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use bulkhead_protocol::agent::{WaitReadyRequest, WaitReadyResponse};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::notification::is_ready_line;
+use containerd_shim_protos::api::StartRequest;
 use containerd_shim_protos::shim_async::TaskClient;
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::Context;
 
 use super::container::CallError;
-use super::state::{Found, LookupError, Status};
+use super::state::{Found, LookupError, Record, Status};
+use crate::notify::{NotifyError, NotifySocket};
 use crate::{pidfd, text};
 
 /// How long a supervisor may take to end after its container.
@@ -38,6 +43,8 @@ pub(crate) enum ClientError {
     Refused(String),
     #[error("the container's supervisor ended before it answered")]
     Lost,
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     #[error("the container's supervisor gave an answer that cannot be understood")]
     Answer,
 }
@@ -99,14 +106,42 @@ pub(crate) fn call<T>(
     ended: CallError,
     work: impl AsyncFnOnce(&TaskClient, String) -> ttrpc::Result<T>,
 ) -> Result<T, ClientError> {
-    match found.status() {
-        Status::Stopped => return Err(ended.into()),
-        Status::Creating => return Err(while_creating(ended).into()),
-        Status::Created | Status::Running | Status::Paused => {}
-    }
+    let ended = expect_alive(found, ended)?;
     event_loop()?.block_on(async {
         let client = connect_unless_ended(found, ended)?;
         Ok(work(&client, found.record().id.clone()).await?)
+    })
+}
+
+/// Fails unless there is an init; returns the error of a container that has ended.
+fn expect_alive(found: &Found, ended: CallError) -> Result<CallError, ClientError> {
+    match found.status() {
+        Status::Stopped => Err(ended.into()),
+        Status::Creating => Err(while_creating(ended).into()),
+        Status::Created | Status::Running | Status::Paused => Ok(ended),
+    }
+}
+
+/// Starts a container that has not ended, and tells `socket` when it is ready. Returns once that is told, or the container has ended
+/// without.
+pub(crate) fn start_and_tell(found: &Found, socket: &NotifySocket) -> Result<(), ClientError> {
+    let ended = expect_alive(found, CallError::StartStopped)?;
+    event_loop()?.block_on(async {
+        let (task, agent) = connect_with_agent(found, ended)?;
+        let Record { id, pid, .. } = found.record();
+        let request = WaitReadyRequest { container_id: id.clone(), ..WaitReadyRequest::default() };
+        // It is asked for before there is anything to be told, so that no end comes before the question.
+        let ready = tokio::spawn(async move { agent.wait_ready(Context::default(), &request).await });
+        tokio::task::yield_now().await;
+        task.start(Context::default(), &StartRequest { id: id.clone(), ..StartRequest::default() }).await?;
+        let manager = socket.connect()?;
+        match ready.await {
+            Ok(Ok(WaitReadyResponse { line, .. })) if is_ready_line(&line) => {
+                Ok(manager.tell(&line, Some(*pid)).await?)
+            }
+            // It has ended, in one way or another.
+            _ => Ok(()),
+        }
     })
 }
 

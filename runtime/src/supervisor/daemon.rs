@@ -52,6 +52,16 @@ struct Report {
     /// Absent where it succeeded.
     error: Option<String>,
     status: u8,
+    /// The line by which a container has told that it is ready, where that was waited for.
+    ready: Option<String>,
+}
+
+/// A child that lives on.
+#[derive(Debug)]
+pub(crate) struct Detached {
+    pub(crate) pid: u32,
+    /// The line by which its container has told that it is ready, where that was waited for.
+    pub(crate) ready: Option<String>,
 }
 
 /// The child's side of the report. Dropped without one, it says that the child has failed.
@@ -61,12 +71,17 @@ pub(crate) struct Reporter(UnixStream);
 impl Reporter {
     /// Lets the parent end well.
     pub(crate) fn succeeded(self) {
-        self.send(&Report { error: None, status: 0 });
+        self.succeeded_and(None);
+    }
+
+    /// The same, with the line by which the container has told that it is ready.
+    pub(crate) fn succeeded_and(self, ready: Option<String>) {
+        self.send(&Report { error: None, status: 0, ready });
     }
 
     /// Lets the parent say what has failed, and end with that status.
     pub(crate) fn failed(self, message: String, status: u8) {
-        self.send(&Report { error: Some(message), status });
+        self.send(&Report { error: Some(message), status, ready: None });
     }
 
     fn send(mut self, report: &Report) {
@@ -89,6 +104,15 @@ impl Reporter {
 ///
 /// What the child reported, or why there is none.
 pub(crate) fn detach(child: impl FnOnce(Reporter) -> u8) -> Result<(), DetachError> {
+    detach_and_hear(child).map(drop)
+}
+
+/// The same for a child that may have more to report.
+///
+/// # Errors
+///
+/// As [`detach`].
+pub(crate) fn detach_and_hear(child: impl FnOnce(Reporter) -> u8) -> Result<Detached, DetachError> {
     let prepare = |doing| move |error: io::Error| DetachError::Prepare(doing, error);
     let (ours, theirs) = UnixStream::pair().map_err(prepare("make a socket"))?;
     // SAFETY: the program starts threads only once a sandbox or an exec'd process is under way, which is in the child, so
@@ -131,15 +155,15 @@ fn close_inherited() {
     }
 }
 
-fn await_report(stream: UnixStream, child: Pid) -> Result<(), DetachError> {
+fn await_report(stream: UnixStream, child: Pid) -> Result<Detached, DetachError> {
     let mut message = Vec::new();
     stream
         .take(MAX_REPORT)
         .read_to_end(&mut message)
         .map_err(|error| DetachError::Prepare("read the report", error))?;
     match serde_json::from_slice(&message) {
-        Ok(Report { error: None, .. }) => Ok(()),
-        Ok(Report { error: Some(message), status }) => Err(DetachError::Failed { message, status }),
+        Ok(Report { error: None, ready, .. }) => Ok(Detached { pid: child.as_raw().cast_unsigned(), ready }),
+        Ok(Report { error: Some(message), status, .. }) => Err(DetachError::Failed { message, status }),
         Err(_) => Err(DetachError::Silent(match waitpid(child, None) {
             Ok(WaitStatus::Exited(_, status)) => format!("exit status {status}"),
             Ok(WaitStatus::Signaled(_, signal, _)) => format!("{signal}"),
@@ -153,7 +177,7 @@ fn await_report(stream: UnixStream, child: Pid) -> Result<(), DetachError> {
 mod tests {
     use super::*;
 
-    fn told(report: impl FnOnce(Reporter)) -> Result<(), DetachError> {
+    fn told(report: impl FnOnce(Reporter)) -> Result<Detached, DetachError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         report(Reporter(theirs));
         // Nobody's child.
@@ -162,7 +186,9 @@ mod tests {
 
     #[test]
     fn the_parent_learns_what_the_child_says() {
-        assert!(told(Reporter::succeeded).is_ok());
+        assert!(matches!(told(Reporter::succeeded), Ok(Detached { ready: None, .. })));
+        let ready = told(|reporter| reporter.succeeded_and(Some("READY=1".into())));
+        assert!(matches!(ready, Ok(Detached { ready: Some(line), .. }) if line == "READY=1"));
         assert!(matches!(
             told(|reporter| reporter.failed("no".into(), 127)),
             Err(DetachError::Failed { message, status: 127 }) if message == "no"

@@ -213,6 +213,7 @@ mod tests {
             net_backend: None,
             poststop: Vec::new(),
             sandbox: None,
+            notifies: false,
         };
         state.record(&record).unwrap();
         state.keep();

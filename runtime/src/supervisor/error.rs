@@ -24,6 +24,7 @@ use crate::hooks::HookError;
 use crate::install::{FindPartsError, OpenPartError};
 use crate::network::NetworkError;
 use crate::network::user::PasstError;
+use crate::notify::NotifyError;
 use crate::resctrl::ResctrlError;
 use crate::spec::SpecError;
 
@@ -125,6 +126,8 @@ pub(crate) enum RunError {
     SpawnVmm(#[from] SpawnVmmError),
     #[error(transparent)]
     Preserved(#[from] PreservedError),
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     #[error(transparent)]
     OpenStream(#[from] OpenStreamError),
     #[error("cannot make the mount point {} in the root file system {}", path.display(), rootfs.display())]

@@ -6,7 +6,7 @@ use std::mem;
 use std::path::Path;
 use std::process;
 
-use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping};
+use bulkhead_protocol::agent::{CreateContainerRequest, IdMapping, Mount};
 
 use super::error::RunError;
 use super::launch::{Mode, Options};
@@ -86,6 +86,7 @@ impl Groundwork {
             net_backend: None,
             poststop: translated.hooks.poststop.clone(),
             sandbox: None,
+            notifies: translated.request.mounts.iter().any(|mount| mount.notify_socket),
         };
         Ok(Self { translated, state, cgroup, resctrl, record, user_network, hooks_first, namespaces: None, begin_ns })
     }
@@ -174,7 +175,9 @@ pub(super) fn make_mount_points(request: &CreateContainerRequest, shares: &Share
     let Some(rootfs) = shares.private.first().filter(|tree| tree.read_only) else {
         return Ok(());
     };
-    let mounts = request.mounts.iter().filter(|mount| !mount.remount).map(|mount| {
+    // Where the notification socket alone is mounted, it is over an engine's.
+    let is_made = |mount: &&Mount| !mount.remount && (!mount.notify_socket || mount.source_is_dir);
+    let mounts = request.mounts.iter().filter(is_made).map(|mount| {
         let file = mount.socket.is_some() || mount.share.is_some() && !mount.source_is_dir;
         (mount.destination.as_str(), if file { Kind::File } else { Kind::Folder })
     });

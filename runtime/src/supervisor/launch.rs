@@ -2,7 +2,7 @@
 //! From the command line to a booting sandbox: in this process, or in one that lives on.
 
 use std::path::{PathBuf, absolute};
-use std::{env, io, mem, process};
+use std::{io, mem, process};
 
 use bulkhead_protocol::agent::{
     ConfigureNetworkRequest, ConfigureSandboxRequest, CreateContainerRequest, NamespaceKind,
@@ -27,6 +27,7 @@ use crate::install::{Install, OpenParts};
 use crate::logging;
 use crate::network::user::{Passt, Started};
 use crate::network::{self, Connected, Device, DeviceOptions, Follower, Network, NetworkError, NetworkNamespace};
+use crate::notify::{self, Notice, NotifySocket};
 use crate::spec::{self, BlockDevice, Translated};
 use crate::storage::Shares;
 use crate::text;
@@ -135,11 +136,24 @@ pub(crate) fn run(options: Options) -> Result<u8, RunError> {
 pub(crate) fn create(options: Options) -> Result<(), CreateError> {
     let options = options.absolute().map_err(RunError::Paths)?;
     let plan = check(&options)?;
-    Ok(daemon::detach(|reporter| {
+    let detached = daemon::detach_and_hear(|reporter| {
         let mut caller = Some(Caller::Parent(reporter));
         let result = traced(&options, |trace| create_in_child(&options, plan, &mut caller, trace));
         report(result, caller)
-    })?)
+    })?;
+    if let Some(line) = &detached.ready
+        && let Err(error) = tell_manager(line, detached.pid)
+    {
+        logging::warn(format_args!("{}", text::chain(&error)));
+    }
+    Ok(())
+}
+
+/// Tells the service manager that has called that a container is ready. It knows this process, and not the one that lives on.
+fn tell_manager(line: &str, main_pid: u32) -> Result<(), RunError> {
+    let Some(socket) = NotifySocket::of_caller()? else { return Ok(()) };
+    let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
+    Ok(event_loop.block_on(async { socket.connect()?.tell(line, Some(main_pid)).await })?)
 }
 
 /// Makes a container for a call that this process serves, and supervises it to its end; within an event loop. Streams are
@@ -219,8 +233,33 @@ fn check(options: &Options) -> Result<Plan, RunError> {
     let install = Install::find()?;
     let parts = install.open()?;
     let passt = translated.machine.user_network.as_ref().map(|_| install.passt()).transpose()?;
+    give_notify_socket(options, &mut translated)?;
     let preserved = preserved(options, &mut translated)?;
     Ok(Plan { translated, install, parts, passt, preserved })
+}
+
+/// Gives the container a socket at which it tells that it is ready, where the caller's environment has one.
+fn give_notify_socket(options: &Options, translated: &mut Translated) -> Result<(), RunError> {
+    // What serves calls has its own caller's environment.
+    if options.mode == Mode::Served {
+        return Ok(());
+    }
+    let Some(socket) = NotifySocket::of_caller()? else { return Ok(()) };
+    if let Some(process) = translated.request.process.as_mut() {
+        notify::give(&mut translated.request.mounts, &mut process.env);
+    }
+    translated.notice = match (options.mode, options.mode.starts().then(|| socket.connect())) {
+        (Mode::Foreground { .. }, Some(Ok(manager))) => Some(Notice::Supervisor { manager, with_pid: true }),
+        (_, Some(Ok(_))) => Some(Notice::Caller),
+        // The container is run all the same, as with runc.
+        (_, Some(Err(error))) => {
+            logging::warn(format_args!("{}", text::chain(&error)));
+            None
+        }
+        // `start` waits for it.
+        (_, None) => None,
+    };
+    Ok(())
 }
 
 /// Takes the caller's descriptors that are the container's; its environment tells of those that the caller's has told of.
@@ -228,9 +267,6 @@ fn preserved(options: &Options, translated: &mut Translated) -> Result<Preserved
     // What serves calls has its own caller's environment.
     if options.mode == Mode::Served {
         return Ok(Preserved::default());
-    }
-    if env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty()) {
-        logging::warn(format_args!("NOTIFY_SOCKET is not passed on: the container cannot tell that it is ready"));
     }
     let asked = Asked::with_environment(options.preserve_fds);
     if let (1.., Some(process)) = (asked.environment, translated.request.process.as_mut()) {
@@ -308,6 +344,7 @@ fn launch(
         cpu_limit,
         network,
         hooks,
+        notice,
         sockets: host_sockets,
         ..
     } = translated;
@@ -368,6 +405,7 @@ fn launch(
         ends,
         follower,
         passt,
+        notice,
     };
     let sandbox = Sandbox::new(vmm, cgroup, network, state, own_terminal, size, streams);
     Ok((sandbox, launched))

@@ -38,6 +38,7 @@
 //! stays only if it is kept for those who created the container.
 
 pub(crate) mod agent;
+mod agent_service;
 mod caller;
 mod claims;
 pub(crate) mod client;
@@ -57,13 +58,13 @@ mod machine_cpus;
 mod machine_memory;
 mod network;
 pub(crate) mod oom_score;
-mod oom_service;
 mod pid_file;
 pub(crate) mod pod;
 mod pod_cpus;
 mod proc_view;
 mod proxy;
 mod questions;
+mod ready;
 mod sandbox;
 mod signals;
 pub(crate) mod state;

@@ -30,6 +30,7 @@ use super::machine_memory::{Claim, MachineMemory};
 use super::network::NetworkTask;
 use super::pid_file;
 use super::proc_view::ProcPlace;
+use super::ready;
 use super::signals::{self, BlockedSignals, Received, SignalStream};
 use super::state::{Record, StateDir, Status};
 use super::streams::{self, Ends, Outputs, StreamIds};
@@ -43,6 +44,7 @@ use crate::hooks::{self, Hook, Hooks, State};
 use crate::logging;
 use crate::network::user::Passt;
 use crate::network::{Follower, Network};
+use crate::notify::Notice;
 use crate::pidfd;
 use crate::resctrl::ResctrlGroup;
 use crate::spec::{CpuLimit, Machine};
@@ -71,6 +73,8 @@ pub(super) struct Launched {
     pub(super) follower: Option<Follower>,
     /// What the network is instead.
     pub(super) passt: Option<Passt>,
+    /// Who is told that the container is ready.
+    pub(super) notice: Option<Notice>,
 }
 
 /// What is to be made.
@@ -115,6 +119,9 @@ pub(super) struct Sandbox {
     follower: Option<Follower>,
     /// Where the container's processes are to be seen, until they are.
     processes: Option<ProcPlace>,
+    /// Who is to be told that the container is ready, until somebody waits for that, and who does.
+    notice: Option<Notice>,
+    notices: JoinSet<()>,
     /// Work that ends with the sandbox.
     tasks: JoinSet<()>,
 }
@@ -159,6 +166,8 @@ impl Sandbox {
             phase: Phase::Booting,
             follower: None,
             processes: None,
+            notice: None,
+            notices: JoinSet::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -190,9 +199,10 @@ impl Sandbox {
             ends,
             follower,
             passt,
+            notice,
         } = launched;
         (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
-        (self.passt, self.resctrl) = (passt, resctrl);
+        (self.passt, self.resctrl, self.notice) = (passt, resctrl, notice);
         let (vmm_sender, vmm_events) = unbounded_channel();
         let (failed, failures) = unbounded_channel();
         let signals = signals.into_stream().map_err(RunError::Signals)?;
@@ -219,7 +229,7 @@ impl Sandbox {
         let begin_ns = now_ns();
         // The machine goes first: who learns of the end may rely on it.
         let vmm_end = (!start.disks.is_empty()).then(|| self.vmm.watch());
-        let Self { raw, vmm, passt, cgroup, resctrl, network, state, tasks, .. } = self;
+        let Self { raw, vmm, passt, cgroup, resctrl, network, state, notices, tasks, .. } = self;
         // In this order: a cgroup is removed when it has no process.
         drop((raw, vmm, passt, cgroup, resctrl, network, tasks));
         if let Some(Ok(end)) = vmm_end {
@@ -230,7 +240,8 @@ impl Sandbox {
         // What is kept is let go of when it says how the container ended: without its supervisor it is taken for stopped.
         let state = kept.then_some(state);
         container.stopped(status, kept);
-        drop(state);
+        // Who waits for the container to be ready finds that it has ended.
+        drop((state, notices));
         server.stop().await;
         events.trace.since("teardown", begin_ns);
         // `delete` runs those of a container whose state is kept.
@@ -283,8 +294,16 @@ impl Sandbox {
         if options.mode.keeps() {
             self.state.keep();
         }
-        if let Some(caller) = caller.take() {
-            caller.succeeded(container);
+        let notice = self.notice.take();
+        match caller.take() {
+            Some(caller) if matches!(notice, Some(Notice::Caller)) => {
+                drop(self.notices.spawn(ready::report(Arc::clone(container), caller)));
+            }
+            Some(caller) => caller.succeeded(container),
+            None => {}
+        }
+        if let Some(Notice::Supervisor { manager, with_pid }) = notice {
+            self.notices.spawn(ready::tell(Arc::clone(container), manager, with_pid));
         }
         let exit = self.wait(container, events).await?;
         let exited_ns = events.trace.guest_to_host(exit.exited_at_ns);
@@ -469,6 +488,7 @@ impl Sandbox {
     async fn drain(&mut self, container: &Container, events: &mut Events<'_>) -> Result<(), RunError> {
         let mut outputs = self.outputs.take();
         let mut connections = mem::take(&mut self.connections);
+        let mut notices = mem::take(&mut self.notices);
         let drained = async {
             if let Some(outputs) = &mut outputs {
                 tokio::select! {
@@ -479,7 +499,7 @@ impl Sandbox {
             Ok(())
         };
         let deleted = async {
-            tokio::join!(container.farewell(), connections.finish());
+            tokio::join!(container.farewell(), connections.finish(), ready::finish(&mut notices));
             container.agent.delete(false).await.map_err(RunError::Delete)
         };
         let result = {

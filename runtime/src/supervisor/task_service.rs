@@ -31,7 +31,7 @@ use super::machine_memory::GrowError;
 use super::state::Status;
 use super::streams::StreamIds;
 use super::terminal::Size;
-use super::{execs, oom_service};
+use super::{agent_service, execs};
 use crate::spec::{self, PartError};
 use crate::text;
 
@@ -65,7 +65,7 @@ impl TaskServer {
     ) -> std::io::Result<Self> {
         let calls = Calls::default();
         let service = Arc::new(TaskService { container: Arc::clone(container), calls: calls.clone() });
-        Self::start_with(listener, service, oom_service::service(container, &calls), calls).await
+        Self::start_with(listener, service, agent_service::service(container, &calls), calls).await
     }
 
     /// Serves a service and those of other names, whose calls under way `calls` counts.

@@ -51,6 +51,7 @@ mod network_settings;
 mod network_shared;
 mod network_user;
 mod network_user_ends;
+mod notify;
 mod pod_containers;
 mod pod_creates;
 mod pod_events;
@@ -192,6 +193,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         network_shared::CASES,
         network_user::CASES,
         network_user_ends::CASES,
+        notify::CASES,
         podman::CASES,
         podman_networks::CASES,
         pod_containers::CASES,

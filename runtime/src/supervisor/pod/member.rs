@@ -167,6 +167,7 @@ impl Pod {
             net_backend: self.sandbox.record().net_backend,
             poststop: translated.hooks.poststop.clone(),
             sandbox: Some(self.sandbox.id().to_owned()),
+            notifies: false,
         }
     }
 

@@ -169,6 +169,7 @@ async fn make(
         net_backend,
         poststop: Vec::new(),
         sandbox: None,
+        notifies: false,
     };
     state.record(&record)?;
     let task = state.bind_task()?;
@@ -179,8 +180,7 @@ async fn make(
     sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
     let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
     let watched = vmm.watch().map_err(RunError::EventLoop)?;
-    let numbers = execs::stream_numbers();
-    let weak_cgroup = cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
+    let (numbers, weak_cgroup) = (execs::stream_numbers(), cgroup.as_ref().map(Arc::downgrade).unwrap_or_default());
     let sandbox = Container::sandbox(agent.clone(), record, weak_cgroup.clone(), state.handle()?);
     let sandbox = Arc::new(sandbox.numbering_streams(Arc::clone(&numbers)));
     let told = Arc::clone(&sandbox);

@@ -90,6 +90,9 @@ pub(crate) struct Record {
     /// The id of the pod's sandbox that it is in: its supervisor is that of the pod's other containers, too.
     #[serde(default)]
     pub(crate) sandbox: Option<String>,
+    /// Whether it can tell that it is ready, so that a start may wait for that.
+    #[serde(default)]
+    pub(crate) notifies: bool,
 }
 
 impl Record {
@@ -178,6 +181,7 @@ pub(super) mod tests {
             net_backend: None,
             poststop: Vec::new(),
             sandbox: None,
+            notifies: false,
         }
     }
 
