@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{debian_program, docker_archive, major_version, search_path, state_folder};
+use super::{debian_program, docker_archive, major_version, search_path, state_folder, wait_for_listener};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
@@ -112,6 +112,7 @@ impl<'a> Containerd<'a> {
         daemon.env("PATH", search_path(self.env)?).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context(|| "starting containerd".to_owned())?);
         let end = Instant::now() + LIMIT;
+        wait_for_listener(&self.socket(), end);
         while self.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "containerd does not answer: {}", self.log());
             thread::sleep(Duration::from_millis(200));

@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 
 use serde_json::json;
 
-use super::{Containerd, IMAGE, debian_program, image_archive, major_version, search_path, state_folder};
+use super::{
+    Containerd, IMAGE, debian_program, image_archive, major_version, search_path, state_folder, wait_for_listener,
+};
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, fail, skip};
 use crate::output::Output;
@@ -84,6 +86,7 @@ impl<'a> Docker<'a> {
         let daemon = daemon.spawn().context(|| "starting dockerd".to_owned())?;
         let docker = Self { env, daemon, client, state, major_version, containerd: Some(containerd) };
         let end = Instant::now() + LIMIT;
+        wait_for_listener(&docker.state.join("d.sock"), end);
         while docker.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "dockerd does not answer: {}", docker.log());
             thread::sleep(Duration::from_millis(200));

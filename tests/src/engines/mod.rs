@@ -8,8 +8,11 @@ mod podman;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub(crate) use containerd::Containerd;
 pub(crate) use docker::{BY_NAME, Docker, SHIM};
@@ -31,6 +34,14 @@ const ENGINES: &str = "BULKHEAD_TEST_ENGINES";
 /// That folder.
 fn unpacked() -> Option<PathBuf> {
     std::env::var_os(ENGINES).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Waits until a daemon listens. Its client is not asked before: on a processor that both share each try takes from the daemon what
+/// it needs to start.
+fn wait_for_listener(socket: &Path, end: Instant) {
+    while UnixStream::connect(socket).is_err() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// How engines are asked for what a container uses.
