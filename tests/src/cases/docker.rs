@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::network::{answer_name, answer_to, host};
 use super::{Case, case};
-use crate::engines::{BY_NAME, Docker, SHIM, USAGE, expect_usage_of_busy_box};
+use crate::engines::{BY_NAME, Docker, PAUSE, SHIM, USAGE, expect_usage_of_busy_box};
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, skip};
 use crate::pty::Terminal;
@@ -150,8 +150,7 @@ fn restarted(env: &Env) -> Result {
 /// The runtime by the name of its shim: on the command line, and in the daemon's configuration.
 fn by_shim(env: &Env) -> Result {
     env.only_bulkhead()?;
-    let docker = Docker::new(env)?;
-    docker.require_shims()?;
+    let docker = Docker::with_shims(env)?;
 
     docker
         .run_by(SHIM, &["--rm", "-i"], &["wc", "-c"])
@@ -303,7 +302,7 @@ fn wait_for_log(docker: &Docker<'_>, times: usize) -> Result {
             return Ok(());
         }
         ensure!(Instant::now() < end, "the container has not said `up` {times} times: {}", log.describe());
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(PAUSE);
     }
 }
 

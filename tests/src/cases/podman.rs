@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Case, case};
-use crate::engines::{Podman, USAGE, expect_usage_of_busy_box};
+use crate::engines::{PAUSE, Podman, USAGE, expect_usage_of_busy_box};
 use crate::env::{Env, Kind};
 use crate::failure::{Result, ensure, ensure_eq, fail, skip};
 use crate::pty::Terminal;
@@ -89,7 +89,7 @@ fn detached_and_removed(env: &Env) -> Result {
     let deadline = Instant::now() + LIMIT;
     while !podman.succeed(["ps", "--all", "--quiet"])?.stdout().is_empty() {
         ensure!(Instant::now() < deadline, "a container of --rm is still there");
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(PAUSE);
     }
     Ok(())
 }
@@ -258,7 +258,7 @@ fn wait_for_log(podman: &Podman<'_>, name: &str, times: usize) -> Result {
             return Ok(());
         }
         ensure!(Instant::now() < end, "{name} has not said `up` {times} times: {}", log.describe());
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(PAUSE);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{debian_program, docker_archive, major_version, search_path, state_folder, wait_for_listener};
+use super::{PAUSE, debian_program, docker_archive, major_version, search_path, state_folder, wait_for_listener};
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
@@ -115,7 +115,7 @@ impl<'a> Containerd<'a> {
         wait_for_listener(&self.socket(), end);
         while self.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "containerd does not answer: {}", self.log());
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(PAUSE);
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ impl<'a> Containerd<'a> {
             match task {
                 Some((now, pid)) if now == state => return Ok(pid),
                 task if Instant::now() >= end => fail!("the task is {task:?}, not {state}: {}", self.log()),
-                _ => thread::sleep(Duration::from_millis(100)),
+                _ => thread::sleep(PAUSE),
             }
         }
     }

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{
-    Containerd, IMAGE, debian_program, image_archive, major_version, search_path, state_folder, wait_for_listener,
+    Containerd, IMAGE, PAUSE, debian_program, image_archive, major_version, search_path, state_folder,
+    wait_for_listener,
 };
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, fail, skip};
@@ -41,7 +42,6 @@ pub(crate) struct Docker<'a> {
     daemon: Child,
     client: PathBuf,
     state: PathBuf,
-    major_version: u32,
     /// What it uses, until that is ended: one that it starts itself has to answer within a time that is short for an emulated host.
     containerd: Option<Containerd<'a>>,
 }
@@ -59,16 +59,27 @@ impl<'a> Docker<'a> {
         Self::with(env, &[])
     }
 
+    /// The same as [`Self::new`], or a skipped case where the daemon takes no shims' names for runtimes.
+    pub(crate) fn with_shims(env: &'a Env) -> Result<Self> {
+        let version = major_version(&debian_program("/usr/sbin/dockerd", "docker.io")?)?;
+        if version < FIRST_WITH_SHIMS {
+            skip!(
+                "this docker takes no shim for a runtime: that needs version {FIRST_WITH_SHIMS}, and this is {version} \
+                 (tests/README.md tells how to try another)"
+            );
+        }
+        Self::new(env)
+    }
+
     fn with(env: &'a Env, words: &[&str]) -> Result<Self> {
         let program = debian_program("/usr/sbin/dockerd", "docker.io")?;
         let client = debian_program("/usr/bin/docker", "docker.io")?;
         debian_program("/usr/bin/containerd", "containerd")?;
         let state = state_folder(env, "docker")?;
-        let major_version = major_version(&program)?;
         let config = state.join("daemon.json");
         // The same by the name of its shim, which older ones refuse.
         let by_name = json!({ "runtimes": { BY_NAME: { "runtimeType": SHIM } } });
-        let settings = if major_version < FIRST_WITH_SHIMS { json!({}) } else { by_name };
+        let settings = if major_version(&program)? < FIRST_WITH_SHIMS { json!({}) } else { by_name };
         std::fs::write(&config, settings.to_string())?;
         let folder = state.join("containerd");
         std::fs::create_dir(&folder)?;
@@ -84,12 +95,12 @@ impl<'a> Docker<'a> {
         daemon.args(["--storage-driver", "vfs"]).args(words);
         daemon.env("BULKHEAD_BOOT_TIMEOUT_MS", "90000").stdout(log.try_clone()?).stderr(log);
         let daemon = daemon.spawn().context(|| "starting dockerd".to_owned())?;
-        let docker = Self { env, daemon, client, state, major_version, containerd: Some(containerd) };
+        let docker = Self { env, daemon, client, state, containerd: Some(containerd) };
         let end = Instant::now() + LIMIT;
         wait_for_listener(&docker.state.join("d.sock"), end);
         while docker.call(["version"]).output()?.status.code() != Some(0) {
             ensure!(Instant::now() < end, "dockerd does not answer: {}", docker.log());
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(PAUSE);
         }
         docker.call(["import", "-", IMAGE]).input(image_archive(env)?).limit(LIMIT).output()?.expect_code(0)?;
         Ok(docker)
@@ -116,18 +127,6 @@ impl<'a> Docker<'a> {
     /// `run` of the image by the tested runtime, without a network.
     pub(crate) fn run(&self, options: &[&str], command: &[&str]) -> Run<'_> {
         self.run_by("tested", options, command)
-    }
-
-    /// Skips the case unless runtimes can be named by their shims.
-    pub(crate) fn require_shims(&self) -> Result {
-        if self.major_version < FIRST_WITH_SHIMS {
-            skip!(
-                "this docker takes no shim for a runtime: that needs version {FIRST_WITH_SHIMS}, and this is {} (tests/README.md \
-                 tells how to try another)",
-                self.major_version
-            );
-        }
-        Ok(())
     }
 
     /// The same by a runtime of another name.

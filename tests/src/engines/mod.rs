@@ -36,6 +36,9 @@ fn unpacked() -> Option<PathBuf> {
     std::env::var_os(ENGINES).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
+/// Between two questions to an engine's client, which takes an emulated processor for seconds.
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+
 /// Waits until a daemon listens. Its client is not asked before: on a processor that both share each try takes from the daemon what
 /// it needs to start.
 fn wait_for_listener(socket: &Path, end: Instant) {
