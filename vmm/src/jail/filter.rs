@@ -2,12 +2,12 @@
 //! The system calls that a VMM may make once its guest runs.
 //!
 //! Everything that takes more is done before: opening the machine's parts, mounting, making namespaces, giving up
-//! capabilities. What is left is to serve files below directories that are open, to move bytes between descriptors that are open, to wait, and to
-//! start threads. A call that is not on the list ends the process with `SIGSYS`: it is a fault of the VMM's, or a guest
-//! that has taken it over.
+//! capabilities. What is left is to serve files below directories that are open, to move bytes between descriptors that
+//! are open, to wait, and to start threads. A call that is not on the list ends the process with `SIGSYS`: it is a fault of
+//! the VMM's, or a guest that has taken it over.
 //!
-//! The list was checked against every `syscall` instruction of the linked program, so that it does not hang on the paths that tests
-//! happen to take.
+//! The list was compared with the `syscall` instructions of the linked program, so that it does not hang on the paths that
+//! tests happen to take.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -121,7 +121,7 @@ const ALLOWED: &[c_long] = &[
 /// Requests of ioctl(2) that are allowed by their type, bits 8 to 15 (asm-generic/ioctl.h): KVM's, and vhost's.
 const IOCTL_TYPES: [u64; 2] = [0xae, 0xaf];
 
-/// Further ones, by number: those of taps, and of descriptors that do not block.
+/// Further ones, by number: those of taps, of descriptors that are not to block, and of disks.
 const IOCTLS: [u64; 6] =
     [libc::TUNSETVNETHDRSZ, libc::TUNSETOFFLOAD, libc::TUNSETQUEUE, libc::TUNSETTXFILTER, libc::FIONBIO, BLKSSZGET];
 
