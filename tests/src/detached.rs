@@ -15,7 +15,7 @@ use crate::bundle::Bundle;
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
 use crate::output::Output;
-use crate::processes::{self, Process};
+use crate::processes::{self, Looks, Process};
 use crate::run::Run;
 
 /// How long what is waited for may take.
@@ -132,11 +132,12 @@ impl<'a> Detached<'a> {
     /// Waits until the state says so.
     pub(crate) fn wait_for_status(&self, status: &str) -> Result {
         let end = Instant::now() + LIMIT;
+        let mut looks = Looks::begin();
         while self.state()?["status"] != status {
             if Instant::now() >= end {
                 fail!("the container has not become {status}: {}", self.state()?);
             }
-            thread::sleep(Duration::from_millis(20));
+            looks.pause();
         }
         Ok(())
     }
@@ -172,10 +173,11 @@ impl<'a> Detached<'a> {
     /// all of them have been reaped. No run may be going on.
     pub(crate) fn wait_with_orphans(&self) -> Result<i32> {
         let end = Instant::now() + LIMIT;
+        let mut looks = Looks::begin();
         while Process::of(self.pid).is_some_and(|process| process.state != 'Z') {
             ensure!(Instant::now() < end, "process {} does not end", self.pid);
             processes::reap_orphans(&[self.pid]);
-            thread::sleep(Duration::from_millis(20));
+            looks.pause();
         }
         self.wait()
     }

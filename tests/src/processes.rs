@@ -2,11 +2,17 @@
 //! Processes below this one, as `/proc` shows them.
 
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Child, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// One process.
 #[derive(Debug, Clone)]
@@ -44,6 +50,57 @@ impl Process {
     }
 }
 
+/// Pauses between looks at something that is not told when it changes. A look takes long where the processor is emulated, and
+/// what is waited for needs that processor as well: a third of it at most goes into looking.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    began: Instant,
+}
+
+impl Looks {
+    const SHORTEST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_millis(500);
+
+    /// Begins the first look.
+    pub(crate) fn begin() -> Self {
+        Self { began: Instant::now() }
+    }
+
+    /// Ends a look, pauses, and begins the next one.
+    pub(crate) fn pause(&mut self) {
+        thread::sleep((self.began.elapsed() * 2).clamp(Self::SHORTEST, Self::LONGEST));
+        self.began = Instant::now();
+    }
+}
+
+/// Waits until one of these children has ended, which leaves it to be waited for, at most that long.
+pub(crate) fn wait_for_any<'a>(children: impl IntoIterator<Item = &'a Child>, limit: Duration) -> io::Result<()> {
+    let open = |child| pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty());
+    let descriptors: Vec<OwnedFd> = children.into_iter().map(open).collect::<Result<_, _>>()?;
+    let mut waited_for: Vec<PollFd<'_>> =
+        descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    match poll(&mut waited_for, Some(&limit)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until a child has ended, at most that long; how it has ended, if it has.
+pub(crate) fn wait_for_end(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        wait_for_any([&*child], left)?;
+    }
+}
+
 fn all() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter_map(Process::of).collect()
@@ -66,12 +123,13 @@ pub(crate) fn descendants(pid: i32) -> Vec<Process> {
 /// The first process below `pid` with that name, waited for as long as `limit`.
 pub(crate) fn wait_for_descendant(pid: i32, name: &str, limit: Duration) -> Option<Process> {
     let end = Instant::now() + limit;
+    let mut looks = Looks::begin();
     loop {
         let found = descendants(pid).into_iter().find(|process| process.name == name && process.state != 'Z');
         if found.is_some() || Instant::now() >= end {
             return found;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        looks.pause();
     }
 }
 

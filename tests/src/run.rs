@@ -285,23 +285,17 @@ impl Running {
     /// Waits for its end, and the end of its streams.
     pub(crate) fn finish(mut self) -> Result<Output> {
         self.stdin = None;
-        let end = self.started + self.limit;
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            if Instant::now() >= end {
-                let told = |stream: &Option<Collector>| {
-                    stream.as_ref().map(|stream| String::from_utf8_lossy(&stream.bytes()).into_owned())
-                };
-                fail!(
-                    "no end after {:?}; stdout so far {:?}, stderr {:?}",
-                    self.limit,
-                    told(&self.stdout).unwrap_or_default(),
-                    told(&self.stderr).unwrap_or_default()
-                );
-            }
-            thread::sleep(Duration::from_millis(2));
+        let left = self.limit.saturating_sub(self.started.elapsed());
+        let Some(status) = processes::wait_for_end(&mut self.child, left)? else {
+            let told = |stream: &Option<Collector>| {
+                stream.as_ref().map(|stream| String::from_utf8_lossy(&stream.bytes()).into_owned())
+            };
+            fail!(
+                "no end after {:?}; stdout so far {:?}, stderr {:?}",
+                self.limit,
+                told(&self.stdout).unwrap_or_default(),
+                told(&self.stderr).unwrap_or_default()
+            );
         };
         let elapsed = self.started.elapsed();
         self.ended = true;

@@ -7,7 +7,6 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
@@ -28,6 +27,9 @@ const SKIPPED: u8 = 77;
 
 /// The longest silence.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
+
+/// How often time limits, and orphans, are looked at.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How a case ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,7 +148,7 @@ impl<'a> Suite<'a> {
             }
             self.collect()?;
             self.give_sign_of_life();
-            thread::sleep(Duration::from_millis(10));
+            processes::wait_for_any(self.running.iter().map(|running| &running.child), BETWEEN_LOOKS)?;
         }
         let Counts { passed, passed_again, failed, skipped, not_begun } = self.counts;
         let again = if passed_again == 0 { String::new() } else { format!(" ({passed_again} at the second try)") };

@@ -15,7 +15,7 @@ use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
 use crate::failure::{Context as _, Failure, Result, ensure, fail, skip};
-use crate::processes;
+use crate::processes::{self, Looks};
 
 pub(super) const CASES: &[Case] = &[
     case!(killed_runtime_takes_its_machine_along),
@@ -42,6 +42,7 @@ fn sleeping(env: &Env) -> Result<Bundle> {
 /// No process is left below this one, at once.
 fn ensure_no_processes(limit: Duration) -> Result {
     let end = Instant::now() + limit;
+    let mut looks = Looks::begin();
     loop {
         processes::reap_orphans(&[]);
         let left = processes::descendants(std::process::id().cast_signed());
@@ -49,7 +50,7 @@ fn ensure_no_processes(limit: Duration) -> Result {
             return Ok(());
         }
         ensure!(Instant::now() < end, "still there after {limit:?}: {:?}", left);
-        std::thread::sleep(Duration::from_millis(5));
+        looks.pause();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail, skip};
 use crate::messages::shim::{Any, BootstrapParams, BootstrapResult, DeleteResponse, RuntimeInfo};
 use crate::output::Output;
-use crate::processes::{self, Process};
+use crate::processes::{self, Looks, Process};
 use crate::run::Run;
 
 pub(super) const CASES: &[Case] = &[
@@ -88,13 +88,14 @@ impl<'a> Shim<'a> {
     /// Waits until the server has ended.
     pub(super) fn ends(pid: i32) -> Result {
         let end = Instant::now() + Duration::from_secs(10);
+        let mut looks = Looks::begin();
         loop {
             processes::reap_orphans(&[]);
             if Process::of(pid).is_none_or(|process| process.state == 'Z') {
                 return Ok(());
             }
             ensure!(Instant::now() < end, "the server {pid} goes on");
-            thread::sleep(Duration::from_millis(20));
+            looks.pause();
         }
     }
 

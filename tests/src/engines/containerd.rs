@@ -15,7 +15,7 @@ use super::{PAUSE, debian_program, docker_archive, major_version, search_path, s
 use crate::env::{Env, Kind};
 use crate::failure::{Context as _, Result, ensure, fail};
 use crate::output::Output;
-use crate::processes;
+use crate::processes::{self, Looks};
 use crate::run::{Run, Running};
 
 /// How long the daemon may take to answer, and to end, and what is waited for to happen.

@@ -7,12 +7,11 @@ mod network;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::env::Env;
 use crate::failure::{Result, fail};
-use crate::processes;
+use crate::processes::{self, Looks};
 
 /// How long what was killed may take to go away: a VMM's end is not waited for by anyone.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -38,6 +37,7 @@ impl Before {
     /// Fails if something is there that was not there before, once it had its time to go away.
     pub(crate) fn check(&self, env: &Env) -> Result {
         let end = Instant::now() + SETTLE;
+        let mut looks = Looks::begin();
         loop {
             processes::reap_orphans(&[]);
             let found = self.find(env);
@@ -47,7 +47,7 @@ impl Before {
             if Instant::now() >= end {
                 fail!("left over: {}", found.join("; "));
             }
-            thread::sleep(Duration::from_millis(20));
+            looks.pause();
         }
     }
 
