@@ -20,6 +20,8 @@ pub(crate) enum DiskError {
     List { path: PathBuf, source: io::Error },
     #[error("the guest's kernel has found no block device {serial:?}")]
     Absent { serial: String },
+    #[error("cannot find the block device {serial:?} in window {window} of the machine")]
+    Add { serial: String, window: u32, source: io::Error },
     #[error("cannot tell the number of the block device {serial:?}")]
     Number { serial: String, source: io::Error },
     #[error("cannot let go of the block device {serial:?}")]
@@ -90,10 +92,14 @@ impl Disks {
         Ok(None)
     }
 
-    /// Whether all of these have been found. Else the kernel is to look again, which may take as long as a disk takes to be read.
-    pub(crate) fn are_known(&self, serials: &[String]) -> bool {
-        let names = self.names();
-        serials.iter().all(|serial| names.contains_key(serial))
+    /// The device in a window that the kernel has looked at again, known by that serial number from now on; its number. It is not
+    /// asked for it.
+    pub(crate) fn add(&self, sys: &Path, serial: &str, window: u32) -> io::Result<Number> {
+        let block = late::device_in(sys, window)?.join("block");
+        let name = fs::read_dir(&block)?.next().ok_or(io::ErrorKind::NotFound)??.file_name();
+        let number = number(&block.join(&name).join("dev"))?;
+        self.names().insert(serial.to_owned(), name.to_string_lossy().into_owned());
+        Ok(number)
     }
 
     /// The numbers of these devices, in their order; `sys` is a sysfs.
@@ -257,6 +263,29 @@ mod tests {
         assert!(disks.ask_next(sys.path(), &[]).unwrap().is_some());
         second.answered("disk-1\n");
 
-        assert!(disks.are_known(&serials(&["disk-1"])) && !disks.are_known(&serials(&["disk-0"])));
+        assert!(disks.find(sys.path(), &serials(&["disk-1"])).is_ok());
+        assert!(disks.find(sys.path(), &serials(&["disk-0"])).is_err());
+    }
+
+    #[test]
+    fn a_device_that_has_come_is_found_by_its_window_and_not_asked() {
+        let sys = sysfs(&[]);
+        let disks = Disks::default();
+        let window = sys.path().join("bus/platform/devices/virtio-mmio.9");
+        fs::create_dir_all(&window).unwrap();
+        assert_eq!(disks.add(sys.path(), "pod-disk-1", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+
+        // As the kernel has it once it has looked there.
+        let device = window.join("virtio5/block/vdb");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("dev"), "254:16\n").unwrap();
+        symlink(&device, sys.path().join(BLOCK).join("vdb")).unwrap();
+
+        let number = disks.add(sys.path(), "pod-disk-1", 9).unwrap();
+        assert_eq!(number, Number { major: 254, minor: 16 });
+        assert!(disks.ask_next(sys.path(), &[]).unwrap().is_none());
+        disks.release(sys.path(), "pod-disk-1").unwrap();
+        let unbind = sys.path().join("bus/platform/drivers/virtio-mmio/unbind");
+        assert_eq!(fs::read_to_string(unbind).unwrap(), "virtio-mmio.9");
     }
 }

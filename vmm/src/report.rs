@@ -30,6 +30,9 @@ pub enum Report {
         /// Why it was not carried out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<String>,
+        /// The window that a device has been put into: the N in the guest's name for it, `virtio-mmio.N`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        window: Option<u32>,
     },
     /// A network device that vhost-net was to serve is served by the VMM. Sent once, for the first one.
     NoVhost {

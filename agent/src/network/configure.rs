@@ -89,7 +89,7 @@ impl There {
         let Self { interfaces, gone, .. } = self;
         let wanted = interfaces.iter().map(|(interface, index)| (interface, *index)).collect();
         let before = link::Before { wanted, gone, forwarding: self.forwarding };
-        let found = match link::set_up(socket, &request.interfaces, before, failures) {
+        let found = match link::set_up(socket, &request.interfaces, &request.windows, before, failures) {
             Ok(found) => found,
             Err(failure) => return failures.add(failure),
         };

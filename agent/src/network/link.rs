@@ -88,7 +88,8 @@ pub(super) struct Found {
 }
 
 /// Gives each of `wanted` its name, its hardware address, its MTU and its state; returns the interfaces, in that order, as far as they
-/// are found. Those that were wanted before have their numbers; if they are no longer wanted, they are turned off.
+/// are found. The devices of some have come into `windows` while the machine ran. Those that were wanted before have their numbers; if
+/// they are no longer wanted, they are turned off.
 ///
 /// # Errors
 ///
@@ -96,11 +97,12 @@ pub(super) struct Found {
 pub(super) fn set_up(
     socket: &mut Socket,
     wanted: &[NetworkInterface],
+    windows: &[u32],
     mut before: Before<'_>,
     failures: &mut NetworkFailures,
 ) -> Result<Vec<Option<Found>>, NetworkError> {
     before.let_go(socket, wanted, failures);
-    let links = present(socket, wanted, &before)?;
+    let links = present(socket, wanted, windows, &before)?;
     let found = find(&links, wanted, &before, failures);
     // A name that is wanted may still be another's: such a one gets out of the way first.
     let mut names: Vec<String> =
@@ -165,7 +167,12 @@ fn adapt(
 }
 
 /// The interfaces that are there and of use, after another look for those that came when the machine ran.
-fn present(socket: &mut Socket, wanted: &[NetworkInterface], before: &Before<'_>) -> Result<Vec<Link>, NetworkError> {
+fn present(
+    socket: &mut Socket,
+    wanted: &[NetworkInterface],
+    windows: &[u32],
+    before: &Before<'_>,
+) -> Result<Vec<Link>, NetworkError> {
     let mut links = list_links(socket)?;
     links.retain(|link| !before.gone.contains(&link.index));
     let is_short = |interface: &NetworkInterface| {
@@ -175,8 +182,10 @@ fn present(socket: &mut Socket, wanted: &[NetworkInterface], before: &Before<'_>
     // A container may have made one with the same address; but at boot all are there.
     let is_new = |interface: &NetworkInterface| !before.wanted.is_empty() && before.index_of(interface).is_none();
     if wanted.iter().any(|interface| is_short(interface) || is_new(interface)) {
-        // What is not found is told later.
-        let _ = late::look_again(SYS.as_ref());
+        for window in windows {
+            // What is not found is told later.
+            let _ = late::look_at(SYS.as_ref(), *window);
+        }
         links = list_links(socket)?;
         links.retain(|link| !before.gone.contains(&link.index));
     }
@@ -268,7 +277,7 @@ mod tests {
         let mut try_for = |wanted: NetworkInterface| {
             let mut failures = NetworkFailures::default();
             let before = Before { wanted: Vec::new(), gone: &mut Vec::new(), forwarding: 0 };
-            let found = set_up(&mut socket, &[wanted], before, &mut failures).unwrap();
+            let found = set_up(&mut socket, &[wanted], &[], before, &mut failures).unwrap();
             assert_eq!(found, [None]);
             failures.to_string()
         };

@@ -91,6 +91,10 @@ fn status(code: Code, message: impl ToString) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }
 
+fn disk_to_wire(number: Number) -> wire::Disk {
+    wire::Disk { major: number.major, minor: number.minor, ..Default::default() }
+}
+
 fn to_wire(points: &[TracePoint]) -> Vec<wire::TracePoint> {
     let point = |point: &TracePoint| wire::TracePoint {
         name: point.name.to_owned(),
@@ -170,14 +174,16 @@ impl Agent for AgentService {
         request: wire::DisksRequest,
     ) -> ttrpc::Result<wire::FindDisksResponse> {
         self.ask_disks().await.map_err(ToStatus::into_status)?;
-        if !self.disks.are_known(&request.serials) {
-            // What is not found is told below.
-            let _ = self.engine.apart(|| late::look_again(SYS.as_ref())).await;
-            self.ask_disks().await.map_err(ToStatus::into_status)?;
-        }
         let found = self.disks.find(SYS.as_ref(), &request.serials).map_err(ToStatus::into_status)?;
-        let to_wire = |number: Number| wire::Disk { major: number.major, minor: number.minor, ..Default::default() };
-        Ok(wire::FindDisksResponse { disks: found.into_iter().map(to_wire).collect(), ..Default::default() })
+        Ok(wire::FindDisksResponse { disks: found.into_iter().map(disk_to_wire).collect(), ..Default::default() })
+    }
+
+    async fn add_disk(&self, _context: &TtrpcContext, request: wire::AddDiskRequest) -> ttrpc::Result<wire::Disk> {
+        let wire::AddDiskRequest { serial, window, .. } = request;
+        // Whose disk does not answer waits for ever; nobody else does.
+        let looked = self.engine.apart(|| late::look_at(SYS.as_ref(), window)).await;
+        let added = looked.and_then(|()| self.disks.add(SYS.as_ref(), &serial, window));
+        added.map(disk_to_wire).map_err(|source| DiskError::Add { serial, window, source }.into_status())
     }
 
     async fn release_disks(&self, _context: &TtrpcContext, request: wire::DisksRequest) -> ttrpc::Result<wire::Empty> {

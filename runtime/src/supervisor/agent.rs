@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{
-    AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest, ConnectPortRequest,
-    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest, DisksRequest, Empty,
-    ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest, GetStatsResponse,
-    ListProcessesRequest, OnlineCpusRequest, PauseContainerRequest, Process, ProcessInfo, Question,
+    AddDiskRequest, AddMemoryRequest, Answer, CgroupSetting, ConfigureNetworkRequest, ConfigureSandboxRequest,
+    ConnectPortRequest, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, DeleteProcessRequest,
+    DisksRequest, Empty, ExecProcessRequest, ExecProcessResponse, GetInfoRequest, GetInfoResponse, GetStatsRequest,
+    GetStatsResponse, ListProcessesRequest, OnlineCpusRequest, PauseContainerRequest, Process, ProcessInfo, Question,
     ReadProcessesResponse, ResizeTerminalRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
     StartContainerResponse, UpdateContainerRequest, WaitConnectionRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessRequest, WaitProcessResponse, WaitReadyRequest,
@@ -168,6 +168,14 @@ impl Agent {
             return Err(AgentError::Refused { message, kind: Refusal::Other });
         }
         Ok(found.disks.iter().map(|disk| Number { major: disk.major, minor: disk.minor }).collect())
+    }
+
+    /// Has the guest's kernel look for the block device that the machine was given in that window, and know it by that serial number from
+    /// then on; its number there.
+    pub(super) async fn add_disk(&self, serial: &str, window: u32) -> Result<Number, AgentError> {
+        let request = AddDiskRequest { serial: serial.to_owned(), window, ..Default::default() };
+        let disk = self.client.add_disk(Context::default(), &request).await?;
+        Ok(Number { major: disk.major, minor: disk.minor })
     }
 
     /// Has the guest let go of block devices that the machine is to lose.

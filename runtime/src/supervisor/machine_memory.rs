@@ -196,7 +196,7 @@ mod tests {
         loop {
             match control::receive(vmm) {
                 Ok(Received::Request(request, _)) => {
-                    control.answered(request.sequence, None);
+                    control.answered(request.sequence, Ok(None));
                     return request.order;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,

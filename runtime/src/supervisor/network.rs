@@ -71,6 +71,8 @@ impl NetworkTask {
         let mut asking = JoinSet::new();
         let mut attempts = Attempts::default();
         let mut askers = Vec::new();
+        // Those of the devices that have come since the machine runs; some tens at most.
+        let mut windows = Vec::new();
         // What the kernel tells can be heard.
         let mut is_heard = true;
         loop {
@@ -98,7 +100,7 @@ impl NetworkTask {
             };
             is_heard = changed.is_ok();
             let result = match changed {
-                Ok(()) => self.catch_up(&mut following, &mut attempts).await,
+                Ok(()) => self.catch_up(&mut following, &mut attempts, &mut windows).await,
                 Err(error) => Err(error.into()),
             };
             // What has changed could not be seen.
@@ -125,7 +127,12 @@ impl NetworkTask {
         }
     }
 
-    async fn catch_up(&self, following: &mut Following, attempts: &mut Attempts) -> Result<(), CatchUpError> {
+    async fn catch_up(
+        &self,
+        following: &mut Following,
+        attempts: &mut Attempts,
+        windows: &mut Vec<u32>,
+    ) -> Result<(), CatchUpError> {
         let begin_ns = now_ns();
         let mut unchanged = None;
         // Each round does without an interface that was new in the one before.
@@ -137,7 +144,10 @@ impl NetworkTask {
             let mut are_attached = true;
             for late in late {
                 match self.control.attach_net(&late.device, &late.name).await {
-                    Ok(()) => self.container.network_is_served_by(late.device.backend(), begin_ns),
+                    Ok(window) => {
+                        windows.push(window);
+                        self.container.network_is_served_by(late.device.backend(), begin_ns);
+                    }
                     Err(error) => {
                         following.give_up(&late, &text::chain(&error));
                         carriers.retain(|carrier| carrier.name != late.name);
@@ -153,7 +163,8 @@ impl NetworkTask {
             }
             following.was_not_told();
         };
-        if let Some(request) = request {
+        if let Some(mut request) = request {
+            request.windows.clone_from(windows);
             self.agent.change_network(&request).await?;
             logging::debug(format_args!("the guest's network has been changed"));
         }

@@ -325,7 +325,7 @@ mod tests {
         loop {
             match control::receive(vmm) {
                 Ok(Received::Request(Request { sequence, order }, descriptors)) => {
-                    control.answered(sequence, None);
+                    control.answered(sequence, Ok(None));
                     return (order, descriptors.len());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

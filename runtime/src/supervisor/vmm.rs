@@ -338,7 +338,9 @@ pub(crate) async fn follow(
                 let reason = text::one_line(&reason);
                 logging::warn(format_args!("the link of the network device {mac} is down: {reason}"));
             }
-            Ok(Report::Answer { sequence, failure }) => control.answered(sequence, failure),
+            Ok(Report::Answer { sequence, failure, window }) => {
+                control.answered(sequence, failure.map_or(Ok(window), Err));
+            }
             Ok(Report::End(said)) => end = Some(said),
             Ok(Report::NoVhost { .. } | Report::LinkDown { .. }) | Err(_) => {}
         }

@@ -43,6 +43,9 @@ pub(crate) enum ControlError {
     Gone { doing: String },
 }
 
+/// The window of a device that is new, if one was asked for, or why it was not done.
+type Answer = Result<Option<u32>, String>;
+
 /// The supervisor's end of the control socket; copies mean the same.
 #[derive(Clone)]
 pub(crate) struct VmmControl(Arc<Inner>);
@@ -56,7 +59,7 @@ struct Inner {
 #[derive(Default)]
 struct Waiting {
     last: u64,
-    answers: HashMap<u64, oneshot::Sender<Option<String>>>,
+    answers: HashMap<u64, oneshot::Sender<Answer>>,
     is_over: bool,
 }
 
@@ -139,8 +142,8 @@ impl VmmControl {
         self.ask(Order::RemoveMount { name: name.to_owned() }, &[], doing).await
     }
 
-    /// Gives the machine a network device, for the interface of that name.
-    pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<(), ControlError> {
+    /// Gives the machine a network device, for the interface of that name; the window that the guest is to look at.
+    pub(crate) async fn attach_net(&self, device: &Device, name: &str) -> Result<u32, ControlError> {
         let order = Order::AttachNet {
             id: device.id.cast_unsigned(),
             mac: MacAddress(device.mac),
@@ -148,15 +151,15 @@ impl VmmControl {
             limits: device.limits,
         };
         let descriptors: Vec<_> = device.descriptors().collect();
-        self.ask(order, &descriptors, format!("attach the network interface {name}")).await
+        self.plug(order, &descriptors, format!("attach the network interface {name}")).await
     }
 
-    /// Gives the machine a block device of the host, which the guest knows by that serial number.
-    pub(crate) async fn attach_disk(&self, serial: &str, device: &BlockDevice) -> Result<(), ControlError> {
+    /// Gives the machine a block device of the host, which the guest knows by that serial number; the window that it is to look at.
+    pub(crate) async fn attach_disk(&self, serial: &str, device: &BlockDevice) -> Result<u32, ControlError> {
         let BlockDevice { path, number, opened } = device;
         let order = Order::AttachDisk { serial: serial.to_owned(), read_only: opened.read_only };
         let doing = format!("attach the block device {number} of the host for {path}");
-        let attached = self.ask(order, &[opened.file.as_fd()], doing).await;
+        let attached = self.plug(order, &[opened.file.as_fd()], doing).await;
         if matches!(attached, Err(ControlError::NoAnswer { .. })) {
             // The guest may come upon it when it looks for another one.
             self.order_without_answer(Order::DetachDisk { serial: serial.to_owned(), is_released: false });
@@ -185,6 +188,24 @@ impl VmmControl {
 
     /// Has something done. `doing` completes "cannot …".
     async fn ask(&self, order: Order, descriptors: &[BorrowedFd<'_>], doing: String) -> Result<(), ControlError> {
+        self.ask_for_answer(order, descriptors, doing).await.map(drop)
+    }
+
+    /// Has a device put into the machine; its window.
+    async fn plug(&self, order: Order, descriptors: &[BorrowedFd<'_>], doing: String) -> Result<u32, ControlError> {
+        match self.ask_for_answer(order, descriptors, doing.clone()).await {
+            Ok(Some(window)) => Ok(window),
+            Ok(None) => Err(ControlError::Refused { doing, reason: "it does not tell where that is".to_owned() }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_answer(
+        &self,
+        order: Order,
+        descriptors: &[BorrowedFd<'_>],
+        doing: String,
+    ) -> Result<Option<u32>, ControlError> {
         let (sequence, answer) = match self.expect() {
             Some(expected) => expected,
             None => return Err(ControlError::Gone { doing }),
@@ -194,8 +215,8 @@ impl VmmControl {
             return Err(ControlError::Send { doing, source });
         }
         match timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(reason))) => Err(ControlError::Refused { doing, reason }),
+            Ok(Ok(Ok(window))) => Ok(window),
+            Ok(Ok(Err(reason))) => Err(ControlError::Refused { doing, reason }),
             Ok(Err(_)) => Err(ControlError::Gone { doing }),
             Err(_) => {
                 self.waiting().answers.remove(&sequence);
@@ -205,7 +226,7 @@ impl VmmControl {
     }
 
     /// The number of a new request, and its answer to come; `None` when the VMM is gone.
-    fn expect(&self) -> Option<(u64, oneshot::Receiver<Option<String>>)> {
+    fn expect(&self) -> Option<(u64, oneshot::Receiver<Answer>)> {
         let mut waiting = self.waiting();
         if waiting.is_over {
             return None;
@@ -218,10 +239,10 @@ impl VmmControl {
     }
 
     /// An answer has come.
-    pub(super) fn answered(&self, sequence: u64, failure: Option<String>) {
-        let failure = failure.map(|failure| text::one_line(&failure));
+    pub(super) fn answered(&self, sequence: u64, answer: Answer) {
+        let answer = answer.map_err(|failure| text::one_line(&failure));
         match self.waiting().answers.remove(&sequence) {
-            Some(answer) => drop(answer.send(failure)),
+            Some(asker) => drop(asker.send(answer)),
             None => logging::debug(format_args!("the VMM answered the request {sequence}, which nobody waits for")),
         }
     }
@@ -265,10 +286,10 @@ mod tests {
             (control.remove_tree(ShareDevice::Private, "a"), control.remove_tree(ShareDevice::Shared, "b"));
         let answer = async {
             let (first, second) = (sequence(&vmm), sequence(&vmm));
-            control.answered(4711, None);
-            control.answered(second, Some("no\x1b tree\n".to_owned()));
-            control.answered(first, None);
-            control.answered(first, Some("again".to_owned()));
+            control.answered(4711, Ok(None));
+            control.answered(second, Err("no\x1b tree\n".to_owned()));
+            control.answered(first, Ok(None));
+            control.answered(first, Err("again".to_owned()));
         };
 
         let (first, second, ()) = tokio::join!(first, second, answer);

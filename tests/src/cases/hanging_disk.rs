@@ -83,7 +83,7 @@ fn others_of_the_pod_go_on(env: &Env) -> Result {
         let second = start(&pod, "second", &mapped.path)?;
         ensure_eq!(pod.output(&second, SIZE)?, "2097152\n", "the size of the disk that does not answer");
         for id in [further, second] {
-            pod.stop(&id, 30)?;
+            pod.stop(&id, 0)?;
             pod.remove_container(&id)?;
         }
         ensure!(pod.exec(&reader, "test -e /read")?.exit_code != 0, "a disk has answered that lets no request through");

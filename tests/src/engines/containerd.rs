@@ -219,12 +219,13 @@ impl<'a> Containerd<'a> {
     /// Waits until a task has that state; its process id.
     pub(crate) fn wait_for(&self, id: &str, state: &str) -> Result<i32> {
         let end = Instant::now() + LIMIT;
+        let mut looks = Looks::begin();
         loop {
             let task = self.task(id)?;
             match task {
                 Some((now, pid)) if now == state => return Ok(pid),
                 task if Instant::now() >= end => fail!("the task is {task:?}, not {state}: {}", self.log()),
-                _ => thread::sleep(PAUSE),
+                _ => looks.pause(),
             }
         }
     }
@@ -243,6 +244,7 @@ impl<'a> Containerd<'a> {
     /// Ends the daemon, after which nothing of its containers may be left.
     pub(crate) fn end(mut self) -> Result {
         let end = Instant::now() + LIMIT;
+        let mut looks = Looks::begin();
         loop {
             let below = self.daemon.as_ref().map_or(0, Child::id).cast_signed();
             let left: Vec<_> = processes::descendants(std::process::id().cast_signed())
@@ -254,7 +256,7 @@ impl<'a> Containerd<'a> {
                 break;
             }
             ensure!(Instant::now() < end, "processes that are left: {left:?}");
-            thread::sleep(Duration::from_millis(100));
+            looks.pause();
         }
         self.stop()?;
         let states: Vec<_> =

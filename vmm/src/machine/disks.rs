@@ -49,8 +49,8 @@ impl Disks {
         Self { vm, memory, bus, fixed, windows: Arc::new(Mutex::new(windows)) }
     }
 
-    /// Puts a device into an empty window.
-    pub(super) fn attach(&self, serial: &str, device: OwnedFd, read_only: bool) -> Result<(), MachineError> {
+    /// Puts a device into an empty window, and tells which that was.
+    pub(super) fn attach(&self, serial: &str, device: OwnedFd, read_only: bool) -> Result<u32, MachineError> {
         let mut windows = lock(&self.windows);
         if self.fixed.iter().any(|fixed| fixed == serial) || windows.filled.iter().any(|(_, there)| there == serial) {
             return Err(MachineError::DiskThere { serial: serial.to_owned() });
@@ -63,7 +63,7 @@ impl Disks {
         windows.empty.remove(0);
         self.bus.fill(&self.vm, index, transport)?;
         windows.filled.push((index, serial.to_owned()));
-        Ok(())
+        Ok(index as u32) // one of some tens
     }
 
     /// Takes a device out of its window, and tells when that is done: what the device has under way is waited for, and a host's

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The network devices, also those that a machine is given while it runs: their windows and interrupt lines are there from the
-//! beginning, and say that they have no device. The guest looks at them again when it is told to.
+//! beginning, and say that they have no device. The guest looks at one again when it is told to.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,8 +33,8 @@ impl Nets {
         ports.iter().rfind(|(number, _)| *number == id).map(|(_, port)| port.clone())
     }
 
-    /// Puts a device on `backend` into the first empty window.
-    pub(super) fn attach(&self, id: u32, config: &NetConfig, backend: Backend) -> Result<(), MachineError> {
+    /// Puts a device on `backend` into the first empty window, and tells which that was.
+    pub(super) fn attach(&self, id: u32, config: &NetConfig, backend: Backend) -> Result<u32, MachineError> {
         // Nothing panics while the lock is held.
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         if empty.is_empty() {
@@ -48,7 +48,7 @@ impl Nets {
         let index = empty.next().ok_or(MachineError::NoRoom("network"))?;
         self.bus.fill(&self.vm, index, transport)?;
         self.ports.lock().unwrap_or_else(PoisonError::into_inner).push((id, port));
-        Ok(())
+        Ok(index as u32) // one of some tens
     }
 }
 

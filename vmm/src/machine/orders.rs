@@ -66,32 +66,42 @@ impl Orders {
     /// Carries out what has come, and answers. False when the supervisor has closed its end.
     pub(super) fn serve(&self, reporter: &Arc<Reporter>) -> io::Result<bool> {
         loop {
-            let (sequence, failure) = match control::receive(&self.socket) {
+            let (sequence, result) = match control::receive(&self.socket) {
                 Ok(Received::Request(Request { sequence, order }, descriptors)) => {
                     let asker = Asker { reporter: Arc::clone(reporter), sequence };
                     match self.machine.carry_out(order, descriptors, asker) {
                         Ok(Progress::UnderWay) => continue,
-                        Ok(Progress::Done) => (sequence, None),
-                        Err(error) => (sequence, Some(super::describe(&error))),
+                        Ok(Progress::Done(window)) => (sequence, Ok(window)),
+                        Err(error) => (sequence, Err(super::describe(&error))),
                     }
                 }
                 Ok(Received::Bad(sequence, message)) => {
-                    (sequence, Some(format!("the request cannot be understood: {message}")))
+                    (sequence, Err(format!("the request cannot be understood: {message}")))
                 }
                 Ok(Received::Closed) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            reporter.send(&Report::Answer { sequence, failure });
+            reporter.send(&answer(sequence, result));
         }
     }
+}
+
+/// The answer to a request, which may have filled a window.
+fn answer(sequence: u64, result: Result<Option<u32>, String>) -> Report {
+    let (window, failure) = match result {
+        Ok(window) => (window, None),
+        Err(failure) => (None, Some(failure)),
+    };
+    Report::Answer { sequence, failure, window }
 }
 
 /// What has come of an order.
 #[derive(Debug)]
 enum Progress {
-    Done,
+    /// With the window of a device that is new.
+    Done(Option<u32>),
     /// The asker is told in the end.
     UnderWay,
 }
@@ -105,13 +115,14 @@ struct Asker {
 
 impl Asker {
     fn answer(self, result: Result<(), MachineError>) {
-        let failure = result.err().map(|error| super::describe(&error));
-        self.reporter.send(&Report::Answer { sequence: self.sequence, failure });
+        let result = result.map(|()| None).map_err(|error| super::describe(&error));
+        self.reporter.send(&answer(self.sequence, result));
     }
 }
 
 impl Changeable {
     fn carry_out(&self, order: Order, descriptors: Vec<OwnedFd>, asker: Asker) -> Result<Progress, OrderError> {
+        let mut window = None;
         match order {
             Order::AddTree { device, name } => {
                 let [top] = exactly(descriptors)?;
@@ -134,11 +145,11 @@ impl Changeable {
                 let (taps, vhosts) = net_descriptors(pairs, descriptors)?;
                 let nets = self.nets.as_ref().ok_or(OrderError::NoNets)?;
                 let backend = Backend::Tap { taps, vhosts, fallback: nets.fallback.clone() };
-                nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?;
+                window = Some(nets.attach(id, &NetConfig { mac, link: LinkKind::Tap, pairs, limits }, backend)?);
             }
             Order::AttachDisk { serial, read_only } => {
                 let [device] = exactly(descriptors)?;
-                self.disks()?.attach(&serial, device, read_only)?;
+                window = Some(self.disks()?.attach(&serial, device, read_only)?);
             }
             Order::DetachDisk { serial, is_released } => {
                 let [] = exactly(descriptors)?;
@@ -156,7 +167,7 @@ impl Changeable {
                 vm.grant_memory(total_mib)?;
             }
         }
-        Ok(Progress::Done)
+        Ok(Progress::Done(window))
     }
 
     fn disks(&self) -> Result<&Disks, OrderError> {
@@ -214,7 +225,7 @@ mod tests {
         drop(reporter);
         let lines = BufReader::new(report).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
         let answers = (1..).zip(lines).map(|(expected, report)| match report {
-            Report::Answer { sequence, failure } if sequence == expected => failure,
+            Report::Answer { sequence, failure, window: None } if sequence == expected => failure,
             other => panic!("{other:?}"),
         });
         answers.collect()

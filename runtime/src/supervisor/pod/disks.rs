@@ -43,8 +43,6 @@ pub(super) struct PodDisks {
     inner: Mutex<Inner>,
     /// A disk has come, or is gone.
     changed: Notify,
-    /// Held while the guest looks for a disk, and from when it has let go of one until the machine has lost it: it would find that again.
-    looks: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -95,8 +93,7 @@ pub(super) struct TakenDisks {
 
 impl PodDisks {
     pub(super) fn new(control: VmmControl, agent: Agent) -> Self {
-        let (inner, changed, looks) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::default());
-        Self { control, agent, inner, changed, looks }
+        Self { control, agent, inner: Mutex::default(), changed: Notify::new() }
     }
 
     /// Gives the machine the devices that a container has and it does not have yet.
@@ -121,7 +118,7 @@ impl PodDisks {
         Ok(taken)
     }
 
-    /// One disk, for one more user. Nobody waits but for one of the same device, and for the guest's looks.
+    /// One disk, for one more user. Nobody waits but for one of the same device.
     async fn take(&self, device: &BlockDevice) -> Result<(String, GuestDisk), DiskError> {
         loop {
             // First, so that no change is missed.
@@ -137,14 +134,16 @@ impl PodDisks {
 
     /// Gives the machine a disk that is coming.
     async fn add(&self, serial: String, device: &BlockDevice) -> Result<(String, GuestDisk), DiskError> {
-        let looks = self.looks.lock().await;
-        if let Err(error) = self.control.attach_disk(&serial, device).await {
-            self.is_gone(&serial);
-            return Err(error.into());
-        }
-        let found = self.find(&serial).await;
-        drop(looks);
-        match found {
+        let window = match self.control.attach_disk(&serial, device).await {
+            Ok(window) => window,
+            Err(error) => {
+                self.is_gone(&serial);
+                return Err(error.into());
+            }
+        };
+        // The guest looks there alone: another one may be slow, or on its way out.
+        let adding = timeout(GUEST_TIMEOUT, self.agent.add_disk(&serial, window));
+        match adding.await.unwrap_or(Err(AgentError::Timeout)) {
             Ok(guest) => {
                 let disk = GuestDisk { host: device.number, guest };
                 self.inner().enter(&serial, Phase::There(disk));
@@ -159,13 +158,6 @@ impl PodDisks {
         }
     }
 
-    async fn find(&self, serial: &str) -> Result<Number, AgentError> {
-        let finding = timeout(GUEST_TIMEOUT, self.agent.find_disks(vec![serial.to_owned()]));
-        let found = finding.await.unwrap_or(Err(AgentError::Timeout))?;
-        // They are as many as were asked for.
-        found.first().copied().ok_or(AgentError::Lost)
-    }
-
     /// Takes away what a container had, unless another one has it too.
     pub(super) async fn take_back(&self, taken: TakenDisks) {
         let unused = self.inner().leave(&taken.serials);
@@ -176,11 +168,8 @@ impl PodDisks {
 
     /// Has the guest let go of a disk, and takes it away, also where the guest does not: its place is lost to the machine then.
     async fn remove(&self, serial: &str) {
-        let looks = self.looks.lock().await;
         let releasing = timeout(GUEST_TIMEOUT, self.agent.release_disks(vec![serial.to_owned()]));
         let released = releasing.await.unwrap_or(Err(AgentError::Timeout));
-        // What the guest holds on to, it does not look for.
-        let looks = released.is_ok().then_some(looks);
         match &released {
             Ok(()) | Err(AgentError::Lost) => {}
             Err(error) => {
@@ -193,7 +182,6 @@ impl PodDisks {
             Ok(()) | Err(ControlError::Gone { .. } | ControlError::Send { .. }) => {}
             Err(error) => logging::warn(format_args!("{}", text::chain(&error))),
         }
-        drop(looks);
         self.is_gone(serial);
     }
 
@@ -275,7 +263,8 @@ mod tests {
         while orders.len() < count {
             match control::receive(vmm) {
                 Ok(Received::Request(request, _)) => {
-                    control.answered(request.sequence, None);
+                    let window = matches!(request.order, Order::AttachDisk { .. }).then_some(7);
+                    control.answered(request.sequence, Ok(window));
                     orders.push(request.order);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
@@ -294,9 +283,14 @@ mod tests {
 
     /// Those of a pod whose agent is gone, and its VMM.
     fn disks(there: Vec<PodDisk>) -> (PodDisks, VmmControl, OwnedFd) {
+        disks_with(there, UnixStream::pair().unwrap().0)
+    }
+
+    /// Those of a pod with a connection to its agent.
+    fn disks_with(there: Vec<PodDisk>, agent: UnixStream) -> (PodDisks, VmmControl, OwnedFd) {
         let (ours, vmm) = control::pair().unwrap();
         let control = VmmControl::new(ours);
-        let agent = Agent::new(UnixStream::pair().unwrap().0, "c".to_owned()).unwrap();
+        let agent = Agent::new(agent, "c".to_owned()).unwrap();
         let disks = PodDisks::new(control.clone(), agent);
         disks.inner().disks = there;
         (disks, control, vmm)
@@ -345,6 +339,26 @@ mod tests {
         });
         let expected = [(true, "pod-disk-1"), (false, "pod-disk-1"), (true, "pod-disk-2"), (false, "pod-disk-2")];
         assert_eq!(numbers.collect::<Vec<_>>(), expected);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_guest_to_find_another_disk_or_to_let_go_of_it() {
+        // An agent that does not answer.
+        let (ours, _agent) = UnixStream::pair().unwrap();
+        let (disks, control, vmm) = disks_with(vec![there(0, false)], ours);
+        let (first, second) = ([device(16, false)], [device(32, false)]);
+        let taken = TakenDisks { serials: vec!["disk-of-0".to_owned()], disks: Vec::new() };
+
+        let orders = tokio::select! {
+            biased;
+            () = disks.take_back(taken) => panic!("the guest has not let go of it"),
+            given = disks.give(&first) => panic!("{given:?}"),
+            given = disks.give(&second) => panic!("{given:?}"),
+            orders = orders(&control, &vmm, 2) => orders,
+        };
+
+        let attached = |number| Order::AttachDisk { serial: format!("pod-disk-{number}"), read_only: false };
+        assert_eq!(orders, [attached(1), attached(2)]);
     }
 
     #[tokio::test]
