@@ -95,7 +95,7 @@ impl Disks {
     /// The device in a window that the kernel has looked at again, known by that serial number from now on; its number. It is not
     /// asked for it.
     pub(crate) fn add(&self, sys: &Path, serial: &str, window: u32) -> io::Result<Number> {
-        let block = late::device_in(sys, window)?.join("block");
+        let block = late::device_in(sys, window)?.join(BLOCK);
         let name = fs::read_dir(&block)?.next().ok_or(io::ErrorKind::NotFound)??.file_name();
         let number = number(&block.join(&name).join("dev"))?;
         self.names().insert(serial.to_owned(), name.to_string_lossy().into_owned());

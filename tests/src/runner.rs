@@ -146,9 +146,10 @@ impl<'a> Suite<'a> {
                 waiting = std::mem::take(&mut self.again).into_iter();
                 continue;
             }
+            // There is one, and it makes room for the next at once when it has ended.
+            processes::wait_for_any(self.running.iter().map(|running| &running.child), BETWEEN_LOOKS)?;
             self.collect()?;
             self.give_sign_of_life();
-            processes::wait_for_any(self.running.iter().map(|running| &running.child), BETWEEN_LOOKS)?;
         }
         let Counts { passed, passed_again, failed, skipped, not_begun } = self.counts;
         let again = if passed_again == 0 { String::new() } else { format!(" ({passed_again} at the second try)") };

@@ -161,7 +161,7 @@ impl VmmControl {
         let doing = format!("attach the block device {number} of the host for {path}");
         let attached = self.plug(order, &[opened.file.as_fd()], doing).await;
         if matches!(attached, Err(ControlError::NoAnswer { .. })) {
-            // The guest may come upon it when it looks for another one.
+            // It may yet be put into a window, and that is to be emptied again.
             self.order_without_answer(Order::DetachDisk { serial: serial.to_owned(), is_released: false });
         }
         attached
