@@ -116,6 +116,7 @@ impl Watched<'_> {
                 GetStatsResponse::parse_from_bytes(&answer.stats.value).map(Some).map_err(|_| ClientError::Answer)
             }
             Err(ClientError::Lost) => Ok(None),
+            Err(ClientError::Refused(reason)) if reason == CallError::NotRunning.to_string() => Ok(None),
             // Its end may have come between the call and the answer, which then says so in one way or another.
             Err(error) => match Found::open(self.root, self.id) {
                 Err(LookupError::NotFound(_)) => Ok(None),

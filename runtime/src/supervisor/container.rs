@@ -558,13 +558,12 @@ impl Container {
             Status::Creating => return Err(CallError::Creating),
             Status::Paused | Status::Stopped => return Err(CallError::NotRunning),
         }
-        if let Err(error) = self.agent.pause().await {
-            if matches!(error, AgentError::Timeout) {
-                // What comes too late is not to stay.
-                let _ = self.agent.resume().await;
-            }
-            return Err(error.into());
+        let paused = self.agent.pause().await;
+        if matches!(paused, Err(AgentError::Timeout)) {
+            // What comes too late is not to stay.
+            let _ = self.agent.resume().await;
         }
+        self.heard(paused)?;
         self.enter(Status::Paused);
         Ok(())
     }
@@ -575,7 +574,7 @@ impl Container {
         if self.status() != Status::Paused {
             return Err(CallError::NotPaused);
         }
-        self.agent.resume().await?;
+        self.heard(self.agent.resume().await)?;
         let started = self.life().started;
         self.enter(if started { Status::Running } else { Status::Created });
         Ok(())
@@ -587,7 +586,7 @@ impl Container {
             return self.host_usage();
         }
         self.require_alive()?;
-        Ok(self.agent.stats().await?)
+        self.heard(self.agent.stats().await)
     }
 
     /// What its machine uses and has used of the host.
@@ -620,6 +619,7 @@ impl Container {
         match self.status() {
             Status::Creating => Err(CallError::ExecWhileCreating),
             Status::Stopped => Err(CallError::ExecStopped),
+            Status::Created | Status::Running | Status::Paused if self.init_has_ended() => Err(CallError::ExecStopped),
             Status::Created | Status::Running | Status::Paused => Ok(()),
         }
     }

@@ -229,7 +229,10 @@ pub(crate) async fn start(container: &Arc<Container>, exec_id: &str) -> Result<u
             container.execs.remove(exec_id);
             // Nobody is to wait for it any longer.
             exec.ended.send_replace(Some(Ended::now(KILLED)));
-            return Err(error.into());
+            return container.heard(Err(error)).map_err(|error| match error {
+                CallError::NotRunning => CallError::ExecStopped,
+                error => error,
+            });
         }
     };
     let pid = u32::try_from(started.pid).unwrap_or(0);
@@ -298,7 +301,7 @@ pub(crate) async fn resize(container: &Container, exec_id: &str, size: Size) -> 
     if !exec_id.is_empty() && container.execs.get(exec_id)?.begins_with(size).await {
         return Ok(());
     }
-    Ok(container.agent.resize(exec_id, size).await?)
+    container.heard(container.agent.resize(exec_id, size).await)
 }
 
 /// Forgets a process that has ended, or was never started.

@@ -369,7 +369,12 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         self.call(&request.id, |container| async move {
             container.require_alive()?;
-            let processes = container.agent.processes().await?.into_iter().map(|process| {
+            let processes = match container.heard(container.agent.processes().await) {
+                // It has no more, but its output is still being read.
+                Err(CallError::NotRunning) => Vec::new(),
+                processes => processes?,
+            };
+            let processes = processes.into_iter().map(|process| {
                 let info = MessageField::some(any(PROCESS_INFO_TYPE, &process)?);
                 let pid = u32::try_from(process.pid).unwrap_or(0);
                 Ok(ProcessInfo { pid, info, ..ProcessInfo::default() })

@@ -15,7 +15,7 @@ use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::detached::Detached;
 use crate::env::{Env, Kind};
-use crate::failure::{Result, ensure, ensure_eq};
+use crate::failure::{Failure, Result, ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
     case!(created_container_waits_for_its_start),
@@ -27,7 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case!(signals_have_names_and_numbers),
     case!(kill_ends_a_created_container),
     case!(kill_all_reaches_every_process),
-    case!(signals_to_an_init_that_has_ended),
+    case!(verbs_of_an_init_that_has_ended),
     case!(ended_container_is_told_from_one_that_never_was),
     case!(kept_state_outlives_a_foreground_run),
     case!(id_is_taken_until_it_is_deleted),
@@ -168,8 +168,9 @@ fn kill_all_reaches_every_process(env: &Env) -> Result {
     container.wait_for("child got it\n")
 }
 
-/// Until somebody reads what it has written last it is running, but there is nobody to send a signal to.
-fn signals_to_an_init_that_has_ended(env: &Env) -> Result {
+/// Until somebody reads what it has written last it is running, but there is nobody to send a signal to, or to do anything else
+/// with: whether the guest still holds some of it or has handed all on.
+fn verbs_of_an_init_that_has_ended(env: &Env) -> Result {
     env.only_bulkhead()?; // What others' init writes is read, or keeps it from ending.
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh(&format!("head -c {MUCH} /dev/zero; exit 4"));
@@ -180,16 +181,26 @@ fn signals_to_an_init_that_has_ended(env: &Env) -> Result {
     let null = File::options().write(true).open("/dev/null")?;
     env.call(run).stdout(File::options().write(true).open(&pipe)?).stderr(null).output()?.expect_code(0)?;
     let verb = |words: &[&str]| env.call(words.iter().copied()).output();
-    // The guest alone holds more than what is read between two looks.
+    let processes = || {
+        let ps = verb(&["ps", "--format", "json", &id])?;
+        ps.expect_code(0)?;
+        Ok::<_, Failure>(ps.stdout() != "null\n")
+    };
     let mut turns = (0..).map(|turn| turn % 3 == 0);
-    reader.read_until(|| {
-        Ok(turns.next() == Some(true) && verb(&["ps", "--format", "json", &id])?.stdout() == "null\n")
-    })?;
+    reader.read_until(|| Ok(turns.next() == Some(true) && !processes()?))?;
 
-    verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
-    verb(&["kill", &id, "TERM"])?.expect_error(&["container not running"])?;
-    verb(&["kill", "--all", &id, "TERM"])?.expect_stdout("")?;
-    verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
+    // Then the same with what the guest alone holds, and more, taken from it.
+    for more in [200_000, 0] {
+        verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
+        verb(&["kill", &id, "TERM"])?.expect_error(&["container not running"])?;
+        verb(&["kill", "--all", &id, "TERM"])?.expect_stdout("")?;
+        verb(&["exec", &id, "true"])?.expect_error(&["cannot exec in a stopped container"])?;
+        verb(&["pause", &id])?.expect_error(&["container not running"])?;
+        verb(&["events", "--stats", &id])?.expect_code(0)?;
+        verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
+        reader.read_more(more)?;
+        ensure!(!processes()?, "there are processes again");
+    }
     // This gives the output up.
     verb(&["kill", &id, "KILL"])?.expect_stdout("")?;
     let end = Instant::now() + Duration::from_secs(60);

@@ -224,6 +224,15 @@ impl Reader {
         Ok(())
     }
 
+    /// Reads so many bytes, if there are as many, or a few more.
+    pub(super) fn read_more(&mut self, bytes: usize) -> Result {
+        let (enough, end) = (self.bytes + bytes, Instant::now() + Duration::from_secs(60));
+        while self.bytes < enough && self.read_some()? {
+            ensure!(Instant::now() < end, "no more than {} bytes come", self.bytes);
+        }
+        Ok(())
+    }
+
     fn read_to_end(&mut self) -> Result {
         let end = Instant::now() + Duration::from_secs(60);
         while self.read_some()? {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bulkhead_protocol::agent::WaitProcessResponse;
 use tokio::time::sleep;
 
-use super::{Container, Ended};
+use super::{CallError, Container, Ended};
 use crate::supervisor::agent::AgentError;
 use crate::supervisor::streams::OutputStreams;
 use crate::trace::now_ns;
@@ -76,6 +76,15 @@ impl Container {
     /// Whether init is known to have ended.
     pub(in crate::supervisor) fn init_has_ended(&self) -> bool {
         *self.last_output.borrow() != LastOutput::NotYet
+    }
+
+    /// What the guest said to a call that is about living processes. It forgets the container as soon as nothing that was written
+    /// is left in it, which may be long before that is read: what it refuses after init's end, it refuses for that end.
+    pub(in crate::supervisor) fn heard<T>(&self, answer: Result<T, AgentError>) -> Result<T, CallError> {
+        answer.map_err(|error| match error {
+            AgentError::Refused { .. } if self.init_has_ended() => CallError::NotRunning,
+            error => error.into(),
+        })
     }
 
     /// Returns when the guest has had all its time to tell of an end that SIGKILL has made: of init's, or of that of its output

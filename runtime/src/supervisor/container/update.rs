@@ -59,7 +59,7 @@ impl Container {
         }
         let disks = self.disks.get().map_or(&[][..], Vec::as_slice);
         let filter = limits.device_rules.map(|rules| rules.compile(disks)).unwrap_or_default();
-        Ok(self.agent.update(limits.cgroup_settings, filter).await?)
+        self.heard(self.agent.update(limits.cgroup_settings, filter).await)
     }
 
     /// Whether the host keeps the machine to some CPUs where it is asked to.
@@ -75,7 +75,7 @@ impl Container {
         if limits.above_use.is_empty() {
             return Ok(());
         }
-        let usage = self.agent.stats().await?.memory_current.unwrap_or(0);
+        let usage = self.heard(self.agent.stats().await)?.memory_current.unwrap_or(0);
         let below = limits.above_use.iter().find(|(_, limit)| limit.cast_unsigned() <= usage);
         below.map_or(Ok(()), |(name, limit)| Err(CallError::BelowUse { name, limit: *limit, usage }))
     }
