@@ -23,6 +23,7 @@ mod bpf;
 mod cgroup;
 mod cli;
 mod commands;
+mod event_loop;
 mod heap;
 mod hooks;
 mod install;

@@ -28,17 +28,18 @@ pub(crate) fn find(name: &CStr, env: &[CString]) -> Result<CString, Failure> {
             .map_err(|error| refused(name, &error));
     }
     let path = env.iter().rev().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH=")).unwrap_or_default();
-    let mut denied = None;
+    let mut unusable = None;
     // A relative part of PATH is no place to look for programs in.
     for directory in path.split(|byte| *byte == b':').filter(|part| part.first() == Some(&b'/')) {
         let candidate = [directory, b"/", bytes].concat();
         match check_executable(OsStr::from_bytes(&candidate).as_ref()) {
             Ok(()) => return CString::new(candidate).map_err(|error| refused(name, &error.into())),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => denied = Some(error),
-            Err(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR)) => {}
+            // There may be one all the same.
+            Err(error) => unusable = Some(error),
         }
     }
-    match denied {
+    match unusable {
         Some(error) => Err(refused(name, &error)),
         None => Err(Failure::explained(
             Stage::ProgramNotFound,
@@ -191,6 +192,15 @@ mod tests {
         let failure = find(&c(&missing), &env).unwrap_err();
         assert_eq!(failure.stage, Stage::ProgramNotFound);
         assert_eq!(failure.to_string(), format!("exec: \"{missing}\": stat {missing}: no such file or directory"));
+    }
+
+    #[test]
+    fn name_that_cannot_be_looked_up_is_not_taken_for_missing() {
+        let (_folder, path, env) = folder();
+        std::os::unix::fs::symlink("looped", path.join("looped")).unwrap();
+        let failure = find(c"looped", &env).unwrap_err();
+        assert_eq!(failure.stage, Stage::ProgramNotExecutable);
+        assert_eq!(failure.to_string(), format!("exec: \"looped\": {}", Errno::ELOOP.desc().to_lowercase()));
     }
 
     #[test]

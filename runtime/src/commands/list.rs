@@ -32,7 +32,7 @@ enum Format {
 
 /// Prints the list.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
-    let states: Vec<State> = Found::all(&global.root).iter().map(State::of).collect();
+    let states = Found::look_at_all(&global.root, |found| Some(State::of(found)))?;
     let mut out = io::stdout().lock();
     if arguments.quiet {
         for state in &states {

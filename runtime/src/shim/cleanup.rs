@@ -64,9 +64,11 @@ pub(super) fn delete(arguments: &Arguments) -> Result<Vec<u8>, CleanupError> {
 fn delete_members(root: &Path, sandbox: &str) -> Result<(), supervisor::DeleteError> {
     let member = Role::Member(sandbox.to_owned());
     let mut result = Ok(());
-    for found in Found::all(root).iter().filter(|found| Role::of(&found.record().annotations) == member) {
+    let is_member = |found: &Found| Role::of(&found.record().annotations) == member;
+    let ids = Found::look_at_all(root, |found| is_member(found).then(|| found.record().id.clone()))?;
+    for id in ids {
         // All of them, also after one that cannot be: nobody calls again.
-        result = result.and(supervisor::delete(root, &found.record().id, true));
+        result = result.and(supervisor::delete(root, &id, true));
     }
     result
 }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use thiserror::Error;
-use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 
 use super::arguments::Arguments;
@@ -19,6 +18,7 @@ use super::events::{self, Publisher};
 use super::service::{Order, OrderKind, Shared, ShimService};
 use super::start::{self, PID, StartError};
 use super::{root, rootfs, sandbox};
+use crate::event_loop;
 use crate::logging::{self, LogFormat};
 use crate::supervisor;
 use crate::supervisor::daemon::Reporter;
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments, socket: &Path, listener: UnixListener, 
     let mut reporter = Some(reporter);
     let socket = SocketFile(socket);
     let served = set_up(arguments).and_then(|()| {
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(ServerError::EventLoop)?;
+        let runtime = event_loop::new().map_err(ServerError::EventLoop)?;
         runtime.block_on(serve(arguments, socket, listener, &mut reporter))
     });
     let Err(error) = served else {

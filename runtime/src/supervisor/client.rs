@@ -12,7 +12,7 @@ use bulkhead_protocol::notification::is_ready_line;
 use containerd_shim_protos::api::StartRequest;
 use containerd_shim_protos::shim_async::TaskClient;
 use thiserror::Error;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -21,7 +21,7 @@ use ttrpc::context::Context;
 use super::container::CallError;
 use super::state::{Found, LookupError, Record, Status};
 use crate::notify::{NotifyError, NotifySocket};
-use crate::{pidfd, text};
+use crate::{event_loop, pidfd, text};
 
 /// How long a supervisor may take to end after its container.
 const LAST_STEPS: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ impl From<ttrpc::Error> for ClientError {
 
 /// An event loop for a command.
 pub(crate) fn event_loop() -> Result<Runtime, ClientError> {
-    Builder::new_current_thread().enable_all().build().map_err(ClientError::EventLoop)
+    event_loop::new().map_err(ClientError::EventLoop)
 }
 
 /// A supervisor's process, to be waited for; `None` of a pod's, which does not end with a container.

@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::client;
 use super::container::{CallError, SIGKILL};
 use super::state::{Found, LookupError, Record, Status, sweep_one};
+use crate::event_loop;
 use crate::hooks;
 use crate::logging;
 
@@ -172,7 +173,7 @@ pub(crate) fn run_poststop_hooks(record: &Record) {
         return;
     }
     let stopped = record.hook_state().at(hooks::Status::Stopped, None);
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match event_loop::new() {
         Ok(runtime) => runtime.block_on(hooks::run_all(&record.poststop, &stopped)),
         Err(error) => logging::warn(format_args!("the poststop hooks were not run: {error}")),
     }

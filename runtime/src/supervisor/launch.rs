@@ -22,6 +22,7 @@ use super::state::{StateDir, check_id, sweep};
 use super::streams::{Asked, Ends, Preserved};
 use super::terminal;
 use super::vmm::{Vmm, VmmOptions, VmmSockets};
+use crate::event_loop;
 use crate::hooks::{self, ContainerNamespaces};
 use crate::install::{Install, OpenParts};
 use crate::logging;
@@ -152,7 +153,7 @@ pub(crate) fn create(options: Options) -> Result<(), CreateError> {
 /// Tells the service manager that has called that a container is ready. It knows this process, and not the one that lives on.
 fn tell_manager(line: &str, main_pid: u32) -> Result<(), RunError> {
     let Some(socket) = NotifySocket::of_caller()? else { return Ok(()) };
-    let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop)?;
+    let event_loop = event_loop::new().map_err(RunError::EventLoop)?;
     Ok(event_loop.block_on(async { socket.connect()?.tell(line, Some(main_pid)).await })?)
 }
 
@@ -302,7 +303,7 @@ fn supervise_from(
     caller: &mut Option<Caller>,
     trace: &mut Trace,
 ) -> Result<u8, RunError> {
-    let event_loop = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::EventLoop);
+    let event_loop = || event_loop::new().map_err(RunError::EventLoop);
     // Where nothing is to be waited for, the guest boots before there is a loop.
     let early_loop = if ground.hooks_first() {
         let runtime = event_loop()?;

@@ -186,43 +186,19 @@ impl Sandbox {
         caller: &mut Option<Caller>,
         trace: &mut Trace,
     ) -> Result<u8, RunError> {
-        let Launched {
-            start,
-            record,
-            machine,
-            cpu_limit,
-            sockets,
-            host_sockets,
-            resctrl,
-            signals,
-            task,
-            ends,
-            follower,
-            passt,
-            notice,
-        } = launched;
-        (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
-        (self.passt, self.resctrl, self.notice) = (passt, resctrl, notice);
-        let (vmm_sender, vmm_events) = unbounded_channel();
-        let (failed, failures) = unbounded_channel();
-        let signals = signals.into_stream().map_err(RunError::Signals)?;
-        let control = VmmControl::new(sockets.control);
-        let mut events = Events { vmm: vmm_events, signals, control: control.clone(), failures, failed, trace };
-        sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
-        let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
-        let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
-        let cgroup = self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let memory = MachineMemory::new(&machine, control.clone(), agent.clone(), cgroup.clone());
-        let cpus = CpuClaim::new(MachineCpus::new(&machine, agent.clone()), cpu_limit);
-        let (init, poststart) = (&start.request.process, start.hooks.poststart.clone());
-        let container = Container::new(agent, record, init, poststart, cgroup, self.state.handle()?);
-        let container = Arc::new(container.claiming(Claim::new(memory), cpus));
-        if let Some(place) = self.processes.take() {
-            place.serve(container.agent.clone(), &mut self.tasks);
-        }
-        let (watched, told) = (self.vmm.watch().map_err(RunError::EventLoop)?, Arc::clone(&container));
-        tokio::spawn(vmm::follow(report, watched, control, vmm_sender, move || told.network_is_without_vhost()));
-        let server = TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop)?;
+        let Start { hooks, hook_state, .. } = &launched.start;
+        let (last_hooks, ended) = (hooks.poststop.clone(), hook_state.at(hooks::Status::Stopped, None));
+        let (start, container, server, mut events) = match self.take_over(options, launched, trace).await {
+            Ok(parts) => parts,
+            Err(error) => {
+                let kept = self.state.is_kept();
+                drop(self);
+                if !kept {
+                    hooks::run_all(&last_hooks, &ended).await;
+                }
+                return Err(error);
+            }
+        };
 
         let result = self.live(options, &container, &start, caller, &mut events).await;
         let status = result.as_ref().map_or_else(RunError::exit_status, |status| *status);
@@ -246,9 +222,56 @@ impl Sandbox {
         events.trace.since("teardown", begin_ns);
         // `delete` runs those of a container whose state is kept.
         if !kept {
-            hooks::run_all(&start.hooks.poststop, &start.hook_state.at(hooks::Status::Stopped, None)).await;
+            hooks::run_all(&last_hooks, &ended).await;
         }
         result
+    }
+
+    /// What is needed to look after the container: its calls are answered from here on.
+    async fn take_over<'a>(
+        &mut self,
+        options: &Options,
+        launched: Launched,
+        trace: &'a mut Trace,
+    ) -> Result<(Start, Arc<Container>, TaskServer, Events<'a>), RunError> {
+        let Launched {
+            start,
+            record,
+            machine,
+            cpu_limit,
+            sockets,
+            host_sockets,
+            resctrl,
+            signals,
+            task,
+            ends,
+            follower,
+            passt,
+            notice,
+        } = launched;
+        (self.ends, self.follower, self.host_sockets) = (ends, follower, host_sockets);
+        (self.passt, self.resctrl, self.notice) = (passt, resctrl, notice);
+        let (vmm_sender, vmm_events) = unbounded_channel();
+        let (failed, failures) = unbounded_channel();
+        let signals = signals.into_stream().map_err(RunError::Signals)?;
+        let control = VmmControl::new(sockets.control);
+        let events = Events { vmm: vmm_events, signals, control: control.clone(), failures, failed, trace };
+        sockets.report.set_nonblocking(true).map_err(RunError::EventLoop)?;
+        let report = tokio::net::UnixStream::from_std(sockets.report).map_err(RunError::EventLoop)?;
+        let agent = Agent::new(sockets.agent, options.id.clone()).map_err(RunError::EventLoop)?;
+        let cgroup = self.cgroup.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let memory = MachineMemory::new(&machine, control.clone(), agent.clone(), cgroup.clone());
+        let cpus = CpuClaim::new(MachineCpus::new(&machine, agent.clone()), cpu_limit);
+        let (init, poststart) = (&start.request.process, start.hooks.poststart.clone());
+        let container = Container::new(agent, record, init, poststart, cgroup, self.state.handle()?);
+        let container = Arc::new(container.claiming(Claim::new(memory), cpus));
+        if let Some(place) = self.processes.take() {
+            place.serve(container.agent.clone(), &mut self.tasks);
+        }
+        let (watched, told) = (self.vmm.watch().map_err(RunError::EventLoop)?, Arc::clone(&container));
+        tokio::spawn(vmm::follow(report, watched, control, vmm_sender, move || told.network_is_without_vhost()));
+        let server = TaskServer::of_container(task, &container).await.map_err(RunError::EventLoop)?;
+        Ok((start, container, server, events))
     }
 
     /// From a booting machine to the container's end, and its exit status.

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::network::{Namespace, container};
+use super::verbs::FEW_FILES;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
@@ -30,6 +31,7 @@ pub(super) const CASES: &[Case] = &[
     case!(twenty_at_once).slow(600).varies(),
     case!(same_id_at_once).limit(240).varies(),
     case!(stale_folder_with_other_things_in_it),
+    case!(started_with_few_descriptors).limit(240),
     case!(killed_while_a_network_is_joined).limit(600),
 ];
 
@@ -356,4 +358,34 @@ fn killed_while_a_network_is_joined(env: &Env) -> Result {
         }
     }
     fail!("more than {MOST_REQUESTS} requests were made")
+}
+
+/// Wherever it fails, it says so, and whatever hooks have made is undone by others.
+fn started_with_few_descriptors(env: &Env) -> Result {
+    env.only_bulkhead()?; // runc needs some to begin with.
+    let mut bundle = Bundle::busybox(env)?;
+    let told = env.work.join("told");
+    let hook =
+        |word: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", format!("echo {word} >>{}", told.display())] }]);
+    bundle.set("/hooks", json!({ "createRuntime": hook("made"), "poststop": hook("undone") })).args(&["true"]);
+    let mut successes = 0;
+    for files in (5..=65).step_by(4) {
+        let run = env.run_as(&bundle, &format!("{}-{files}", env.id()))?;
+        let output = run.wrapper(FEW_FILES).variable("FILES", files.to_string()).output()?;
+        if output.status.success() {
+            successes += 1;
+        } else {
+            // That hooks could not be run is a warning of its own.
+            let said = output.stderr();
+            let why = ["open files", "file table overflow"];
+            ensure!(why.iter().any(|why| said.contains(why)), "with {files} descriptors: {}", output.describe());
+            ensure!(!said.contains("internal error"), "with {files} descriptors: {}", output.describe());
+        }
+        let told = fs::read_to_string(&told).unwrap_or_default();
+        let count = |word: &str| told.lines().filter(|line| *line == word).count();
+        ensure!(count("made") == count("undone"), "with {files} descriptors: {told:?}: {}", output.describe());
+        ensure_no_processes(Duration::from_secs(20))?;
+    }
+    ensure!(successes > 0, "more descriptors are needed than are tried");
+    Ok(())
 }

@@ -196,6 +196,7 @@ fn verbs_of_an_init_that_has_ended(env: &Env) -> Result {
         verb(&["kill", "--all", &id, "TERM"])?.expect_stdout("")?;
         verb(&["exec", &id, "true"])?.expect_error(&["cannot exec in a stopped container"])?;
         verb(&["pause", &id])?.expect_error(&["container not running"])?;
+        verb(&["update", "--pids-limit", "50", &id])?.expect_error(&["container not running"])?;
         verb(&["events", "--stats", &id])?.expect_code(0)?;
         verb(&["state", &id])?.expect_in_stdout(&["\"status\": \"running\""])?;
         reader.read_more(more)?;

@@ -22,7 +22,11 @@ pub(super) const CASES: &[Case] = &[
     case!(shapes_of_what_is_printed),
     case!(process_in_a_cgroup_of_the_container),
     case!(cgroups_in_cgroups),
+    case!(verbs_with_few_descriptors),
 ];
+
+/// Of which the variable `FILES` says how many there may be.
+pub(super) const FEW_FILES: &str = "ulimit -n \"$FILES\"; exec \"$@\"";
 
 /// A command line, in which `ID` stands for the container; the status; and what is said. Where the status is 0, that is on stdout:
 /// all of it if it is nothing, or ends with an end of line, else a part. Otherwise it is a part of the error.
@@ -444,4 +448,36 @@ fn cgroups_in_cgroups(env: &Env) -> Result {
     let depth = if env.kind == Kind::Bulkhead { "32\n" } else { "40\n" };
     ensure_eq!(fs::read_to_string(bundle.path("depth"))?, depth, "how deep cgroups could be nested");
     Ok(())
+}
+
+/// They do what they are asked, or say what there is too little of: not that the container has ended.
+fn verbs_with_few_descriptors(env: &Env) -> Result {
+    env.only_bulkhead()?; // runc needs some to begin with.
+    let container = Detached::run(env, &lasting(env)?)?;
+    container.wait_for("up\n")?;
+
+    let verbs: [(&[&str], &[&str]); 5] =
+        [(&["state"], &[]), (&["ps"], &[]), (&["events", "--stats"], &[]), (&["exec"], &["true"]), (&["list"], &[])];
+    for (before, after) in verbs {
+        let mut successes = 0;
+        for files in 4..=14 {
+            let run = match before {
+                ["list"] => env.call(["list"]),
+                _ => container.verb_with(before, after),
+            };
+            let output = run.wrapper(FEW_FILES).variable("FILES", files.to_string()).output()?;
+            if output.status.success() {
+                successes += 1;
+            } else {
+                output.expect_error(&["Too many open files"])?;
+            }
+            // What cannot be read is left out of a list, and warned of.
+            let is_told = before == ["state"] || before == ["list"] && output.stderr().is_empty();
+            if output.status.success() && is_told {
+                output.expect_in_stdout(&["running"])?;
+            }
+        }
+        ensure!(successes > 0, "{before:?} needs more descriptors than are tried");
+    }
+    container.expect_status("running")
 }

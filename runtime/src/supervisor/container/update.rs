@@ -10,6 +10,9 @@ impl Container {
     pub(crate) async fn update(&self, mut limits: NewLimits) -> Result<(), CallError> {
         self.require_alive()?;
         self.require_process()?;
+        if self.init_has_ended() {
+            return Err(CallError::NotRunning);
+        }
         if limits.host.needs_host() && self.cgroup.upgrade().is_none() {
             let what = "a limit for a block device or for memory nodes, without a cgroup of its own on the host";
             return Err(CallError::NotSupported(what));

@@ -14,7 +14,7 @@ use super::dir::{CONSOLE, MARKER, StateDirError, TASK, check_id, lock, remove_lo
 use super::record::{Record, Status};
 use super::sweep::end_sandbox;
 use crate::cgroup::REMOVE_PATIENCE;
-use crate::logging;
+use crate::{logging, text};
 
 /// A container that cannot be looked up. Engines look for the words "does not exist".
 #[derive(Debug, Error)]
@@ -25,6 +25,8 @@ pub(crate) enum LookupError {
     NotFound(String),
     #[error("cannot read the state of the container in {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    #[error("cannot list the containers in {}", .0.display())]
+    List(PathBuf, #[source] io::Error),
 }
 
 /// A container that has been looked up.
@@ -51,19 +53,32 @@ impl Found {
         let record = read()?;
         let found = Self { path: path.clone(), dir: dir.try_clone().map_err(failed)?, record };
         // A supervisor writes down how it ended before it is gone: who has read too early reads again.
-        if found.record.status != Status::Stopped && !found.is_alive() {
+        if found.record.status != Status::Stopped && !found.look().map_err(failed)? {
             return Ok(Self { record: read()?, ..found });
         }
         Ok(found)
     }
 
-    /// All containers under `root`, by their ids; one that cannot be read is left out.
-    pub(crate) fn all(root: &Path) -> Vec<Self> {
-        let names =
-            fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut all: Vec<_> = names.filter_map(|id| Self::open(root, &id).ok()).collect();
-        all.sort_by(|one, other| one.record.id.cmp(&other.record.id));
-        all
+    /// Looks at all containers under `root`, in the order of their ids, one after the other: there may be more of them than a
+    /// process may open files. One that cannot be read is warned of.
+    pub(crate) fn look_at_all<T>(root: &Path, mut look: impl FnMut(&Self) -> Option<T>) -> Result<Vec<T>, LookupError> {
+        let failed = |error| LookupError::List(root.to_owned(), error);
+        let entries = match fs::read_dir(root) {
+            Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut ids: Vec<_> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        ids.sort();
+        let seen = ids.iter().filter_map(|id| match Self::open(root, id) {
+            Ok(found) => look(&found),
+            Err(LookupError::Id(_) | LookupError::NotFound(_)) => None,
+            Err(error) => {
+                logging::warn(format_args!("{}", text::chain(&error)));
+                None
+            }
+        });
+        Ok(seen.collect())
     }
 
     /// What its supervisor wrote down last.
@@ -71,12 +86,26 @@ impl Found {
         &self.record
     }
 
-    /// Whether its supervisor lives: whether the lock is held that nobody else takes.
+    /// Whether its supervisor lives, as far as can be seen: what cannot be looked at is not taken for dead.
     pub(crate) fn is_alive(&self) -> bool {
+        self.look().unwrap_or(true)
+    }
+
+    /// Whether its supervisor lives: whether the lock is held that nobody else takes.
+    fn look(&self) -> io::Result<bool> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        // Without the file, it is being removed. A shared lock does not disturb others who ask.
-        openat(&self.dir, MARKER, flags, Mode::empty())
-            .is_ok_and(|marker| flock(&marker, FlockOperation::NonBlockingLockShared).is_err())
+        let marker = match openat(&self.dir, MARKER, flags, Mode::empty()) {
+            Ok(marker) => marker,
+            // It is being removed.
+            Err(Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        // A shared lock does not disturb others who ask.
+        match flock(&marker, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Where the container is in its life: without its supervisor it has none.
@@ -174,6 +203,11 @@ mod tests {
             assert_eq!(error.to_string(), format!("container does not exist: {id}"));
         }
         assert!(matches!(Found::open(root.path(), "a/b"), Err(LookupError::Id(_))));
-        assert!(Found::all(root.path()).is_empty());
+        assert!(Found::look_at_all(root.path(), |found| Some(found.record().id.clone())).unwrap().is_empty());
+        assert!(Found::look_at_all(&root.path().join("absent"), |_| Some(())).unwrap().is_empty());
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Found::look_at_all(&file, |_| Some(())).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot list the containers in {}", file.display()));
     }
 }
