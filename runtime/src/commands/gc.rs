@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
     let mut out = io::stdout().lock();
     let mut told = Ok(());
-    for (path, record) in state::collect(&global.root, arguments.dry_run) {
+    for (path, record) in state::collect(&global.root, arguments.dry_run)? {
         // The records are gone: hooks are run whoever reads this.
         if let Some(record) = record.filter(|_| !arguments.dry_run) {
             run_poststop_hooks(&record);

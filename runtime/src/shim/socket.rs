@@ -44,13 +44,22 @@ pub(super) fn bind(path: &Path) -> io::Result<Option<UnixListener>> {
     }
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
+            if is_served(path)? {
                 return Ok(None);
             }
             fs::remove_file(path)?;
             UnixListener::bind(path).map(Some)
         }
         listener => listener.map(Some),
+    }
+}
+
+/// Whether somebody listens on a socket.
+pub(super) fn is_served(path: &Path) -> io::Result<bool> {
+    match UnixStream::connect(path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -67,6 +76,19 @@ mod tests {
         assert_eq!(path, Path::new(FOLDER).join(digest));
         assert_eq!(path_of(&address(&path)), Some(path.as_path()));
         assert_eq!(path_of("vsock://1:2"), None);
+    }
+
+    #[test]
+    fn whether_a_socket_is_served_is_not_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+
+        assert!(is_served(&path).unwrap());
+        drop(listener);
+        assert!(!is_served(&path).unwrap());
+        assert!(!is_served(&folder.path().join("absent")).unwrap());
+        assert!(is_served(&path.join("below")).is_err());
     }
 
     #[test]

@@ -327,6 +327,15 @@ pub(super) fn lock(path: &Path) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
+/// What is in the folder of all state directories, which is made with the first of them.
+pub(super) fn entries(root: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(root) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes Bulkhead's files and the directory, whose lock is held. The marker goes last. While there is a cgroup, the
 /// directory stays with its record, for a sweep; whether all is gone.
 pub(super) fn remove_locked(dir: &OwnedFd, path: &Path) -> io::Result<bool> {

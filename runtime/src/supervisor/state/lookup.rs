@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container's state directory, as those see it who are not its supervisor.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::dir::{CONSOLE, MARKER, StateDirError, TASK, check_id, lock, remove_locked, short_path, vsock_path};
+use super::dir::{
+    CONSOLE, MARKER, StateDirError, TASK, check_id, entries, lock, remove_locked, short_path, vsock_path,
+};
 use super::record::{Record, Status};
 use super::sweep::end_sandbox;
 use crate::cgroup::REMOVE_PATIENCE;
@@ -62,12 +64,7 @@ impl Found {
     /// Looks at all containers under `root`, in the order of their ids, one after the other: there may be more of them than a
     /// process may open files. One that cannot be read is warned of.
     pub(crate) fn look_at_all<T>(root: &Path, mut look: impl FnMut(&Self) -> Option<T>) -> Result<Vec<T>, LookupError> {
-        let failed = |error| LookupError::List(root.to_owned(), error);
-        let entries = match fs::read_dir(root) {
-            Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
+        let entries = entries(root).map_err(|error| LookupError::List(root.to_owned(), error))?;
         let mut ids: Vec<_> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         ids.sort();
         let seen = ids.iter().filter_map(|id| match Self::open(root, id) {
@@ -206,7 +203,7 @@ mod tests {
         assert!(Found::look_at_all(root.path(), |found| Some(found.record().id.clone())).unwrap().is_empty());
         assert!(Found::look_at_all(&root.path().join("absent"), |_| Some(())).unwrap().is_empty());
         let file = root.path().join("file");
-        fs::write(&file, "").unwrap();
+        std::fs::write(&file, "").unwrap();
         let error = Found::look_at_all(&file, |_| Some(())).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot list the containers in {}", file.display()));
     }

@@ -18,7 +18,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, RESCTRL, VMM, check_id, lock, remove_locked};
+use super::dir::{CGROUP, MARKER, NETWORK, NEW_PREFIX, RESCTRL, VMM, check_id, entries, lock, remove_locked};
+use super::lookup::LookupError;
 use super::record::{Record, Status};
 use crate::cgroup::{HostCgroup, REMOVE_PATIENCE};
 use crate::logging;
@@ -60,7 +61,7 @@ enum Poststop {
 
 /// Removes the stale state directories under `root`. What cannot be removed is left to the next sweep.
 pub(crate) fn sweep(root: &Path) {
-    for path in candidates(root) {
+    for path in candidates(root).unwrap_or_default() {
         if sweep_with(&path, SWEEP_PATIENCE, Poststop::Leave, logging::aside) == Swept::Removed {
             logging::debug(format_args!("swept the stale state directory {}", path.display()));
         }
@@ -72,38 +73,56 @@ pub(crate) type Collected = (PathBuf, Option<Record>);
 
 /// Removes, besides, what killed supervisors have left of containers that were to be kept; or only looks for it. What is
 /// gone, or would be.
-pub(crate) fn collect(root: &Path, dry_run: bool) -> Vec<Collected> {
-    let mut collected: Vec<_> = candidates(root).filter_map(|path| collect_one(path, dry_run)).collect();
-    collected.sort_by(|(one, _), (other, _)| one.cmp(other));
-    collected
+pub(crate) fn collect(root: &Path, dry_run: bool) -> Result<Vec<Collected>, LookupError> {
+    let mut paths = candidates(root).map_err(|error| LookupError::List(root.to_owned(), error))?;
+    paths.sort();
+    let collected = paths.into_iter().filter_map(|path| match collect_one(&path, dry_run) {
+        Ok(record) => record.map(|record| (path, record)),
+        Err(error) => {
+            logging::warn(format_args!("cannot clean {} up: {error}", path.display()));
+            None
+        }
+    });
+    Ok(collected.collect())
 }
 
-fn collect_one(path: PathBuf, dry_run: bool) -> Option<Collected> {
-    let dir = lock(&path).ok()??;
-    let record = Record::read(&dir).ok().flatten();
+/// The record of the container whose directory was removed, or would be; `None` if it is left.
+fn collect_one(path: &Path, dry_run: bool) -> io::Result<Option<Option<Record>>> {
+    let dir = match lock(path) {
+        Ok(Some(dir)) => dir,
+        Ok(None) | Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let record = record_left(&dir)?;
     // One that ended in good order waits for whoever created it.
     let ended = record.as_ref().is_some_and(|record| record.status == Status::Stopped);
-    if ended || !is_own(&dir, &path) {
-        return None;
+    if ended || !is_own(&dir, path) {
+        return Ok(None);
     }
     if dry_run {
-        return Some((path, record));
+        return Ok(Some(record));
     }
     end_sandbox(&dir, REMOVE_PATIENCE, logging::warn);
-    let removed = remove_locked(&dir, &path);
-    if let Err(error) = &removed {
-        logging::warn(format_args!("cannot remove {}: {error}", path.display()));
+    Ok(remove_locked(&dir, path)?.then_some(record))
+}
+
+/// The record in a directory whose supervisor is gone; `None` if there is none to believe in.
+fn record_left(dir: &OwnedFd) -> io::Result<Option<Record>> {
+    match Record::read(dir) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => Ok(None),
+        read => read,
     }
-    removed.is_ok_and(|all| all).then_some((path, record))
 }
 
 /// The directories under `root` whose names are those of state directories.
-fn candidates(root: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| {
+fn candidates(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = entries(root)?;
+    let fitting = entries.iter().filter(|entry| {
         let name = entry.file_name();
         let fits = name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) || check_id(name).is_ok());
-        (fits && entry.file_type().is_ok_and(|kind| kind.is_dir())).then(|| entry.path())
-    })
+        fits && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    });
+    Ok(fitting.map(fs::DirEntry::path).collect())
 }
 
 /// Whether a locked directory is Bulkhead's. A new one may not have its marker yet, and has nothing else then.
@@ -130,8 +149,8 @@ fn sweep_with(path: &Path, patience: Duration, poststop: Poststop, tell: logging
         return Swept::Foreign;
     }
     end_sandbox(&dir, patience, tell);
-    // A record that cannot be read is not one to believe in.
-    let record = Record::read(&dir).ok().flatten();
+    // What cannot be looked at may be one that is kept.
+    let Ok(record) = record_left(&dir) else { return Swept::Kept };
     if record.as_ref().is_some_and(|record| record.kept && record.status != Status::Creating) {
         return Swept::Kept;
     }
@@ -259,15 +278,35 @@ mod tests {
         let seen = |collected: Vec<Collected>| -> Vec<_> {
             collected.into_iter().map(|(path, record)| (path, record.map(|record| record.id))).collect()
         };
-        assert_eq!(seen(collect(root.path(), true)), expected);
+        assert_eq!(seen(collect(root.path(), true).unwrap()), expected);
         assert!(crashed.exists());
-        assert_eq!(seen(collect(root.path(), false)), expected);
+        assert_eq!(seen(collect(root.path(), false).unwrap()), expected);
 
         assert!(!crashed.exists());
         for id in ["ended", "lives", "theirs"] {
             assert!(root.path().join(id).exists(), "{id}");
         }
-        assert!(collect(root.path(), false).is_empty());
+        assert!(collect(root.path(), false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_and_what_is_no_record_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let mut state = StateDir::create(root.path(), "c1").unwrap();
+        state.record(&record("c1", Status::Running, true)).unwrap();
+        state.keep();
+        drop(state);
+        let (dir, file) = (root.path().join("c1"), root.path().join("c1/state.json"));
+
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert_eq!(sweep_one(&dir), Swept::Kept);
+        assert!(collect(root.path(), false).unwrap().is_empty());
+        assert!(dir.exists());
+
+        fs::remove_dir(&file).unwrap();
+        fs::write(&file, "{").unwrap();
+        assert_eq!(sweep_one(&dir), Swept::Removed);
     }
 
     #[test]
