@@ -34,7 +34,7 @@ pub(crate) fn find(name: &CStr, env: &[CString]) -> Result<CString, Failure> {
         let candidate = [directory, b"/", bytes].concat();
         match check_executable(OsStr::from_bytes(&candidate).as_ref()) {
             Ok(()) => return CString::new(candidate).map_err(|error| refused(name, &error.into())),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR)) => {}
+            Err(error) if is_absent(&error) => {}
             // There may be one all the same.
             Err(error) => unusable = Some(error),
         }
@@ -46,6 +46,12 @@ pub(crate) fn find(name: &CStr, env: &[CString]) -> Result<CString, Failure> {
             format!("exec: {}: executable file not found in $PATH", quoted(name)),
         )),
     }
+}
+
+/// Whether there is no such program in a directory of PATH.
+fn is_absent(error: &io::Error) -> bool {
+    let absent = [libc::ENOENT, libc::ENOTDIR, libc::EISDIR, libc::ENAMETOOLONG, libc::ELOOP];
+    error.raw_os_error().is_some_and(|errno| absent.contains(&errno))
 }
 
 fn quoted(name: &CStr) -> String {
@@ -198,9 +204,12 @@ mod tests {
     fn name_that_cannot_be_looked_up_is_not_taken_for_missing() {
         let (_folder, path, env) = folder();
         std::os::unix::fs::symlink("looped", path.join("looped")).unwrap();
-        let failure = find(c"looped", &env).unwrap_err();
-        assert_eq!(failure.stage, Stage::ProgramNotExecutable);
-        assert_eq!(failure.to_string(), format!("exec: \"looped\": {}", Errno::ELOOP.desc().to_lowercase()));
+        for name in ["looped", &"n".repeat(300)] {
+            assert_eq!(find(&c(name), &env).unwrap_err().stage, Stage::ProgramNotFound, "{name}");
+        }
+        for errno in [libc::ENFILE, libc::EIO, libc::ENOMEM, libc::EACCES] {
+            assert!(!is_absent(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
     }
 
     #[test]

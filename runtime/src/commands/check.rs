@@ -65,6 +65,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Outcome {
         item("guest image", part(install.open_initramfs().map_err(|error| text::chain(&error)), &install.initramfs)),
         item("vsock path", vsock_path(&global.root)),
         item("memory", memory()),
+        item("system call filters", filters()),
         item("cgroups", cgroups()),
         item("passt", Ok(passt(&install))),
     ];
@@ -126,6 +127,17 @@ fn kvm(install: &Install) -> Found {
         (format!("{device}: {}", text::chain(&error)), mend)
     })?;
     Ok(format!("{device} ran a probe guest"))
+}
+
+/// Whether the kernel has what the VMM is to be killed by for a system call that it may not make (seccomp(2), "/proc interfaces").
+fn filters() -> Found {
+    const ACTIONS: &str = "/proc/sys/kernel/seccomp/actions_avail";
+    let mend = "use a kernel with CONFIG_SECCOMP_FILTER, 4.14 or newer";
+    let actions = fs::read_to_string(ACTIONS).map_err(|error| (format!("{ACTIONS}: {error}"), mend))?;
+    if !actions.split_whitespace().any(|action| action == "kill_process") {
+        return Err((format!("{ACTIONS} has no kill_process"), mend));
+    }
+    Ok("can kill a process".to_owned())
 }
 
 fn vmm(path: &Path) -> Found {

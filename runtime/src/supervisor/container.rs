@@ -564,6 +564,10 @@ impl Container {
             let _ = self.agent.resume().await;
         }
         self.heard(paused)?;
+        // SIGKILL ends what is frozen, or about to be.
+        if self.init_has_ended() {
+            return Err(CallError::NotRunning);
+        }
         self.enter(Status::Paused);
         Ok(())
     }

@@ -3,7 +3,8 @@
 //!
 //! The caller forks: the child becomes the head of a session of its own, keeps the standard streams, and tells in one
 //! message whether it succeeded; then the parent ends, and the child is the reaper's, which is the engine (conmon,
-//! containerd's shim) or init. If the parent is gone before that, the child gives up.
+//! containerd's shim) or init. If the parent is gone before that, the child gives up, unless its container runs already: then the
+//! parent has waited for it to be ready.
 
 use std::fs;
 use std::io::{self, Read, Write};

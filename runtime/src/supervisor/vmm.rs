@@ -368,7 +368,8 @@ pub(crate) fn describe_end(end: Option<End>, status: io::Result<ExitStatus>, std
         (None, Ok(status)) if !stderr.is_empty() => format!("the sandbox's VMM ended ({status}): {stderr}"),
         (None, Ok(status)) => match status.signal() {
             Some(libc::SIGSYS) => {
-                "the sandbox's VMM was killed for a system call that it may not make (the kernel's log names it)"
+                "the sandbox's VMM was killed for a system call that it may not make (its number is in the log of the \
+                 kernel, or of its audit daemon)"
                     .to_owned()
             }
             Some(signal) => format!("the sandbox's VMM was killed by signal {signal}"),

@@ -64,7 +64,7 @@ fn check_says_yes(env: &Env) -> Result {
     env.only_bulkhead()?;
     let output = env.call(["check"]).output()?;
 
-    output.expect_in_stdout(&["KVM", "kernel", "image", "vsock", "memory", "cgroup", "rights"])
+    output.expect_in_stdout(&["KVM", "kernel", "image", "vsock", "memory", "filters", "cgroup", "rights"])
 }
 
 fn check_in_json(env: &Env) -> Result {

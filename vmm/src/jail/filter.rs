@@ -10,9 +10,9 @@
 //! tests happen to take.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::{io, process};
 
-use libc::c_long;
+use libc::{c_int, c_long};
 use nix::sched::CloneFlags;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
@@ -32,7 +32,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
-    libc::SYS_fcntl,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_read,
@@ -114,9 +113,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
-    // abort(3), at a panic.
-    libc::SYS_tgkill,
 ];
+
+/// Requests of fcntl(2) that are allowed. Those that have a descriptor's owner sent a signal are not.
+const FCNTLS: [c_int; 3] = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL];
 
 /// Requests of ioctl(2) that are allowed by their type, bits 8 to 15 (asm-generic/ioctl.h): KVM's, and vhost's.
 const IOCTL_TYPES: [u64; 2] = [0xae, 0xaf];
@@ -166,6 +166,10 @@ fn allowed() -> Result<SeccompFilter, BackendError> {
     let ioctls = IOCTL_TYPES.iter().map(|of| only(1, Op::MaskedEq(0xff00), of << 8));
     let ioctls = ioctls.chain(IOCTLS.iter().map(|number| only(1, Op::Eq, *number)));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+    let fcntls = FCNTLS.iter().map(|request| only(1, Op::Eq, u64::from(request.unsigned_abs())));
+    rules.insert(libc::SYS_fcntl, fcntls.collect::<Result<_, _>>()?);
+    // abort(3), at a panic: no signal for others, which may be root's too.
+    rules.insert(libc::SYS_tgkill, vec![only(0, Op::Eq, process::id().into())?]);
     // A thread of this process, in the namespaces that it has.
     let thread = CloneFlags::CLONE_THREAD.bits() as u64;
     let namespaces = CloneFlags::CLONE_NEWNS
@@ -236,6 +240,9 @@ mod tests {
             "fork" => call(libc::SYS_clone, libc::SIGCHLD as u64, 0, 0),
             "namespace" => call(libc::SYS_unshare, libc::CLONE_NEWUSER as u64, 0, 0),
             "code" => call(libc::SYS_mprotect, 0, 0, libc::PROT_EXEC as u64),
+            "kill" => call(libc::SYS_tgkill, 1, 1, 0),
+            "owner" => call(libc::SYS_fcntl, 0, libc::F_SETOWN as u64, 1),
+            "abort" => std::process::abort(),
             "terminal" => call(libc::SYS_ioctl, 0, libc::TIOCSTI, 0),
             "dumpable" => call(libc::SYS_prctl, libc::PR_SET_DUMPABLE as u64, 1, 0),
             "clone3" => {
@@ -255,8 +262,14 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_ends_the_process_in_its_own_way() {
+        assert_eq!(filtered("abort").signal(), Some(libc::SIGABRT));
+    }
+
+    #[test]
     fn what_none_needs_ends_the_process() {
-        for deed in ["socket", "execve", "ptrace", "fork", "namespace", "code", "terminal", "dumpable"] {
+        for deed in ["socket", "execve", "ptrace", "fork", "namespace", "code", "kill", "owner", "terminal", "dumpable"]
+        {
             assert_eq!(filtered(deed).signal(), Some(libc::SIGSYS), "{deed}");
         }
     }

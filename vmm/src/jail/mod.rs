@@ -20,8 +20,8 @@ use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
 };
 
 use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
@@ -60,7 +60,7 @@ fn cannot<E: Into<io::Error>>(doing: &str) -> impl FnOnce(E) -> JailError + '_ {
     move |source| JailError::new(doing, source)
 }
 
-/// The ways to files that lead out of the finished jail's root directory, and those into its trees.
+/// The ways into the finished jail's trees, and to what is open.
 #[derive(Debug)]
 pub struct Jail {
     /// The directory of the private device's trees; absent without any, unless some can be added.
@@ -77,13 +77,13 @@ pub struct Jail {
 ///
 /// When a step fails; the process must end then.
 pub fn enter(config: &MachineConfig) -> Result<Jail, JailError> {
-    let proc_self_fd = open_path("/proc/self/fd").map_err(cannot("open /proc/self/fd"))?;
     let namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     nix::sched::unshare(namespaces)
         .map_err(cannot("make namespaces (this needs root, or a user namespace: unshare --user --map-root-user)"))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(cannot("keep mounts to itself"))?;
+    let proc_self_fd = own_descriptors().map_err(cannot("open /proc/self/fd"))?;
     // In a mount namespace of this process' own user namespace it may, also where the host's is above that.
     let private = open(&config.private_trees)?;
     let shared = open(&config.shared_trees)?;
@@ -97,8 +97,10 @@ pub fn enter(config: &MachineConfig) -> Result<Jail, JailError> {
     Ok(Jail { private, shared, proc_self_fd })
 }
 
-fn open_path(path: &str) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+/// `/proc/self/fd`, as a mount of its own that has no place: `..` ends there. From the directory in the host's /proc it would lead
+/// to the host's root, whatever this process' own is.
+fn own_descriptors() -> Result<OwnedFd, Errno> {
+    open_tree(rustix::fs::CWD, "/proc/self/fd", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
 /// A tmpfs, mounted over this namespace's root directory.
@@ -174,4 +176,35 @@ fn drop_privileges() -> Result<(), JailError> {
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed)?;
     rustix::thread::set_no_new_privs(true).map_err(cannot("set no_new_privs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn own_descriptors_lead_to_what_is_open_and_nowhere_else() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"open").unwrap();
+        file.rewind().unwrap();
+        // Of this thread alone.
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+
+        let folder = own_descriptors().unwrap();
+
+        let number = file.as_raw_fd().to_string();
+        let again = rustix::fs::openat(&folder, number, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mut text = String::new();
+        std::fs::File::from(again).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "open");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let above = rustix::fs::openat(&folder, "../../..", flags, Mode::empty()).unwrap();
+        let (own, above) = (rustix::fs::fstat(&folder).unwrap(), rustix::fs::fstat(&above).unwrap());
+        assert_eq!((own.st_dev, own.st_ino), (above.st_dev, above.st_ino));
+    }
 }

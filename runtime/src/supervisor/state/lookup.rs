@@ -67,7 +67,9 @@ impl Found {
         let entries = entries(root).map_err(|error| LookupError::List(root.to_owned(), error))?;
         let mut ids: Vec<_> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         ids.sort();
-        let seen = ids.iter().filter_map(|id| match Self::open(root, id) {
+        // Others may keep their folders there too.
+        let own = ids.iter().filter(|id| root.join(id).join(MARKER).symlink_metadata().is_ok());
+        let seen = own.filter_map(|id| match Self::open(root, id) {
             Ok(found) => look(&found),
             Err(LookupError::Id(_) | LookupError::NotFound(_)) => None,
             Err(error) => {

@@ -93,10 +93,13 @@ fn collect_one(path: &Path, dry_run: bool) -> io::Result<Option<Option<Record>>>
         Ok(None) | Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
+    if !is_own(&dir, path) {
+        return Ok(None);
+    }
     let record = record_left(&dir)?;
     // One that ended in good order waits for whoever created it.
     let ended = record.as_ref().is_some_and(|record| record.status == Status::Stopped);
-    if ended || !is_own(&dir, path) {
+    if ended {
         return Ok(None);
     }
     if dry_run {
