@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -72,13 +73,21 @@ fn running_machine_is_locked_in(env: &Env) -> Result {
         let is_tree = target.starts_with("/private/") || target.starts_with("/shared/");
         ensure!(is_tree || target == "/" && options.split(',').any(|option| option == "ro"), "it has the mount {line}");
     }
-    // What it has open leads nowhere else: no folder but those of the trees, and of its own descriptors.
-    for descriptor in names(&proc.join("fd"))? {
-        let link = proc.join("fd").join(&descriptor);
-        let is_folder = fs::metadata(&link).is_ok_and(|metadata| metadata.is_dir());
+    // What it has open leads nowhere else: upwards from each folder is its own root, and from that of its descriptors nothing.
+    let identity = |path: &Path| -> Result<_> {
+        let metadata = fs::metadata(path).context(|| format!("looking at {}", path.display()))?;
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    let (root, descriptors) = (identity(&proc.join("root"))?, proc.join("fd"));
+    for descriptor in names(&descriptors)? {
+        let link = descriptors.join(&descriptor);
+        if !fs::metadata(&link).is_ok_and(|metadata| metadata.is_dir()) {
+            continue;
+        }
+        let (own, top) = (identity(&link)?, identity(&link.join("../../../../../../../.."))?);
+        let is_closed = own == identity(&descriptors)? && own == top;
         let target = fs::read_link(&link)?;
-        let inside = ["/private", "/shared", "/proc"].iter().any(|folder| target.starts_with(folder));
-        ensure!(!is_folder || inside, "it has the folder {} open", target.display());
+        ensure!(top == root || is_closed, "the folder {} that it has open leads out of its root", target.display());
     }
     running.signal(Signal::SIGTERM)?;
     running.finish()?.expect_code(3)
