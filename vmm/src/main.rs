@@ -105,6 +105,11 @@ fn prepare_process(config: &MachineConfig) -> Result<(), machine::MachineError> 
     kept.extend(config.disks.iter().map(|disk| disk.fd));
     jail::close_all_but(&kept)
         .map_err(|source| machine::MachineError::Host { doing: "close leaked descriptors", source })?;
+    // Standard input and output are nodes of the host's /dev; standard error is not. Closed, they would be opened again.
+    let stderr = rustix::stdio::stderr();
+    rustix::stdio::dup2_stdin(stderr)
+        .and_then(|()| rustix::stdio::dup2_stdout(stderr))
+        .map_err(|errno| machine::MachineError::Host { doing: "let go of the null device", source: errno.into() })?;
     // The file server holds a descriptor for each file that the guest knows.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(host("read the limit of open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(host("raise the limit of open files"))?;

@@ -79,7 +79,7 @@ impl DetachedTree {
 /// # Errors
 ///
 /// As mount_setattr(2).
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: MountAttrFlags) -> io::Result<()> {
+pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: MountAttrFlags) -> io::Result<()> {
     let attributes =
         libc::mount_attr { attr_set: u64::from(set.bits()), attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };

@@ -37,6 +37,7 @@ mod loopback;
 mod namespace;
 mod netfilter;
 mod next_hops;
+mod node;
 mod own;
 mod record;
 mod redirect;

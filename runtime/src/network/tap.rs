@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use bulkhead_netlink::{LinkHeader, Message, Socket};
 
 use super::link::Link;
+use super::node::Node;
 
 /// What the names of Bulkhead's taps begin with.
 const PREFIX: &str = "bh-";
@@ -44,21 +45,20 @@ pub(super) fn index(link: i32) -> Option<i32> {
 /// name. Frames go to the first queue alone, until others are asked for (`TUNSETQUEUE`).
 pub(super) fn make(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if queues <= 1 {
-        return Ok(vec![open(name, kind | libc::IFF_TUN_EXCL)?]);
-    }
-    let kind = kind | libc::IFF_MULTI_QUEUE;
-    let mut taps = vec![open(name, kind | libc::IFF_TUN_EXCL)?];
+    let kind = if queues > 1 { kind | libc::IFF_MULTI_QUEUE } else { kind };
+    let node = Node::find(DEVICE)?;
+    let mut taps = vec![open(&node, name, kind | libc::IFF_TUN_EXCL)?];
     for _ in 1..queues {
-        let tap = open(name, kind)?;
+        let tap = open(&node, name, kind)?;
         request(&tap, libc::TUNSETQUEUE, "", libc::IFF_DETACH_QUEUE)?;
         taps.push(tap);
     }
+    node.seal()?;
     Ok(taps)
 }
 
-fn open(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
-    let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+fn open(node: &Node, name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let device = node.open(File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK))?;
     request(&device, libc::TUNSETIFF, name, flags)?;
     Ok(device.into())
 }

@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 
 use bulkhead_vmm::config::VhostNet;
 
+use super::node::Node;
+
 /// Where it is.
 pub(super) const DEVICE: &str = "/dev/vhost-net";
 
@@ -16,9 +18,10 @@ pub(super) const DEVICE: &str = "/dev/vhost-net";
 ///
 /// When this host has none, or one that cannot do what a guest may ask for.
 pub(super) fn open(pairs: usize) -> io::Result<Vec<OwnedFd>> {
-    let devices: io::Result<Vec<OwnedFd>> =
-        (0..pairs).map(|_| File::options().read(true).write(true).open(DEVICE).map(OwnedFd::from)).collect();
-    let devices = devices?;
+    let node = Node::find(DEVICE)?;
+    let open = || node.open(File::options().read(true).write(true)).map(OwnedFd::from);
+    let devices: Vec<OwnedFd> = (0..pairs).map(|_| open()).collect::<io::Result<_>>()?;
+    node.seal()?;
     match devices.first().map(VhostNet::is_sufficient) {
         Some(Ok(false)) => Err(io::ErrorKind::Unsupported.into()),
         Some(Err(error)) => Err(error),

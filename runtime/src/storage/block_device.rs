@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use bulkhead_vmm::tree::mount_setattr;
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, openat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -53,8 +54,15 @@ pub(crate) fn open(number: Number, may_write: bool) -> io::Result<Opened> {
     let folder = nameless_folder()?;
     let node = makedev(number.major, number.minor);
     mknodat(&folder, NODE, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, node)?;
-    let open = |access| openat(&folder, NODE, access | OFlags::CLOEXEC, Mode::empty());
-    if may_write && is_writable {
+    let opened = open_node(&folder, may_write && is_writable)?;
+    // By a descriptor alone, without the folder, the node can be opened again: for writing too, by a VMM that a guest has taken over.
+    mount_setattr(folder.as_fd(), false, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    Ok(opened)
+}
+
+fn open_node(folder: &OwnedFd, may_write: bool) -> io::Result<Opened> {
+    let open = |access| openat(folder, NODE, access | OFlags::CLOEXEC, Mode::empty());
+    if may_write {
         match open(OFlags::RDWR) {
             // Of this process, the host may allow no more than reading.
             Err(Errno::ROFS | Errno::ACCESS | Errno::PERM) => {}

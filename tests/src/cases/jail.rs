@@ -2,16 +2,19 @@
 //! What a VMM can still do once its guest runs: only what serving the container's files takes.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
+use super::network::Namespace;
 use super::{Case, case};
 use crate::bundle::Bundle;
 use crate::env::Env;
 use crate::failure::{Context as _, Result, ensure, ensure_eq, fail};
+use crate::loop_device::LoopDevice;
 
 pub(super) const CASES: &[Case] = &[case!(running_machine_is_locked_in)];
 
@@ -40,6 +43,12 @@ fn running_machine_is_locked_in(env: &Env) -> Result {
     let mut bundle = Bundle::busybox(env)?;
     bundle.sh("trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done");
     bundle.bind(&volume, "/volume", &["rbind"]);
+    // What it has of the host's devices, it has for these.
+    let namespace = Namespace::new(env, "jail")?.with_addresses(1)?;
+    namespace.give_to(&mut bundle);
+    let device = LoopDevice::new(env, 1 << 20)?;
+    bundle.set("/linux/devices", json!([device.at("/dev/xvda")]));
+    bundle.set("/linux/resources", json!({ "devices": [device.rule(true, "r")] }));
     let mut running = env.run(&bundle)?.spawn()?;
     running.wait_for("ready\n")?;
     let proc = format!("/proc/{}", running.wait_for_vmm()?);
@@ -78,10 +87,18 @@ fn running_machine_is_locked_in(env: &Env) -> Result {
         let metadata = fs::metadata(path).context(|| format!("looking at {}", path.display()))?;
         Ok((metadata.dev(), metadata.ino()))
     };
-    let (root, descriptors) = (identity(&proc.join("root"))?, proc.join("fd"));
+    let (root, descriptors, mut nodes) = (identity(&proc.join("root"))?, proc.join("fd"), 0);
     for descriptor in names(&descriptors)? {
         let link = descriptors.join(&descriptor);
-        if !fs::metadata(&link).is_ok_and(|metadata| metadata.is_dir()) {
+        let Ok(metadata) = fs::metadata(&link) else { continue };
+        if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
+            nodes += 1;
+            let again = File::open(&link).err().and_then(|error| error.raw_os_error());
+            ensure!(again == Some(libc::EACCES), "it can open {} again", fs::read_link(&link)?.display());
+            let chmod = fs::set_permissions(&link, metadata.permissions()).err().and_then(|error| error.raw_os_error());
+            ensure!(chmod == Some(libc::EROFS), "it can change the mode of {}", fs::read_link(&link)?.display());
+        }
+        if !metadata.is_dir() {
             continue;
         }
         let (own, top) = (identity(&link)?, identity(&link.join("../../../../../../../.."))?);
@@ -89,6 +106,8 @@ fn running_machine_is_locked_in(env: &Env) -> Result {
         let target = fs::read_link(&link)?;
         ensure!(top == root || is_closed, "the folder {} that it has open leads out of its root", target.display());
     }
+    ensure!(nodes >= 2, "it has {nodes} device nodes open, and neither a tap nor a disk");
     running.signal(Signal::SIGTERM)?;
-    running.finish()?.expect_code(3)
+    running.finish()?.expect_code(3)?;
+    device.end()
 }

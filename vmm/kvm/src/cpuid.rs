@@ -12,6 +12,10 @@ pub struct VcpuTopology {
     pub count: u8,
 }
 
+/// Leaf 1, ECX: VMX.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001, ECX: SVM.
+const SVM: u32 = 1 << 2;
 /// Leaf 1, ECX: the local APIC has a TSC deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, ECX: there is a hypervisor.
@@ -34,7 +38,8 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: VcpuTopology, tsc_deadline: boo
         // Basic information (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E).
         1 => {
             entry.ebx = (entry.ebx & 0xffff) | (id << 24) | (count << 16);
-            entry.ecx |= HYPERVISOR;
+            // No guests of the guest's: what serves them is a large part of KVM, which a hostile guest does not need.
+            entry.ecx = (entry.ecx & !VMX) | HYPERVISOR;
             if tsc_deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
@@ -54,6 +59,9 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: VcpuTopology, tsc_deadline: boo
             };
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (eax, ebx, (kind << 8) | (entry.index & 0xff), id);
         }
+        0x8000_0001 => entry.ecx &= !SVM,
+        // What SVM can do.
+        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         // AMD: ECX[7:0] is the number of cores less one, ECX[15:12] the size of the APIC id's core part.
         0x8000_0008 => {
             entry.ecx = (entry.ecx & !0xf0ff) | (count - 1) | (count.next_power_of_two().trailing_zeros() << 12);
@@ -81,6 +89,16 @@ mod tests {
         assert_eq!((entry.ebx >> 16) & 0xff, 4);
         assert_eq!(entry.ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!(entry.edx, HYPERTHREADING);
+    }
+
+    #[test]
+    fn guests_have_no_guests() {
+        let one = VcpuTopology { id: 0, count: 1 };
+        for (function, virtualization) in [(1, VMX), (0x8000_0001, SVM), (0x8000_000a, u32::MAX)] {
+            let mut entry = kvm_cpuid_entry2 { function, ecx: u32::MAX, eax: 1, ..Default::default() };
+            adapt(&mut entry, one, true);
+            assert_eq!(entry.ecx & virtualization, 0, "{function:#x}");
+        }
     }
 
     #[test]

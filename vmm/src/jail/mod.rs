@@ -23,6 +23,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
 };
+use rustix::process::DumpableBehavior;
 
 use crate::config::{MachineConfig, PRIVATE_TAG, SHARED_TAG, ShareTree};
 use crate::tree::{DetachedTree, mount_setattr};
@@ -175,7 +176,11 @@ fn drop_privileges() -> Result<(), JailError> {
     let kept = kept.intersection(&held).copied().collect();
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed)?;
-    rustix::thread::set_no_new_privs(true).map_err(cannot("set no_new_privs"))
+    rustix::thread::set_no_new_privs(true).map_err(cannot("set no_new_privs"))?;
+    // Others of the same user and rights, of other sandboxes, cannot look into it; and what handles core files on the host
+    // is not called.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(cannot("keep others from looking into it"))
 }
 
 #[cfg(test)]
