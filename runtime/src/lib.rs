@@ -37,6 +37,8 @@ mod shim;
 mod spec;
 mod storage;
 mod supervisor;
+#[cfg(test)]
+mod test_program;
 mod text;
 mod trace;
 mod user_namespace;

@@ -99,9 +99,9 @@ fn receiver(reader: PipeReader) -> Result<pipe::Receiver, LoggerError> {
 mod tests {
     use std::fs::{self, File};
     use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::test_program;
 
     const SOURCE: Source<'_> = Source { namespace: "ns", id: "c1" };
 
@@ -110,8 +110,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (script, log) = (dir.path().join("logger"), dir.path().join("log"));
         let text = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $CONTAINER_ID $1; cat <&3; cat <&4; } > $2.new\nmv $2.new $2\n";
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        test_program::write(&script, text);
         let location = format!("{}?to={}", script.display(), log.display().to_string().replace('/', "%2F"));
 
         let [stdout, stderr] = start(Uri::parse(&location).unwrap(), SOURCE).await.unwrap();

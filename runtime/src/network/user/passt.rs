@@ -197,14 +197,14 @@ fn last_word(stderr: &Said) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_program;
 
     /// A script in passt's place.
     fn start(script: &str) -> (tempfile::TempDir, Passt, UnixStream) {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = dir.path().join(NAME);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        test_program::write(&path, &format!("#!/bin/sh\n{script}\n"));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let passt = Passt::start(&path, &["--option".to_owned()], &theirs).unwrap();
         (dir, passt, ours)
